@@ -1,0 +1,54 @@
+# Two commands for a newcomer: `make demo` and `make test`.
+#
+# PYTHON  the interpreter that makes the environment (3.11 or newer)
+# VENV    where the environment lives
+# PIP     flags for pip, for instance an index with CPU-only builds of torch
+
+PYTHON ?= python3
+VENV ?= .venv
+PIP ?=
+RUN ?= runs/demo
+
+BIN := $(VENV)/bin
+
+.PHONY: help demo test check format clean
+
+help:
+	@echo "make demo   set up, train on real digits, evaluate, draw: $(RUN)/report.html"
+	@echo "make test   set up and run the tests"
+	@echo "make check  ruff and mypy"
+	@echo "make clean  remove the environment and caches; runs/ and data/ stay"
+
+demo: $(VENV)/.demo
+	$(BIN)/flowfactor run demo --out $(RUN)
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build *.egg-info
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "flowfactor needs Python 3.11 or newer; name one with: make PYTHON=python3.12 ..."; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' || \
+	  { echo "$(PYTHON) lacks the venv module; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# The marks are older than pyproject.toml when the dependencies have changed.
+$(VENV)/.demo: $(BIN)/python pyproject.toml
+	$(BIN)/python -m pip install --quiet $(PIP) --editable '.[demo]'
+	@touch $@
+
+$(VENV)/.dev: $(BIN)/python pyproject.toml
+	$(BIN)/python -m pip install --quiet $(PIP) --editable '.[dev]'
+	@touch $@

@@ -1,0 +1,174 @@
+import pytest
+import torch
+
+from flowfactor.data import Hue, Rotation, Scaling, SequenceDataset, render
+from flowfactor.errors import DataError
+
+IMAGES = torch.zeros(4, 1, 8, 8, dtype=torch.uint8)
+
+
+def test_description(dataset: SequenceDataset):
+    assert dataset.names == ("scaling", "rotation", "hue")
+    assert dataset.image_shape == (3, 12, 12)
+    assert (len(dataset), dataset.last, dataset.device.type) == (30, 8, "cpu")
+    assert SequenceDataset(IMAGES).labels.tolist() == [-1] * 4
+
+
+def test_each_transformation_drives_its_own_parameter(dataset: SequenceDataset):
+    batch = dataset.sample([7, 7, 7], torch.tensor([0, 1, 2]))
+    t = torch.arange(9.0)
+    still, one = torch.zeros(9), torch.ones(9)
+    expected = render(
+        dataset.images[[7, 7, 7]].float() / 255,
+        torch.stack([1 + 0.1 * t, one, one]),
+        torch.stack([still, 10 * t, still]),
+        torch.stack([still, still, 20 * t]),
+    )
+    assert torch.equal(batch.frames, expected)
+    assert batch.factor.tolist() == [0, 1, 2]
+    assert batch.last == 8
+
+
+def test_frame_zero_is_the_red_digit_whatever_the_transformation(dataset: SequenceDataset):
+    batch = dataset.sample([3, 3, 3], torch.tensor([0, 1, 2]))
+    red = torch.zeros(3, 3, 12, 12)
+    red[:, 0] = dataset.images[3, 0].float() / 255
+    assert torch.equal(batch.frames[:, 0], red)
+
+
+def test_only_the_frames_asked_for(dataset: SequenceDataset):
+    times = torch.tensor([[0, 5, 8], [0, 1, 2], [0, 3, 7]])
+    factor = torch.tensor([2, 0, 1])
+    some = dataset.sample([1, 2, 3], factor, times)
+    everything = dataset.sample([1, 2, 3], factor)
+    assert torch.equal(some.times, times)
+    expected = everything.frames[torch.arange(3)[:, None], times]
+    # Vectorised and remaining elements of a loop may be rounded differently.
+    torch.testing.assert_close(some.frames, expected, rtol=0, atol=1e-6)
+
+
+def test_factor_by_name_by_index_and_for_each(dataset: SequenceDataset):
+    by_name = dataset.sample(range(4), "rotation")
+    by_index = dataset.sample(torch.arange(4), 1)
+    for_each = dataset.sample(torch.arange(4), torch.ones(4, dtype=torch.int32))
+    for other in (by_index, for_each):
+        assert torch.equal(by_name.frames, other.frames)
+        assert by_name.factor.tolist() == other.factor.tolist() == [1] * 4
+
+
+def test_compose_applies_all_at_once(dataset: SequenceDataset):
+    both = dataset.compose([4, 9], ("rotation", 2))
+    t = torch.arange(9.0).expand(2, 9)
+    images = dataset.images[[4, 9]].float() / 255
+    assert torch.equal(both.frames, render(images, torch.ones_like(t), 10 * t, 20 * t))
+    assert both.factor.tolist() == [-1, -1]
+    alone = dataset.sample([4, 9], "hue")
+    assert torch.equal(dataset.compose([4, 9], ["hue"]).frames, alone.frames)
+
+
+def test_compose_of_one_parameter_multiplies_scales_and_adds_angles():
+    images = torch.randint(256, (1, 1, 8, 8), dtype=torch.uint8)
+    transformations = (
+        Scaling(),
+        Scaling(start=2, step=0, name="double"),
+        Rotation(),
+        Rotation(start=-7, step=1, name="slow"),
+    )
+    dataset = SequenceDataset(images, transformations=transformations)
+    everything = dataset.compose([0], dataset.names)
+    t = torch.arange(9.0)[None]
+    expected = render(images / 255, 2 * (1 + 0.1 * t), 11 * t - 7, 0 * t)
+    torch.testing.assert_close(everything.frames, expected, rtol=0, atol=1e-5)
+
+
+def test_longer_sequences_extrapolate(dataset: SequenceDataset):
+    longer = dataset.with_last(16)
+    assert (longer.last, dataset.last) == (16, 8)
+    assert longer.labels is dataset.labels
+    batch = longer.sample([0], "hue")
+    torch.testing.assert_close(batch.frames[:, :9], dataset.sample([0], "hue").frames)
+    blue = batch.frames[0, 12, 2]
+    assert torch.equal(blue, dataset.images[0, 0].float() / 255)
+
+
+def test_centre_and_device_are_kept():
+    images = torch.randint(256, (2, 1, 8, 8), dtype=torch.uint8)
+    authors = SequenceDataset(images, centre="authors")
+    kept = authors.with_last(4).to("cpu").sample([0], 1).frames
+    torch.testing.assert_close(kept, authors.sample([0], 1).frames[:, :5], rtol=0, atol=1e-6)
+    assert not torch.allclose(kept, SequenceDataset(images, last=4).sample([0], 1).frames)
+    assert authors.to("meta").device.type == "meta"
+    assert SequenceDataset(images, device="meta").labels.device.type == "meta"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"images": IMAGES.float()}, r"must be uint8 .* torch\.float32.*from_images"),
+        ({"images": IMAGES[:, 0]}, r"\(N, 1, H, H\), but their shape is \(4, 8, 8\)"),
+        ({"images": IMAGES[..., :5]}, r"square.*\(4, 1, 8, 5\)"),
+        ({"images": IMAGES.expand(4, 3, 8, 8)}, r"grey.*\(4, 3, 8, 8\)"),
+        ({"images": IMAGES[:0]}, r"no images.*\(0, 1, 8, 8\)"),
+        ({"labels": torch.arange(3)}, r"each of the 4 images, .* torch\.int64 of shape \(3,\)"),
+        ({"labels": torch.zeros(4)}, r"whole number .* torch\.float32"),
+        ({"last": 0}, r"at least 1, but last is 0"),
+        ({"centre": "left"}, r"centre must be 'true' or 'authors', but it is 'left'"),
+        ({"transformations": ()}, r"at least one transformation"),
+        ({"transformations": (Hue(), Hue(step=5))}, r"its own name, .* \['hue', 'hue'\]"),
+        (
+            {"transformations": (Rotation(), Scaling(step=-0.25))},
+            r"'scaling' has scale 0 at frame 4.*positive",
+        ),
+    ],
+)
+def test_bad_dataset(arguments, message):
+    with pytest.raises(DataError, match=message):
+        SequenceDataset(**{"images": IMAGES, **arguments})
+
+
+class Shear:
+    name, parameter = "shear", "shear"
+
+    def value(self, t, start=None):
+        return 0.1 * t
+
+
+def test_transformation_of_an_unknown_parameter():
+    with pytest.raises(DataError, match=r"'shear' changes 'shear', .* one of scale, angle, hue"):
+        SequenceDataset(IMAGES, transformations=(Shear(),))
+
+
+FIRST = torch.zeros(2, 1, dtype=torch.long)
+
+
+@pytest.mark.parametrize(
+    ("indices", "factor", "times", "message"),
+    [
+        ([0, 4], 0, None, r"0\.\.3, for there are 4 images, but they run from 0 to 4"),
+        ([-1, 0], 0, None, r"run from -1 to 0"),
+        ([], 0, None, r"at least one"),
+        (torch.tensor([0.0]), 0, None, r"whole numbers.*torch\.float32"),
+        ([0, 1], 3, None, r"no transformation 3.*0 \(scaling\), 1 \(rotation\), 2 \(hue\)"),
+        ([0, 1], -1, None, r"no transformation -1"),
+        ([0, 1], "shear", None, r"no transformation 'shear'"),
+        ([0, 1], torch.tensor([0, 3]), None, r"no transformation 3"),
+        ([0, 1], torch.tensor([0]), None, r"each of the 2 images.*\(1,\)"),
+        ([0, 1], torch.tensor([0.0, 1.0]), None, r"whole number .* torch\.float32"),
+        ([0, 1], 0, FIRST + 9, r"0\.\.8, .* run from 9 to 9 and begin with \[9\].*with_last"),
+        ([0, 1], 0, FIRST - 1, r"run from -1 to -1"),
+        ([0, 1], 0, FIRST + 1, r"beginning with 0, .* begin with \[1\]"),
+        ([0, 1], 0, FIRST[:1], r"shape \(2, frames\), but they are .*\(1, 1\)"),
+        ([0, 1], 0, FIRST.float(), r"whole numbers .* torch\.float32"),
+    ],
+)
+def test_bad_requests(indices, factor, times, message):
+    with pytest.raises(DataError, match=message):
+        SequenceDataset(IMAGES).sample(indices, factor, times)
+
+
+@pytest.mark.parametrize(
+    ("factors", "message"), [((), r"at least one .*scaling"), (("hue", "zoom"), r"'zoom'")]
+)
+def test_bad_composition(factors, message):
+    with pytest.raises(DataError, match=message):
+        SequenceDataset(IMAGES).compose([0], factors)

@@ -1,0 +1,145 @@
+import itertools
+
+import pytest
+import torch
+
+from flowfactor.data import SequenceDataset, SequenceLoader, Sequences
+from flowfactor.errors import DataError
+
+
+def same(a: Sequences, b: Sequences) -> bool:
+    return (
+        torch.equal(a.frames, b.frames)
+        and torch.equal(a.times, b.times)
+        and torch.equal(a.factor, b.factor)
+    )
+
+
+def test_batches_are_those_of_the_dataset(dataset: SequenceDataset):
+    loader = SequenceLoader(dataset, 6, frames_per_sequence=3)
+    batch = loader.batch(5)
+    expected = dataset.sample(loader.indices(5), batch.factor, batch.times)
+    assert same(batch, expected)
+    assert tuple(batch.frames.shape) == (6, 4, 3, 12, 12)
+    assert batch.last == 8
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("batch_size", [1, 4, 30, 64])
+def test_each_image_once_an_epoch(dataset: SequenceDataset, batch_size: int, world_size: int):
+    """Taken together, in the order of steps and ranks, every 30 indices are all 30 images."""
+    loaders = [
+        SequenceLoader(dataset, batch_size, rank=rank, world_size=world_size)
+        for rank in range(world_size)
+    ]
+    epochs = 3
+    steps = -(-epochs * 30 // (batch_size * world_size))
+    visited = torch.cat([loader.indices(step) for step in range(steps) for loader in loaders])
+    for epoch in visited[: epochs * 30].view(epochs, 30):
+        assert sorted(epoch.tolist()) == list(range(30))
+
+
+def test_ranks_are_disjoint_within_an_epoch(dataset: SequenceDataset):
+    loaders = [SequenceLoader(dataset, 5, rank=rank, world_size=3) for rank in range(3)]
+    seen = [{int(i) for step in range(2) for i in loader.indices(step)} for loader in loaders]
+    assert [len(each) for each in seen] == [10, 10, 10]
+    assert not any(a & b for a, b in itertools.combinations(seen, 2))
+
+
+def test_epochs_differ_in_order(dataset: SequenceDataset):
+    loader = SequenceLoader(dataset, 30)
+    assert loader.indices(0).tolist() != loader.indices(1).tolist() != list(range(30))
+
+
+def test_batch_is_pure_in_its_number(dataset: SequenceDataset):
+    straight = SequenceLoader(dataset, 8, frames_per_sequence=2, seed=3)
+    batches = [straight.batch(step) for step in range(10)]
+    resumed = SequenceLoader(dataset, 8, frames_per_sequence=2, seed=3)
+    torch.manual_seed(123)
+    state = torch.get_rng_state()
+    for step in (9, 0, 4, 4):
+        assert same(resumed.batch(step), batches[step])
+    assert torch.equal(torch.get_rng_state(), state), "the global generator is not ours to use"
+
+
+def test_seed_step_and_rank_change_the_batch(dataset: SequenceDataset):
+    base = {"frames_per_sequence": 4, "seed": 3, "world_size": 2}
+    first = SequenceLoader(dataset, 8, **base).batch(0)
+    others = [
+        SequenceLoader(dataset, 8, **(base | {"seed": 4})).batch(0),
+        SequenceLoader(dataset, 8, **base).batch(1),
+        SequenceLoader(dataset, 8, rank=1, **base).batch(0),
+    ]
+    for other in others:
+        assert not torch.equal(other.times, first.times)
+        assert not torch.equal(other.frames, first.frames)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 6, 7, 8, 64])
+def test_factors_are_balanced_and_sorted(dataset: SequenceDataset, batch_size: int):
+    loader = SequenceLoader(dataset, batch_size, frames_per_sequence=1)
+    totals = torch.zeros(3, dtype=torch.long)
+    for step in range(60):
+        factor = loader.batch(step).factor
+        assert torch.equal(factor, factor.sort().values)
+        counts = factor.bincount(minlength=3)
+        assert counts.max() - counts.min() <= 1
+        totals += counts
+    # The remainder falls to every transformation: a third of 60 times, at random.
+    assert (totals - 60 * (batch_size // 3)).min() >= 10 * (batch_size % 3)
+
+
+def test_all_frames(dataset: SequenceDataset):
+    for loader in (
+        SequenceLoader(dataset, 3),
+        SequenceLoader(dataset, 3, frames_per_sequence=8),
+    ):
+        batch = loader.batch(0)
+        assert batch.times.tolist() == [list(range(9))] * 3
+        assert batch.weights.unique().tolist() == [1.0]
+
+
+def test_frames_are_distinct_and_ascending(dataset: SequenceDataset):
+    loader = SequenceLoader(dataset, 30, frames_per_sequence=5)
+    for step in range(10):
+        times = loader.batch(step).times
+        assert (times[:, 0] == 0).all()
+        assert (times.diff(dim=1) > 0).all()
+        assert times.max() <= 8
+
+
+def test_every_subset_of_frames_is_equally_likely():
+    images = torch.zeros(4, 1, 4, 4, dtype=torch.uint8)
+    loader = SequenceLoader(SequenceDataset(images, last=4), 1200, frames_per_sequence=2)
+    times = loader.batch(0).times[:, 1:]
+    subsets, counts = times.unique(dim=0, return_counts=True)
+    assert subsets.tolist() == [list(pair) for pair in itertools.combinations(range(1, 5), 2)]
+    # 200 expected each; chi-squared of 5 degrees of freedom exceeds 20.5 once in a thousand seeds.
+    assert ((counts - 200) ** 2 / 200).sum() < 20.5
+
+
+def test_steps_per_epoch(dataset: SequenceDataset):
+    assert SequenceLoader(dataset, 10).steps_per_epoch == 3
+    assert SequenceLoader(dataset, 8).steps_per_epoch == 4
+    assert SequenceLoader(dataset, 8, rank=1, world_size=2).steps_per_epoch == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"batch_size": 0}, r"batch size must be at least 1, but it is 0"),
+        ({"frames_per_sequence": 0}, r"in 1\.\.8.*but it is 0.*Leave it out for all"),
+        ({"frames_per_sequence": 9}, r"end at frame 8, but it is 9"),
+        ({"seed": -1}, r"seed must not be negative, but it is -1"),
+        ({"rank": 2, "world_size": 2}, r"in 0\.\.1, for the world size is 2, but it is 2"),
+        ({"rank": -1}, r"but it is -1"),
+    ],
+)
+def test_bad_loader(dataset: SequenceDataset, arguments, message):
+    with pytest.raises(DataError, match=message):
+        SequenceLoader(dataset, **{"batch_size": 4, **arguments})
+
+
+def test_negative_step(dataset: SequenceDataset):
+    with pytest.raises(DataError, match="step -1"):
+        SequenceLoader(dataset, 4).batch(-1)

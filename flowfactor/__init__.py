@@ -1,0 +1,36 @@
+"""Flow factorized representation learning: transformations as gradient flows in latent space.
+
+``flow(z, k, t)`` moves latents along the gradient of a potential, ``trace`` returns the whole path,
+``load`` opens a trained run, ``FlowVAE`` is the model, and the potentials are the functions whose
+gradients move the latents.
+"""
+
+from flowfactor.checkpoints import load
+from flowfactor.flow import Path, flow, trace
+from flowfactor.models import FlowVAE, Objective, SequenceModel
+from flowfactor.potentials import (
+    AutogradPotential,
+    Derivatives,
+    IndependentPotentials,
+    Potential,
+    PotentialBank,
+    RidgePotential,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AutogradPotential",
+    "Derivatives",
+    "FlowVAE",
+    "IndependentPotentials",
+    "Objective",
+    "Path",
+    "Potential",
+    "PotentialBank",
+    "RidgePotential",
+    "SequenceModel",
+    "flow",
+    "load",
+    "trace",
+]

@@ -1,0 +1,224 @@
+"""The flow of a potential: where a latent is after time t, and how its density changed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal, NamedTuple, overload
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+import solvers
+from flowfactor.potentials import Choice, Potential
+from solvers import RK4, Direct, Gradient, Method, State, Stats
+
+if TYPE_CHECKING:
+    from flowfactor.models.base import SequenceModel
+
+
+class Path(NamedTuple):
+    """A latent's way along a flow.
+
+    Attributes:
+        z: ``(T, B, D)``, the latent at each time; ``z[0]`` is the start.
+        log_det: ``(T, B)`` or None: the integral of the Laplacian from ``times[0]``, which is
+            ``log|det dz_t/dz_0|``; so ``log q_t(z_t) = log q_0(z_0) - log_det[t]``.
+        times: ``(T,)``.
+        stats: what the solver counted (field evaluations, steps).
+    """
+
+    z: Float[Tensor, "t b d"]
+    log_det: Float[Tensor, "t b"] | None
+    times: Float[Tensor, "t"]
+    stats: Stats
+
+
+def trace(
+    z: Float[Tensor, "b d"],
+    k: Potential | Choice,
+    t: float | Sequence[float] | Tensor,
+    model: SequenceModel | None = None,
+    *,
+    method: Method | None = None,
+    gradient: Gradient | None = None,
+    log_density: bool = False,
+) -> Path:
+    """Follow ``dz/dt = grad u^k(z, t)`` and return the whole :class:`Path`.
+
+    Takes what :func:`flow` takes. With a number t the path has the two times 0 and t.
+
+    Example:
+        >>> import torch, flowfactor
+        >>> u = flowfactor.RidgePotential(("rotation",), dim=2, width=8)["rotation"]
+        >>> path = flowfactor.trace(torch.zeros(1, 2), u, [0.0, 1.0, 2.0])
+        >>> path.z.shape, path.stats.evaluations
+        (torch.Size([3, 1, 2]), 8)
+    """
+    potential = _resolve(k, model)
+    method = method or getattr(model, "method", None) or RK4()
+    gradient = gradient or getattr(model, "gradient", None) or Direct()
+    times = _as_times(t, z)
+    grid, wanted, method = _fit_grid(times, method)
+
+    def field(at: Tensor, state: State) -> State:
+        """Return the velocity of the latent and, where it is asked for, of the log-density."""
+        if isinstance(state, Tensor):
+            return potential.gradient(state, at)
+        velocity, divergence = potential.evaluate(state[0], at, ("gradient", "laplacian"))
+        return velocity, divergence
+
+    start: State = (z, z.new_zeros(z.shape[0])) if log_density else z
+    # The flow is integrated in the latent's own precision also where a network around it is not:
+    # half the digits of a velocity are not enough for an ODE.
+    with torch.autocast(z.device.type, enabled=False):
+        solution = solvers.solve(
+            field, start, grid, method, gradient, parameters=potential.tensors()
+        )
+    ys = solution.ys if wanted is None else _take(solution.ys, wanted)
+    if isinstance(ys, Tensor):
+        return Path(ys, None, times, solution.stats)
+    return Path(ys[0], ys[1], times, solution.stats)
+
+
+@overload
+def flow(
+    z: Float[Tensor, "b d"],
+    k: Potential | Choice,
+    t: float | Sequence[float] | Tensor,
+    model: SequenceModel | None = None,
+    *,
+    method: Method | None = None,
+    gradient: Gradient | None = None,
+    log_density: Literal[False] = False,
+) -> Tensor: ...
+
+
+@overload
+def flow(
+    z: Float[Tensor, "b d"],
+    k: Potential | Choice,
+    t: float | Sequence[float] | Tensor,
+    model: SequenceModel | None = None,
+    *,
+    method: Method | None = None,
+    gradient: Gradient | None = None,
+    log_density: Literal[True],
+) -> tuple[Tensor, Tensor]: ...
+
+
+def flow(
+    z: Float[Tensor, "b d"],
+    k: Potential | Choice,
+    t: float | Sequence[float] | Tensor,
+    model: SequenceModel | None = None,
+    *,
+    method: Method | None = None,
+    gradient: Gradient | None = None,
+    log_density: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    r"""Move latents along the flow of a potential: solve ``dz/dt = grad u^k(z, t)``.
+
+    Args:
+        z: latents ``(B, D)``, float32 or float64; the result keeps dtype and device.
+        k: a potential; or, with ``model``, the index or the name of a transformation, a long
+            tensor ``(B,)`` of one index per sample, or weights ``(B, K)`` of a mixture.
+        t: a number: from time 0 to t. Or times ``(T,)``, increasing or decreasing: from ``t[0]``
+            through all of them. One frame is one unit of time. ``flow(z, k, [t, 0.0])`` undoes
+            ``flow(z, k, t)``; a negative number runs from 0 to before the first frame.
+        model: gives the potentials, and the method and gradient it was trained with.
+        method: a solver of :mod:`solvers`; default: the model's, else ``RK4(steps=1)``. The
+            ``steps`` of a fixed-step method count for each unit of time here, so that the result
+            at t does not depend on which other times are asked for.
+        gradient: how the solver is differentiated; default: the model's, else ``Direct()``.
+        log_density: also return the integral of the Laplacian along the path.
+
+    Returns:
+        ``z_t``: ``(B, D)`` for a number t, else ``(T, B, D)``, the first being the start. With
+        ``log_density`` a pair, the second being
+        ``integral of laplacian u dt = log|det dz_t/dz_0|``, ``(B,)`` or ``(T, B)``, so that
+        ``log q_t(z_t) = log q_0(z_0) - integral``.
+
+    Raises:
+        ValueError, TypeError: shapes or dtypes that do not match, or times that do not run one way.
+        KeyError, IndexError: no such transformation.
+        solvers.SolverError: the solver did not reach the last time.
+
+    Source: Song et al., arXiv:2309.13167, for the flow; Chen et al., "Neural Ordinary Differential
+    Equations", NeurIPS 2018, for the density.
+
+    Example:
+        >>> import torch, flowfactor
+        >>> bank = flowfactor.RidgePotential(("rotation", "hue"), dim=4, width=16)
+        >>> z = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+        >>> both = bank["rotation"] + bank["hue"]
+        >>> there = flowfactor.flow(z, both, 2.0)
+        >>> back = flowfactor.flow(there, both, [2.0, 0.0])[-1]
+        >>> torch.allclose(back, z, atol=1e-3)
+        True
+    """
+    path = trace(z, k, t, model, method=method, gradient=gradient, log_density=log_density)
+    number = isinstance(t, (int, float)) or (isinstance(t, Tensor) and t.ndim == 0)
+    moved = path.z[-1] if number else path.z
+    if path.log_det is None:
+        return moved
+    return moved, path.log_det[-1] if number else path.log_det
+
+
+def _resolve(k: Potential | Choice, model: SequenceModel | None) -> Potential:
+    if isinstance(k, Potential):
+        return k
+    if model is None:
+        raise ValueError(
+            f"k = {k!r} chooses a transformation of a model, but no model is given; call "
+            f"flow(z, k, t, model), or give a potential as k"
+        )
+    return model.potentials.select(k)
+
+
+def _as_times(t: float | Sequence[float] | Tensor, z: Tensor) -> Tensor:
+    """Return the times as ``(T,)``; a number t becomes ``(0, t)``."""
+    if not isinstance(z, Tensor) or not z.is_floating_point():
+        kind = str(z.dtype) if isinstance(z, Tensor) else type(z).__name__
+        raise TypeError(f"z must be a tensor of floating-point numbers (B, D); it is {kind}")
+    times = torch.as_tensor(t, dtype=z.dtype, device=z.device)
+    if times.ndim == 0:
+        times = torch.stack([torch.zeros_like(times), times])
+        if bool(times[1] == 0):
+            # From 0 to 0: the start itself.
+            times = times[:1]
+    if times.ndim != 1 or not len(times):
+        raise ValueError(
+            f"t has the shape {tuple(times.shape)}; give a number or a 1-D tensor of times"
+        )
+    return times
+
+
+def _fit_grid(times: Tensor, method: Method) -> tuple[Tensor, Tensor | None, Method]:
+    """Cut intervals that are longer than a unit of time, for methods of fixed step.
+
+    Returns the grid, the places of ``times`` in it (None: all), and the method for it.
+    """
+    steps = getattr(method, "steps", None)
+    if not isinstance(steps, int) or len(times) < 2:
+        return times, None, method
+    lengths = times.detach().diff().abs().tolist()
+    if not all(math.isfinite(length) for length in lengths):
+        return times, None, method
+    # The tolerance keeps an interval of one frame one interval in the face of rounding.
+    parts = [max(1, math.ceil(length - 1e-6)) for length in lengths]
+    if max(parts) == 1:
+        return times, None, method
+    pieces = [times[:1]]
+    for i, part in enumerate(parts):
+        inner = torch.arange(1, part, dtype=times.dtype, device=times.device) / part
+        pieces += [times[i] + inner * (times[i + 1] - times[i]), times[i + 1 : i + 2]]
+    wanted = torch.tensor([0, *parts], device=times.device).cumsum(0)
+    return torch.cat(pieces), wanted, method
+
+
+def _take(ys: Tensor | tuple[Tensor, ...], places: Tensor) -> Tensor | tuple[Tensor, ...]:
+    if isinstance(ys, Tensor):
+        return ys[places]
+    return tuple(y[places] for y in ys)

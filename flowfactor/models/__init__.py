@@ -1,0 +1,8 @@
+"""Models of image sequences; a new one is a file here and a name in MODELS."""
+
+from flowfactor.models.base import SequenceModel
+from flowfactor.models.flow_vae import FlowVAE, Objective
+
+MODELS: dict[str, type[FlowVAE]] = {"flow_vae": FlowVAE}
+
+__all__ = ["MODELS", "FlowVAE", "Objective", "SequenceModel"]

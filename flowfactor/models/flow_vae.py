@@ -1,0 +1,307 @@
+"""The supervised flow model: a VAE whose latent moves along gradient flows."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.distributions import Distribution, Independent, Normal
+
+import solvers
+from flowfactor.data import Sequences
+from flowfactor.flow import trace
+from flowfactor.models.base import SequenceModel
+from flowfactor.networks import ConvDecoder, ConvEncoder
+from flowfactor.observation import Bernoulli, Observation, observation_from_name
+from flowfactor.potentials import Potential, PotentialBank, RidgePotential
+from flowfactor.priors import DiffusingPrior
+from flowfactor.transport import Force, hamilton_jacobi_residual
+from solvers import RK4, Direct, Gradient, Method
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """The weights of the objective's terms, all at least 0.
+
+    Attributes:
+        beta: of ``KL(q(z_0|x_0) || N(0, I))``; 1 gives the evidence bound.
+        path_kl: of ``sum_{t>=1} KL(q_t || p_t)`` against the diffusing prior; 1 in the paper.
+        hamilton_jacobi: of the mean squared residual of the Hamilton-Jacobi equation.
+        initial: of the mean ``||grad u(z_0, 0)||^2``, which lets every flow start from rest.
+
+    Raises:
+        ValueError: a weight that is negative or not finite.
+    """
+
+    beta: float = 1.0
+    path_kl: float = 0.0
+    hamilton_jacobi: float = 0.01
+    initial: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, weight in dataclasses.asdict(self).items():
+            if not 0 <= weight < float("inf"):
+                raise ValueError(f"the weight {name} must be finite and at least 0; it is {weight}")
+
+
+class FlowVAE(SequenceModel):
+    r"""A variational autoencoder of sequences whose latent flows: ``dz/dt = grad u^k(z, t)``.
+
+    With the transformation k of each sequence known, training minimises
+
+    .. code-block:: text
+
+        - E_q[ sum_{t=0..T} log p(x_t | z_t) ]  +  beta KL(q(z_0|x_0) || N(0, I))
+        + path_kl         sum_{t=1..T} KL(q_t(. | x_0, k) || p_t(. | k))
+        + hamilton_jacobi mean_t (du/dt + 1/2 ||grad u||^2 - f)^2
+        + initial         ||grad u(z_0, 0)||^2
+
+    averaged over the batch, where ``z_t`` is the flow of ``z_0 ~ q(z_0|x_0)``, ``q_t`` its density
+    and ``p_t`` the diffusing prior. The first line is the negative evidence bound for
+    ``beta = 1``; the transitions are deterministic, so that it needs no further term.
+
+    Args:
+        encoder: maps images ``(B, C, H, W)`` to ``(B, 2 D)``: mean and log standard deviation.
+        decoder: maps latents ``(B, D)`` to logits ``(B, C, H, W)``.
+        potentials: the bank of potentials.
+        image_shape: ``(C, H, W)``.
+        last: the last frame T.
+        objective: the weights of the terms.
+        observation: ``p(x | z)``; Bernoulli by default.
+        force: the force f of the Hamilton-Jacobi equation; None is 0.
+        method: the solver of the flow; the steps of a fixed method are per frame.
+        gradient: how the solver is differentiated.
+
+    Use :meth:`build` to make one with the networks of this package.
+
+    Source: Song, Keller, Sebe, Welling, arXiv:2309.13167.
+
+    Example:
+        >>> import torch, flowfactor
+        >>> from flowfactor.data import Sequences
+        >>> torch.manual_seed(0)  # doctest: +ELLIPSIS
+        <torch._C.Generator object at ...>
+        >>> model = flowfactor.FlowVAE.build(("rotation", "hue"), latent_dim=8, width=16)
+        >>> films = Sequences.full(torch.rand(4, 9, 3, 28, 28), torch.tensor([0, 0, 1, 1]))
+        >>> sorted(model.loss(films))
+        ['hamilton_jacobi', 'kl', 'reconstruction']
+        >>> model.decode(model.flow(model.encode(films.frames[:, 0]).mean, "hue", 2.5)).shape
+        torch.Size([4, 3, 28, 28])
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        potentials: PotentialBank,
+        image_shape: tuple[int, int, int] = (3, 28, 28),
+        *,
+        last: int = 8,
+        objective: Objective = Objective(),
+        observation: Observation | None = None,
+        force: Force | None = None,
+        diffusion: float = 0.05,
+        method: Method = RK4(),
+        gradient: Gradient = Direct(),
+    ) -> None:
+        super().__init__()
+        if last < 1:
+            raise ValueError(f"last, the number of the last frame, must be positive; it is {last}")
+        self.encoder = encoder
+        self.decoder = decoder
+        self.potentials = potentials
+        self.image_shape = (image_shape[0], image_shape[1], image_shape[2])
+        self.latent_dim = potentials.dim
+        self.last = last
+        self.objective = objective
+        self.observation = observation if observation is not None else Bernoulli()
+        self.force = force
+        self.prior = DiffusingPrior(len(potentials), diffusion)
+        self.method = method
+        self.gradient = gradient
+        self._spec: dict[str, Any] | None = None
+
+    @classmethod
+    def build(
+        cls,
+        names: tuple[str, ...] | list[str],
+        image_shape: tuple[int, int, int] | list[int] = (3, 28, 28),
+        *,
+        last: int = 8,
+        latent_dim: int = 48,
+        width: int = 256,
+        time_width: int = 64,
+        autonomous: bool = False,
+        encoder: dict[str, Any] | None = None,
+        decoder: dict[str, Any] | None = None,
+        observation: str = "bernoulli",
+        force: Literal["zero", "learned"] = "zero",
+        diffusion: float = 0.05,
+        objective: dict[str, float] | None = None,
+        method: dict[str, Any] | None = None,
+        gradient: dict[str, Any] | None = None,
+    ) -> FlowVAE:
+        """Make a model with a ridge bank and convolutional networks, from plain data.
+
+        Args:
+            names: of the K transformations.
+            image_shape: ``(C, H, W)``.
+            last: the last frame T.
+            latent_dim: D.
+            width: the ridge functions of each potential, H.
+            time_width: the hidden width of the time network of each potential.
+            autonomous: potentials without time.
+            encoder: options of :class:`~flowfactor.networks.ConvEncoder`.
+            decoder: options of :class:`~flowfactor.networks.ConvDecoder`.
+            observation: ``bernoulli``, ``gaussian`` or ``gaussian_learned``.
+            force: ``zero``, or ``learned`` and non-positive.
+            diffusion: the value that the coefficients ``D_k`` of the prior start from.
+            objective: the weights, options of :class:`Objective`.
+            method: a solver's ``name`` and options, ``{"name": "rk4", "steps": 1}``.
+            gradient: ``{"name": "direct"}`` or ``{"name": "adjoint", ...}``.
+
+        Raises:
+            ValueError: a size, name or option that is not allowed.
+        """
+        channels, height, width_px = image_shape
+        shape = (int(channels), int(height), int(width_px))
+        if force not in ("zero", "learned"):
+            raise ValueError(f"force is {force!r}; it is either 'zero' or 'learned'")
+        bank = RidgePotential(
+            names, latent_dim, width, horizon=last, time_width=time_width, autonomous=autonomous
+        )
+        model = cls(
+            ConvEncoder(shape, latent_dim, **(encoder or {})),
+            ConvDecoder(shape, latent_dim, **(decoder or {})),
+            bank,
+            shape,
+            last=last,
+            objective=Objective(**(objective or {})),
+            observation=observation_from_name(observation),
+            force=Force(latent_dim, horizon=last) if force == "learned" else None,
+            diffusion=diffusion,
+            method=solvers.method_from_name(**(method or {"name": "rk4"})),
+            gradient=solvers.gradient_from_name(**(gradient or {"name": "direct"})),
+        )
+        model._spec = {
+            "names": list(names),
+            "image_shape": list(shape),
+            "last": last,
+            "latent_dim": latent_dim,
+            "width": width,
+            "time_width": time_width,
+            "autonomous": autonomous,
+            "encoder": dict(encoder or {}),
+            "decoder": dict(decoder or {}),
+            "observation": observation,
+            "force": force,
+            "diffusion": diffusion,
+            "objective": dataclasses.asdict(model.objective),
+            "method": solvers.to_dict(model.method),
+            "gradient": solvers.to_dict(model.gradient),
+        }
+        return model
+
+    def spec(self) -> dict[str, Any]:
+        """Return the arguments of :meth:`build` that made this model.
+
+        Raises:
+            TypeError: the model was made from networks of your own, which plain data cannot name;
+                save its ``state_dict()`` and make it again by your own code.
+        """
+        if self._spec is None:
+            raise TypeError(
+                "this model was made from networks of your own, so that flowfactor cannot make it "
+                "again from plain data; save its state_dict() instead, or use FlowVAE.build"
+            )
+        return self._spec
+
+    def encode(self, x: Float[Tensor, "b c h w"]) -> Distribution:
+        """Return ``q(z_0 | x_0) = N(mu, diag sigma^2)``, over latents ``(B, D)``.
+
+        Raises:
+            ValueError: the images have another shape than the model's.
+        """
+        if tuple(x.shape[1:]) != self.image_shape:
+            raise ValueError(
+                f"the images have the shape {tuple(x.shape)}; this model takes "
+                f"(B, {', '.join(map(str, self.image_shape))})"
+            )
+        mean, log_scale = self.encoder(x).float().chunk(2, dim=-1)
+        # Beyond these bounds the exponential is useless and its gradient explodes.
+        return Independent(
+            Normal(mean, log_scale.clamp(-8, 4).exp(), validate_args=False), 1, validate_args=False
+        )
+
+    def decode_logits(self, z: Float[Tensor, "b d"]) -> Float[Tensor, "b c h w"]:
+        """Return the logits of every pixel."""
+        logits: Tensor = self.decoder(z)
+        return logits.float()
+
+    def loss(self, sequences: Sequences) -> dict[str, Float[Tensor, ""]]:
+        """Return the weighted terms of the objective, each a mean over the batch, in nats.
+
+        With some frames of each sequence only, the reconstruction is an unbiased estimate of that
+        over all frames. Terms of weight 0 are left out and cost nothing.
+        """
+        frames, k = sequences.frames, sequences.factor
+        weights = self.objective
+        posterior = self.encode(frames[:, 0])
+        z0 = posterior.rsample()
+        potential = self.potentials.select(k)
+        times = torch.arange(sequences.last + 1, dtype=z0.dtype, device=z0.device)
+        path = trace(z0, potential, times, self, log_density=weights.path_kl > 0)
+
+        place = sequences.times.unsqueeze(-1).expand(-1, -1, z0.shape[-1])
+        z = path.z.transpose(0, 1).gather(1, place)
+        logits = self.decode_logits(z.flatten(0, 1)).unflatten(0, frames.shape[:2])
+        log_likelihood = (self.observation.log_prob(logits, frames) * sequences.weights).sum(1)
+        terms = {"reconstruction": -log_likelihood.mean()}
+        terms["kl"] = weights.beta * kl_to_standard_normal(posterior).mean()
+        if path.log_det is not None:
+            path_kl = path_kl_estimate(posterior, self.prior, path.z, path.log_det, k, times)
+            terms["path_kl"] = weights.path_kl * path_kl[1:].sum(0).mean()
+        if weights.hamilton_jacobi > 0:
+            residual = self._residuals(potential, path.z, times)
+            terms["hamilton_jacobi"] = weights.hamilton_jacobi * residual.square().mean()
+        if weights.initial > 0:
+            start = potential.gradient(z0, 0.0).square().sum(-1)
+            terms["initial"] = weights.initial * start.mean()
+        return terms
+
+    def _residuals(
+        self, potential: Potential, z: Float[Tensor, "t b d"], times: Float[Tensor, "t"]
+    ) -> Float[Tensor, "t b"]:
+        """Return the Hamilton-Jacobi residual at every latent of the path."""
+        found = []
+        for t, zt in zip(times, z, strict=True):
+            force = 0.0 if self.force is None else self.force(zt, t)
+            found.append(hamilton_jacobi_residual(potential, zt, t, force))
+        return torch.stack(found)
+
+
+def kl_to_standard_normal(posterior: Distribution) -> Float[Tensor, "b"]:
+    """Return ``KL(N(mu, diag sigma^2) || N(0, I))`` in nats, in closed form."""
+    mean, scale = posterior.mean, posterior.stddev
+    return 0.5 * (mean.square() + scale.square() - 1 - 2 * scale.log()).sum(-1)
+
+
+def path_kl_estimate(
+    posterior: Distribution,
+    prior: DiffusingPrior,
+    z: Float[Tensor, "t b d"],
+    log_det: Float[Tensor, "t b"],
+    k: Tensor,
+    times: Float[Tensor, "t"],
+) -> Float[Tensor, "t b"]:
+    """Estimate ``KL(q_t(. | x_0, k) || p_t(. | k))`` from one sample of each path, in nats.
+
+    ``E[log q_t(z_t)] = -entropy(q_0) - E[log_det_t]``: the entropy is exact, and only the rest is
+    sampled, which keeps the estimate unbiased and lowers its variance. Single values may be
+    negative; their mean is not, except by noise.
+    """
+    log_q = -posterior.entropy() - log_det
+    return log_q - prior.log_prob(z, k, times)

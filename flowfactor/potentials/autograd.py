@@ -1,0 +1,104 @@
+"""A potential given by any function or network, differentiated automatically."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from flowfactor.potentials.base import Field, Potential, Time, as_time, check_latents
+
+
+class AutogradPotential(Potential):
+    """``u(z, t) = function(z, t)`` for a network of your own; the oracle of the closed forms.
+
+    The gradient is one backward pass, the exact Laplacian D of them (vectorised), so that a closed
+    form is several times cheaper; use this one to try a network, or to check a closed form.
+
+    Args:
+        function: takes ``z (B, D)`` and ``t``, a tensor ``()`` or ``(B,)``, and returns ``(B,)``.
+            Sample i of the result must depend on sample i of z only (no batch normalisation). A
+            module's parameters are trained with the potential.
+        dim: the latent size D.
+
+    Raises:
+        ValueError: the function returns another shape than ``(B,)``.
+
+    Example:
+        >>> import torch
+        >>> u = AutogradPotential(lambda z, t: t * z.pow(3).sum(-1), dim=2)
+        >>> u.derivatives(torch.tensor([[1.0, 2.0]]), 0.5).laplacian   # 6 t (z_1 + z_2)
+        tensor([9.])
+    """
+
+    def __init__(self, function: Callable[[Tensor, Tensor], Tensor], dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+        self.function = function
+
+    def evaluate(
+        self, z: Float[Tensor, "b d"], t: Time, fields: Sequence[Field]
+    ) -> tuple[Tensor, ...]:
+        """Return the asked fields by automatic differentiation, also under ``no_grad``."""
+        check_latents(z, self.dim)
+        time = as_time(t, z)
+        known: dict[Field, Tensor] = {}
+        for field in fields:
+            if field == "value":
+                known[field] = self._value(z, time)
+            elif field == "time":
+                known[field] = self._time_derivative(z, time)
+            elif field == "gradient":
+                known[field] = self._gradient(z, time)
+            elif field == "laplacian":
+                known[field] = self._laplacian(z, time)
+            else:
+                raise ValueError(f"a potential has no field {field!r}")
+        return tuple(known[field] for field in fields)
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Return the tensors of the function: those of a potential, or a module's parameters."""
+        if isinstance(self.function, Potential):
+            return self.function.tensors()
+        return tuple(self.function.parameters()) if isinstance(self.function, nn.Module) else ()
+
+    def _value(self, z: Tensor, t: Tensor) -> Tensor:
+        value = self.function(z, t)
+        if value.shape != z.shape[:1]:
+            raise ValueError(
+                f"the function of an AutogradPotential returned the shape {tuple(value.shape)} "
+                f"for z of shape {tuple(z.shape)}; it must return one value per sample, "
+                f"({z.shape[0]},)"
+            )
+        return value
+
+    def _gradient(self, z: Tensor, t: Tensor) -> Tensor:
+        # The samples do not interact, so the gradient of the sum is the gradient of each.
+        gradient: Tensor = torch.func.grad(lambda x: self._value(x, t).sum())(z)
+        return gradient
+
+    def _time_derivative(self, z: Tensor, t: Tensor) -> Tensor:
+        # One t serves many samples, so that a backward pass gives only sum_i v_i du_i/dt; that is
+        # linear in v, and its gradient in v is what is wanted. Two backward passes, where forward
+        # mode would ask more of a user's network.
+        pulled: Any = torch.func.vjp(lambda at: self._value(z, at), t)
+        value, pullback = pulled
+        rate: Tensor = torch.func.grad(lambda v: pullback(v)[0].sum())(torch.ones_like(value))
+        return rate
+
+    def _laplacian(self, z: Tensor, t: Tensor) -> Tensor:
+        pulled: Any = torch.func.vjp(lambda x: self._gradient(x, t), z)
+        _, pullback = pulled
+        basis = torch.eye(self.dim, dtype=z.dtype, device=z.device)
+
+        def second(direction: Tensor) -> Tensor:
+            """Return ``e . Hessian e`` of every sample, for one unit vector e."""
+            (product,) = pullback(direction.expand_as(z))
+            weighted: Tensor = product * direction
+            return weighted.sum(-1)
+
+        rows: Tensor = torch.func.vmap(second)(basis)
+        return rows.sum(0)

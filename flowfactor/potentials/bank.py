@@ -1,0 +1,243 @@
+"""A bank of K named potentials, and the three ways to choose among them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from flowfactor.potentials.base import Field, Potential, Time, check_latents
+
+Choice = int | str | Tensor
+"""Which potential: an index, a name, one index per sample ``(B,)``, or weights ``(B, K)``."""
+
+
+class PotentialBank(nn.Module, ABC):
+    """K named potentials ``u^1 .. u^K`` on one latent space.
+
+    ``bank["rotation"]`` and ``bank[1]`` are single potentials; :meth:`select` also takes one index
+    per sample or soft weights, and returns one potential for the batch.
+
+    Args:
+        names: the names of the transformations, all different.
+        dim: the latent size D.
+
+    Raises:
+        ValueError: no name, a name given twice, or ``dim`` not positive.
+    """
+
+    def __init__(self, names: Sequence[str], dim: int) -> None:
+        super().__init__()
+        if not names or len(set(names)) < len(names):
+            raise ValueError(f"a bank needs names that are all different; it got {list(names)}")
+        if dim < 1:
+            raise ValueError(f"dim must be at least 1; it is {dim}")
+        self.names = tuple(names)
+        self.dim = dim
+
+    @abstractmethod
+    def member(self, index: int) -> Potential:
+        """Return the potential of one transformation, ``0 <= index < K``."""
+
+    @abstractmethod
+    def per_sample(self, k: Int[Tensor, "b"]) -> Potential:
+        """Return the potential that applies ``u^{k_i}`` to sample i; ``k`` is already checked."""
+
+    def mixture(self, weights: Float[Tensor, "b k"]) -> Potential:
+        """Return ``sum_k weights[i, k] u^k`` for sample i; ``weights`` is already checked."""
+        return WeightedPotentials([self.member(k) for k in range(len(self))], weights)
+
+    def index(self, name: int | str) -> int:
+        """Return the index of a name, or check an index; negative ones count from the end.
+
+        Raises:
+            KeyError: there is no such name.
+            IndexError: the index is not in ``[-K, K)``.
+        """
+        if isinstance(name, str):
+            if name not in self.names:
+                raise KeyError(
+                    f"no transformation is named {name!r}; there are {', '.join(self.names)}"
+                )
+            return self.names.index(name)
+        if not -len(self) <= name < len(self):
+            raise IndexError(
+                f"k = {name} is out of range: there are {len(self)} transformations, "
+                f"0 to {len(self) - 1} ({', '.join(self.names)})"
+            )
+        return int(name) % len(self)
+
+    def select(self, k: Choice) -> Potential:
+        """Return the potential that ``k`` asks for.
+
+        Args:
+            k: an index or a name (one potential for any batch); a tensor of integers ``(B,)``, one
+                index per sample: only the chosen potentials are evaluated; or a floating-point
+                tensor ``(B, K)`` of weights, giving ``sum_k weights[i, k] u^k`` for sample i.
+
+        Returns:
+            A potential. A selection per sample reads the parameters when it is made: make a new
+            one after an optimiser step.
+
+        Raises:
+            KeyError: an unknown name.
+            IndexError: an index out of range.
+            TypeError, ValueError: a tensor of another dtype or shape.
+        """
+        if isinstance(k, (int, str)) and not isinstance(k, bool):
+            return self.member(self.index(k))
+        if not isinstance(k, Tensor):
+            raise TypeError(
+                f"k is a {type(k).__name__}; give an index, a name, a long tensor (B,) or a "
+                f"floating-point tensor of weights (B, {len(self)})"
+            )
+        if k.is_floating_point():
+            if k.ndim != 2 or k.shape[1] != len(self):
+                raise ValueError(
+                    f"the weights k have the shape {tuple(k.shape)}; with {len(self)} "
+                    f"transformations they must be (B, {len(self)})"
+                )
+            return self.mixture(k)
+        if k.dtype == torch.bool or k.is_complex():
+            raise TypeError(f"k has the dtype {k.dtype}; indices are integers, weights are floats")
+        if k.ndim == 0:
+            return self.member(self.index(int(k)))
+        if k.ndim != 1:
+            raise ValueError(
+                f"k has the shape {tuple(k.shape)}; one index per sample has the shape (B,)"
+            )
+        if k.numel():
+            low, high = (int(bound) for bound in torch.aminmax(k))
+            if low < 0 or high >= len(self):
+                raise IndexError(
+                    f"k holds the index {low if low < 0 else high}, which is out of range: there "
+                    f"are {len(self)} transformations, 0 to {len(self) - 1} "
+                    f"({', '.join(self.names)})"
+                )
+        return self.per_sample(k.long())
+
+    def __getitem__(self, k: int | str) -> Potential:
+        return self.member(self.index(k))
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __iter__(self) -> Iterator[Potential]:
+        return (self.member(k) for k in range(len(self)))
+
+
+class IndependentPotentials(PotentialBank):
+    """A bank of potentials of any kind, one object each: for networks of your own.
+
+    Args:
+        potentials: the potential of each name, all of the same ``dim``.
+
+    Raises:
+        ValueError: the bank is empty or the potentials differ in ``dim``.
+
+    Example:
+        >>> import torch
+        >>> from flowfactor import AutogradPotential, IndependentPotentials
+        >>> bowl = AutogradPotential(lambda z, t: -0.5 * z.square().sum(-1), dim=2)
+        >>> wind = AutogradPotential(lambda z, t: t * z[:, 0], dim=2)
+        >>> bank = IndependentPotentials({"shrink": bowl, "drift": wind})
+        >>> chosen = bank.select(torch.tensor([0, 1]))
+        >>> chosen.gradient(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), 0.5)
+        tensor([[-1.0000, -2.0000],
+                [ 0.5000,  0.0000]])
+    """
+
+    def __init__(self, potentials: Mapping[str, Potential]) -> None:
+        sizes = {potential.dim for potential in potentials.values()}
+        if len(sizes) != 1:
+            raise ValueError(
+                f"the potentials of a bank must act on latents of one size; their dim is "
+                f"{', '.join(map(str, sorted(sizes))) or 'unknown, as there is none'}"
+            )
+        super().__init__(tuple(potentials), sizes.pop())
+        self.potentials = nn.ModuleList(potentials.values())
+
+    def member(self, index: int) -> Potential:
+        """Return the potential of one transformation."""
+        potential = self.potentials[index]
+        assert isinstance(potential, Potential)
+        return potential
+
+    def per_sample(self, k: Int[Tensor, "b"]) -> Potential:
+        """Return the potential that evaluates each chosen member on its own samples."""
+        return _PerSample(self, k)
+
+
+class _PerSample(Potential):
+    """Sample i under the potential ``k_i``: one evaluation for each chosen member."""
+
+    def __init__(self, bank: IndependentPotentials, k: Int[Tensor, "b"]) -> None:
+        super().__init__()
+        self.dim = bank.dim
+        chosen = k.unique().tolist()
+        self.members = nn.ModuleList([bank.member(index) for index in chosen])
+        self.rows = [(k == index).nonzero().squeeze(1) for index in chosen]
+        self.size = k.shape[0]
+        order = torch.cat(self.rows) if self.rows else k
+        self.back = order.argsort()
+
+    def evaluate(
+        self, z: Float[Tensor, "b d"], t: Time, fields: Sequence[Field]
+    ) -> tuple[Tensor, ...]:
+        check_batch(z, self.size, self.dim)
+        parts = []
+        for member, rows in zip(self.members, self.rows, strict=True):
+            assert isinstance(member, Potential)
+            time = t[rows] if isinstance(t, Tensor) and t.ndim else t
+            parts.append(member.evaluate(z[rows], time, fields))
+        return tuple(torch.cat(field)[self.back] for field in zip(*parts, strict=True))
+
+
+class WeightedPotentials(Potential):
+    """``sum_k weights[i, k] u^k`` for sample i: the soft choice among potentials.
+
+    Args:
+        potentials: K potentials of the same ``dim``.
+        weights: ``(B, K)``, any real numbers.
+    """
+
+    def __init__(self, potentials: Sequence[Potential], weights: Float[Tensor, "b k"]) -> None:
+        super().__init__()
+        self.dim = potentials[0].dim
+        self.potentials = nn.ModuleList(potentials)
+        self.weights = weights
+
+    def evaluate(
+        self, z: Float[Tensor, "b d"], t: Time, fields: Sequence[Field]
+    ) -> tuple[Tensor, ...]:
+        """Return the asked fields, each weighted per sample."""
+        check_batch(z, self.weights.shape[0], self.dim)
+        each = [p.evaluate(z, t, fields) for p in self.potentials]  # type: ignore[operator]
+        return tuple(weigh(torch.stack(field), self.weights) for field in zip(*each, strict=True))
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Return the parameters of all potentials and the weights."""
+        return (*self.parameters(), self.weights)
+
+
+def weigh(fields: Float[Tensor, "k b *d"], weights: Float[Tensor, "b k"]) -> Tensor:
+    """Return ``sum_k weights[b, k] fields[k, b]``, shape ``(B,)`` or ``(B, D)``."""
+    w = weights.mT.reshape(*weights.mT.shape, *([1] * (fields.ndim - 2)))
+    return (w * fields).sum(0)
+
+
+def check_batch(z: Tensor, size: int, dim: int) -> None:
+    """Refuse latents that do not match a choice made per sample.
+
+    Raises:
+        ValueError: another batch size or latent size.
+        TypeError: no tensor of floating-point numbers.
+    """
+    check_latents(z, dim)
+    if z.shape[0] != size:
+        raise ValueError(
+            f"z holds {z.shape[0]} latents, but k chooses potentials for {size} samples"
+        )

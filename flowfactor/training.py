@@ -1,0 +1,441 @@
+"""The training loop: schedule, validation, checkpoints, resume."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.tensorboard import SummaryWriter
+
+from flowfactor import checkpoints
+from flowfactor.data import Sequences
+from flowfactor.errors import FlowFactorError, RunError
+from flowfactor.models import SequenceModel
+from solvers import SolverError
+
+METRICS_FILE = "metrics.jsonl"
+
+logger = logging.getLogger(__name__)
+
+
+class TrainingError(FlowFactorError):
+    """A training that cannot go on, such as one whose loss is no longer finite."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingOptions:
+    """How long and how fast to train.
+
+    The learning rate rises linearly over ``warmup`` steps and then follows half a cosine to 0.
+    Where it stands on the cosine is the larger of two fractions, of the steps and of the minutes,
+    so that a training ends on time with its schedule complete, however fast the machine.
+
+    Attributes:
+        steps: optimiser steps at most.
+        max_minutes: wall-clock minutes at most, over all resumes; None is no limit.
+        learning_rate: the peak of the schedule.
+        warmup: steps of linear rise.
+        weight_decay: of AdamW.
+        betas: the decay rates of AdamW's moments.
+        clip: the largest norm of the gradient; None does not clip.
+        average: decay of an exponential moving average of the weights, which is what is validated
+            and saved; None keeps the weights themselves.
+        log_every, validate_every, checkpoint_every: in steps.
+
+    Raises:
+        ValueError: a number out of range.
+    """
+
+    steps: int = 10_000
+    max_minutes: float | None = None
+    learning_rate: float = 2e-3
+    warmup: int = 200
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.99)
+    clip: float | None = 1000.0
+    average: float | None = None
+    log_every: int = 50
+    validate_every: int = 1000
+    checkpoint_every: int = 1000
+
+    def __post_init__(self) -> None:
+        positive = ("steps", "learning_rate", "log_every", "validate_every", "checkpoint_every")
+        for name in positive:
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive; it is {getattr(self, name)}")
+        for name in ("max_minutes", "clip"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} must be positive or left out; it is {value}")
+        if self.average is not None and not 0 < self.average < 1:
+            raise ValueError(f"average must be between 0 and 1 or left out; it is {self.average}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """Where a training stands, for whoever shows it.
+
+    Attributes:
+        step: steps done; ``fraction``: of the whole training, in [0, 1].
+        seconds: trained so far, over all resumes; ``seconds_left``: an estimate.
+        terms: the latest terms of the loss, by name, and their sum ``loss``.
+        split: ``train`` or ``validation``.
+    """
+
+    step: int
+    fraction: float
+    seconds: float
+    seconds_left: float
+    terms: dict[str, float]
+    split: str
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingResult:
+    """How a training ended: steps and seconds in all, and the lowest validation loss."""
+
+    steps: int
+    seconds: float
+    best_validation: float
+
+
+@runtime_checkable
+class Batches(Protocol):
+    """Training batches, a pure function of the step: a :class:`~flowfactor.data.SequenceLoader`."""
+
+    def batch(self, step: int) -> Sequences:
+        """Return the batch of a step."""
+
+
+def fit(
+    model: SequenceModel,
+    batches: Batches,
+    validation: Sequence[Sequences],
+    options: TrainingOptions,
+    run: Path,
+    *,
+    fabric: Fabric | None = None,
+    resume: bool = False,
+    seed: int = 0,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> TrainingResult:
+    """Train a model and leave the best one, by validation loss, in the run folder.
+
+    Writes ``metrics.jsonl`` (one JSON object a line), ``tensorboard/``, ``checkpoint.pt`` (the
+    whole state, for ``resume``) and ``model.pt`` (what :func:`flowfactor.load` reads), the last
+    two atomically. An interrupted training saves its state before it ends.
+
+    Args:
+        model: it is trained in place.
+        batches: gives the batch of each step; with it, a resumed training is the same training.
+        validation: batches that are not trained on.
+        options: how long and how fast.
+        run: the folder.
+        fabric: device, precision and processes; default: one process on the CPU.
+        resume: continue from ``checkpoint.pt``.
+        seed: of the posterior's samples.
+        on_progress: called after every log and validation.
+
+    Raises:
+        TrainingError: the loss or the gradient is not finite. The last good state is kept.
+        RunError: there is nothing to resume, or what is there does not fit the model.
+    """
+    trainer = _Trainer(model, options, run, fabric or Fabric(accelerator="cpu"), seed)
+    if resume:
+        trainer.restore()
+    return trainer.train(batches, validation, on_progress)
+
+
+class _Trainer:
+    def __init__(
+        self, model: SequenceModel, options: TrainingOptions, run: Path, fabric: Fabric, seed: int
+    ) -> None:
+        self.options = options
+        self.run = run
+        self.fabric = fabric
+        self.model = model
+        optimizer = torch.optim.AdamW(
+            model.parameters(),
+            lr=options.learning_rate,
+            betas=options.betas,
+            weight_decay=options.weight_decay,
+        )
+        self.wrapped, self.optimizer = fabric.setup(model, optimizer)
+        self.wrapped.mark_forward_method("loss")
+        self.average: AveragedModel | None = None
+        if options.average is not None:
+            average = get_ema_multi_avg_fn(options.average)
+            self.average = AveragedModel(model, multi_avg_fn=average)
+        self.step = 0
+        self.seconds = 0.0
+        self.best = math.inf
+        torch.manual_seed(seed + fabric.global_rank)
+
+    # ---- the loop
+
+    def train(
+        self,
+        batches: Batches,
+        validation: Sequence[Sequences],
+        on_progress: Callable[[Progress], None] | None,
+    ) -> TrainingResult:
+        options = self.options
+        began = time.monotonic() - self.seconds
+        report = on_progress or (lambda _: None)
+        self.model.train()
+        with self._log() as log:
+            try:
+                while (fraction := self._fraction()) < 1:
+                    rate = self._set_learning_rate(fraction)
+                    terms = self._step(batches.batch(self.step))
+                    self.step += 1
+                    self.seconds = self._agree(time.monotonic() - began)
+                    ends = self._fraction() >= 1
+                    if self.step % options.log_every == 0 or ends:
+                        values = _as_floats(terms)
+                        log.write("train", self.step, self.seconds, values, rate)
+                        report(self._progress(values, "train"))
+                    if self.step % options.validate_every == 0 or ends:
+                        values = self._validate(validation)
+                        log.write("validation", self.step, self.seconds, values)
+                        report(self._progress(values, "validation"))
+                    if self.step % options.checkpoint_every == 0 or ends:
+                        self._save()
+            except KeyboardInterrupt:
+                self._save()
+                raise
+        return TrainingResult(self.step, self.seconds, self.best)
+
+    def _fraction(self) -> float:
+        """Return how much of the training is done, by steps or by time, whichever is more."""
+        by_steps = self.step / self.options.steps
+        if self.options.max_minutes is None:
+            return by_steps
+        return max(by_steps, self.seconds / (60 * self.options.max_minutes))
+
+    def _agree(self, seconds: float) -> float:
+        """Let the processes agree on the time, or their learning rates would differ."""
+        if self.fabric.world_size == 1:
+            return seconds
+        return float(self.fabric.broadcast(seconds))
+
+    def _set_learning_rate(self, fraction: float) -> float:
+        warm = min(1.0, (self.step + 1) / max(self.options.warmup, 1))
+        rate = self.options.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * fraction))
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        return rate
+
+    def _step(self, batch: Sequences) -> dict[str, Tensor]:
+        self.optimizer.zero_grad(set_to_none=True)
+        try:
+            terms: dict[str, Tensor] = self.wrapped.loss(batch.to(self.fabric.device))
+        except SolverError as error:
+            raise self._stopped(f"the flow could not be solved ({error})") from error
+        loss = torch.stack(list(terms.values())).sum()
+        self.fabric.backward(loss)
+        limit = self.options.clip if self.options.clip is not None else math.inf
+        norm = self.fabric.clip_gradients(
+            self.wrapped, self.optimizer, max_norm=limit, error_if_nonfinite=False
+        )
+        assert norm is not None
+        if not bool(torch.isfinite(loss.detach() + norm)):
+            values = ", ".join(f"{name} {value:.4g}" for name, value in _as_floats(terms).items())
+            raise self._stopped(
+                f"the loss or its gradient is not finite ({values}; norm {float(norm):.4g})"
+            )
+        self.optimizer.step()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+        return terms
+
+    def _stopped(self, reason: str) -> TrainingError:
+        """Save the state, which this step has not touched, and return the error to raise."""
+        self._save()
+        return TrainingError(
+            f"The training stopped at step {self.step}, because {reason}. The state before this "
+            f"step is kept in {self.run / checkpoints.STATE_FILE}. Look for images with values "
+            f"that are not finite; if there are none, continue with --resume and a lower learning "
+            f"rate (`training.learning_rate`) or a tighter `training.clip`."
+        )
+
+    # ---- validation
+
+    def _validate(self, validation: Sequence[Sequences]) -> dict[str, float]:
+        """Return the mean terms over the validation batches; keep the model if it is the best."""
+        model = self._evaluated()
+        totals: dict[str, float] = {}
+        count = 0
+        devices = [self.fabric.device] if self.fabric.device.type == "cuda" else []
+        # The samples of the posterior are the same at every validation, and training's own
+        # sequence of random numbers is not disturbed.
+        with torch.random.fork_rng(devices), torch.no_grad():
+            torch.manual_seed(0)
+            model.eval()
+            for batch in validation:
+                with self.fabric.autocast():
+                    terms = _as_floats(model.loss(batch.to(self.fabric.device)))
+                for name, value in terms.items():
+                    totals[name] = totals.get(name, 0.0) + value * len(batch)
+                count += len(batch)
+        self.model.train()
+        means = {name: total / max(count, 1) for name, total in totals.items()}
+        if means and means["loss"] < self.best:
+            self.best = means["loss"]
+            self._save_model(model)
+        return means
+
+    def _evaluated(self) -> SequenceModel:
+        if self.average is None:
+            return self.model
+        averaged = self.average.module
+        assert isinstance(averaged, SequenceModel)
+        return averaged
+
+    # ---- files
+
+    def _save_model(self, model: SequenceModel) -> None:
+        if self.fabric.is_global_zero:
+            checkpoints.save_model(model, self.run)
+
+    def _save(self) -> None:
+        if not self.fabric.is_global_zero:
+            return
+        if not (self.run / checkpoints.MODEL_FILE).exists():
+            # Nothing was validated yet; a run that is stopped early still opens.
+            self._save_model(self._evaluated())
+        state: dict[str, Any] = {
+            "step": self.step,
+            "seconds": self.seconds,
+            "best": self.best,
+            "weights": self.model.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "rng": torch.get_rng_state(),
+            "rng_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        }
+        checkpoints.write(state, self.run / checkpoints.STATE_FILE)
+
+    def restore(self) -> None:
+        path = self.run / checkpoints.STATE_FILE
+        if not path.exists():
+            raise RunError(
+                f"There is no training to resume in {self.run}: it has no "
+                f"{checkpoints.STATE_FILE}. Leave out --resume to start it."
+            )
+        state = checkpoints.read(path)
+        try:
+            self.model.load_state_dict(state["weights"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            if self.average is not None and state["average"] is not None:
+                self.average.load_state_dict(state["average"])
+            torch.set_rng_state(state["rng"])
+            if state["rng_cuda"] and torch.cuda.is_available():
+                torch.cuda.set_rng_state_all(state["rng_cuda"])
+            self.step, self.seconds = int(state["step"]), float(state["seconds"])
+            self.best = float(state["best"])
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise RunError(
+                f"{path} does not fit the model of this configuration: {error}. Resume with the "
+                f"configuration that the run was started with."
+            ) from error
+        logger.info("resumed at step %d after %.0f s of training", self.step, self.seconds)
+
+    def _log(self) -> _Log:
+        return _Log(self.run, self.step, enabled=self.fabric.is_global_zero)
+
+    def _progress(self, terms: dict[str, float], split: str) -> Progress:
+        fraction = min(self._fraction(), 1.0)
+        left = self.seconds / fraction - self.seconds
+        return Progress(self.step, fraction, self.seconds, left, terms, split)
+
+
+class _Log:
+    """``metrics.jsonl`` and TensorBoard, from a given step on."""
+
+    def __init__(self, run: Path, step: int, enabled: bool) -> None:
+        self.enabled = enabled
+        if not enabled:
+            return
+        self.path = run / METRICS_FILE
+        run.mkdir(parents=True, exist_ok=True)
+        # What was logged after the state that is resumed will be logged again.
+        kept = [line for line in read_metrics(run) if line["step"] <= step] if step else []
+        with checkpoints.atomic_file(self.path) as file:
+            file.writelines(json.dumps(line).encode() + b"\n" for line in kept)
+
+    def __enter__(self) -> _Log:
+        if self.enabled:
+            self.file = self.path.open("a", encoding="utf-8")
+            folder = self.path.parent / "tensorboard"
+            self.board = SummaryWriter(str(folder))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.enabled:
+            self.file.close()
+            self.board.close()
+
+    def write(
+        self,
+        split: str,
+        step: int,
+        seconds: float,
+        terms: dict[str, float],
+        learning_rate: float | None = None,
+    ) -> None:
+        if not self.enabled:
+            return
+        line: dict[str, Any] = {"step": step, "split": split, "seconds": round(seconds, 3), **terms}
+        if learning_rate is not None:
+            line["learning_rate"] = learning_rate
+        self.file.write(json.dumps(line) + "\n")
+        self.file.flush()
+        for name, value in line.items():
+            if name not in ("step", "split"):
+                self.board.add_scalar(f"{split}/{name}", value, step)
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """Return the lines of a run's ``metrics.jsonl``, none if it has not been written.
+
+    Raises:
+        RunError: a line that is not JSON.
+    """
+    path = run / METRICS_FILE
+    if not path.exists():
+        return []
+    lines = []
+    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError as error:
+            raise RunError(
+                f"Line {number} of {path} is not JSON ({error.msg}). Remove the line to go on; "
+                f"the other lines are good."
+            ) from error
+    return lines
+
+
+def validation_batches(source: Any, count: int, batch_size: int = 250) -> Iterator[Sequences]:
+    """Yield complete sequences of the first ``count`` images, the transformations in turn."""
+    count = min(count, len(source))
+    for begin in range(0, count, batch_size):
+        indices = torch.arange(begin, min(begin + batch_size, count), device=source.device)
+        yield source.sample(indices, indices % len(source.names))
+
+
+def _as_floats(terms: dict[str, Tensor]) -> dict[str, float]:
+    """Return the terms as numbers, and their sum as ``loss`` first."""
+    values = {name: float(value.detach()) for name, value in terms.items()}
+    return {"loss": sum(values.values()), **values}

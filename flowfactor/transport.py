@@ -1,0 +1,117 @@
+"""Dynamic optimal transport: the Hamilton-Jacobi equation, kinetic energy, straightness."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from flowfactor.flow import Path
+from flowfactor.potentials import Potential, Time
+
+
+def hamilton_jacobi_residual(
+    potential: Potential,
+    z: Float[Tensor, "b d"],
+    t: Time,
+    force: Float[Tensor, "b"] | float = 0.0,
+) -> Float[Tensor, "b"]:
+    r"""Return ``du/dt + 1/2 ||grad u||^2 - f`` at every latent.
+
+    It vanishes where u solves the Hamilton-Jacobi equation of dynamic optimal transport under the
+    non-positive force f; with ``f = 0`` the paths are straight lines at constant speed.
+
+    Args:
+        potential: u.
+        z: latents ``(B, D)``.
+        t: one time, or one per latent ``(B,)``.
+        force: ``f(z, t)``, ``(B,)`` or a number.
+
+    Source: Benamou and Brenier, "A computational fluid mechanics solution to the Monge-Kantorovich
+    mass transfer problem", Numerische Mathematik 84 (2000).
+
+    Example:
+        >>> import torch
+        >>> from flowfactor import AutogradPotential
+        >>> u = AutogradPotential(lambda z, t: z.square().sum(-1) / (2 * (1 + t)), dim=2)
+        >>> hamilton_jacobi_residual(u, torch.tensor([[1.0, 2.0]]), 3.0).abs() < 1e-6
+        tensor([True])
+    """
+    time, gradient = potential.evaluate(z, t, ("time", "gradient"))
+    return time + 0.5 * gradient.square().sum(-1) - force
+
+
+def along_path(potential: Potential, path: Path, force: Force | None = None) -> TransportTerms:
+    """Evaluate the transport terms at every latent of a path.
+
+    Args:
+        potential: the potential that made the path, one for the batch or one per sample.
+        path: from :func:`flowfactor.trace`.
+        force: a learned force; None is ``f = 0``.
+
+    Returns:
+        The terms, each ``(T, B)``.
+    """
+    residuals, energies = [], []
+    for t, z in zip(path.times, path.z, strict=True):
+        time, gradient = potential.evaluate(z, t, ("time", "gradient"))
+        energy = 0.5 * gradient.square().sum(-1)
+        residuals.append(time + energy - (0.0 if force is None else force(z, t)))
+        energies.append(energy)
+    return TransportTerms(torch.stack(residuals), torch.stack(energies))
+
+
+class TransportTerms:
+    """Hamilton-Jacobi residual and kinetic energy along a path, each ``(T, B)``.
+
+    Attributes:
+        residual: ``du/dt + 1/2 ||grad u||^2 - f``.
+        kinetic_energy: ``1/2 ||grad u||^2``, the squared Euclidean norm of each sample.
+    """
+
+    def __init__(
+        self, residual: Float[Tensor, "t b"], kinetic_energy: Float[Tensor, "t b"]
+    ) -> None:
+        self.residual = residual
+        self.kinetic_energy = kinetic_energy
+
+
+def straightness(path: Path) -> Float[Tensor, "b"]:
+    """Return distance over length of each sample's path: 1 for a straight line.
+
+    Args:
+        path: its length is that of the polygon through ``path.z``: give enough times.
+
+    Returns:
+        ``||z_T - z_0|| / sum_t ||z_{t+1} - z_t||``, ``(B,)``, in [0, 1]; 1 for a path at rest.
+
+    Example:
+        >>> import torch, flowfactor
+        >>> u = flowfactor.AutogradPotential(lambda z, t: z[:, 0] - z[:, 1], dim=2)
+        >>> straightness(flowfactor.trace(torch.zeros(1, 2), u, [0.0, 1.0, 2.0]))
+        tensor([1.])
+    """
+    length = path.z.diff(dim=0).norm(dim=-1).sum(0)
+    distance = (path.z[-1] - path.z[0]).norm(dim=-1)
+    return torch.where(length > 0, distance / length.clamp_min(1e-30), torch.ones_like(length))
+
+
+class Force(nn.Module):
+    """A learned non-positive force ``f(z, t) = -g(z, t)^2`` of the Hamilton-Jacobi equation.
+
+    Args:
+        dim: the latent size D.
+        width: the hidden width of g.
+        horizon: the last frame T; g sees ``t / T``.
+    """
+
+    def __init__(self, dim: int, width: int = 64, horizon: float = 8.0) -> None:
+        super().__init__()
+        self.horizon = horizon
+        self.network = nn.Sequential(nn.Linear(dim + 1, width), nn.Tanh(), nn.Linear(width, 1))
+
+    def forward(self, z: Float[Tensor, "b d"], t: Float[Tensor, ""]) -> Float[Tensor, "b"]:
+        """Return ``f(z, t) <= 0``, shape ``(B,)``."""
+        time = (t / self.horizon).expand(z.shape[0], 1)
+        g: Tensor = self.network(torch.cat([z, time], dim=1))
+        return -g.squeeze(1).square()

@@ -1,0 +1,78 @@
+"""What is refused when a potential is chosen or evaluated, and what the message says."""
+
+import pytest
+import torch
+from checking import unchecked
+
+from flowfactor import IndependentPotentials, RidgePotential
+
+BANK = RidgePotential(("scaling", "rotation"), 3, 4)
+Z = torch.zeros(2, 3)
+
+
+@pytest.mark.parametrize(
+    ("k", "error", "message"),
+    [
+        ("spin", KeyError, "scaling, rotation"),
+        (2, IndexError, "0 to 1"),
+        (-3, IndexError, "out of range"),
+        (torch.tensor([0, 2]), IndexError, "index 2"),
+        (torch.tensor([-1, 0]), IndexError, "index -1"),
+        (torch.tensor([[0, 1]]), ValueError, "one index per sample"),
+        (torch.zeros(2, 3), ValueError, r"\(B, 2\)"),
+        (torch.tensor([True, False]), TypeError, "indices are integers"),
+        (True, TypeError, "give an index"),
+        (None, TypeError, "give an index"),
+        (1.5, TypeError, "give an index"),
+    ],
+)
+def test_bad_choices(k, error, message):
+    with pytest.raises(error, match=message):
+        unchecked(BANK.select)(k)
+
+
+@pytest.mark.parametrize(
+    ("z", "t", "error", "message"),
+    [
+        (torch.zeros(2, 4), 0.0, ValueError, r"\(B, 3\)"),
+        (Z, torch.zeros(3), ValueError, "one per latent"),
+    ],
+)
+def test_bad_arguments_of_a_potential(z, t, error, message):
+    with pytest.raises(error, match=message):
+        unchecked(BANK["rotation"].derivatives)(z, t)
+
+
+def test_a_choice_per_sample_fits_its_batch_only():
+    with pytest.raises(ValueError, match=r"2 latents.*3 samples"):
+        BANK.select(torch.tensor([0, 1, 1])).gradient(Z, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("names", "dim", "width"), [((), 3, 4), (("a", "a"), 3, 4), (("a",), 0, 4), (("a",), 3, 0)]
+)
+def test_bad_banks(names, dim, width):
+    with pytest.raises(ValueError, match=r"must|needs"):
+        RidgePotential(names, dim, width)
+
+
+def test_a_bank_of_nothing():
+    with pytest.raises(ValueError, match="bank"):
+        IndependentPotentials({})
+
+
+def test_names_and_indices_agree():
+    assert [BANK.index(name) for name in BANK.names] == [0, 1]
+    assert len(BANK) == 2
+    z = torch.randn(4, 3)
+    torch.testing.assert_close(BANK["rotation"](z, 1.0), BANK[-1](z, 1.0))
+
+
+def test_a_member_follows_the_bank():
+    """A potential taken out once sees later optimiser steps."""
+    bank = RidgePotential(("a",), 3, 4)
+    u, z = bank["a"], torch.randn(2, 3)
+    before = u(z, 0.0)
+    with torch.no_grad():
+        bank.directions.mul_(2)
+    assert not torch.equal(before, u(z, 0.0))

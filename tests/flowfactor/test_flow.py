@@ -1,0 +1,200 @@
+"""The flow: against SciPy, its Jacobian, its inverse, and for every kind of k and t."""
+
+import numpy as np
+import pytest
+import torch
+from checking import unchecked
+from scipy.integrate import solve_ivp
+
+import flowfactor
+from flowfactor import AutogradPotential, RidgePotential
+from solvers import RK4, Adjoint, Dopri5, Euler, SolverError
+
+DIM = 4
+TIGHT = Dopri5(rtol=1e-10, atol=1e-10)
+
+
+@pytest.fixture
+def bank():
+    bank = RidgePotential(("scaling", "rotation", "hue"), DIM, 10, time_width=6).double()
+    with torch.no_grad():
+        bank.coefficients.copy_(torch.randn_like(bank.coefficients) * 0.3)
+        bank.time_out.copy_(torch.randn_like(bank.time_out) * 0.2)
+    return bank
+
+
+@pytest.fixture
+def z():
+    return torch.randn(5, DIM, dtype=torch.float64)
+
+
+def scipy_flow(u, z0, times):
+    """Solve the flow of one latent, with its log-determinant, by DOP853."""
+
+    def field(t, state):
+        at = torch.from_numpy(state[None, :-1].copy())
+        d = u.derivatives(at, float(t))
+        return np.append(d.gradient[0].detach().numpy(), d.laplacian[0].item())
+
+    solution = solve_ivp(
+        field,
+        (times[0], times[-1]),
+        np.append(z0.numpy(), 0.0),
+        method="DOP853",
+        t_eval=times,
+        rtol=1e-12,
+        atol=1e-12,
+    )
+    return torch.from_numpy(solution.y.T)
+
+
+@pytest.mark.parametrize("times", [[0.0, 1.0, 3.5, 8.0], [5.0, 2.0, 0.0], [0.0, -2.0]])
+@pytest.mark.parametrize("case", ["member", "sum"])
+def test_equals_scipy(bank, z, times, case):
+    u = bank["rotation"] if case == "member" else bank["rotation"] - 0.5 * bank["hue"]
+    moved, log_det = flowfactor.flow(z, u, times, method=TIGHT, log_density=True)
+    for i in range(2):
+        expected = scipy_flow(u, z[i], times)
+        torch.testing.assert_close(moved[:, i].detach(), expected[:, :-1], rtol=0, atol=1e-7)
+        torch.testing.assert_close(log_det[:, i].detach(), expected[:, -1], rtol=0, atol=1e-7)
+
+
+def test_log_density_is_the_determinant_of_the_jacobian(bank, z):
+    _, log_det = flowfactor.flow(z, bank["hue"], 3.0, method=TIGHT, log_density=True)
+    for row, found in zip(z[:2], log_det[:2], strict=True):
+        jacobian = torch.autograd.functional.jacobian(
+            lambda x: flowfactor.flow(x[None], bank["hue"], 3.0, method=TIGHT)[0], row
+        )
+        assert found.item() == pytest.approx(
+            torch.linalg.slogdet(jacobian).logabsdet.item(), abs=1e-7
+        )
+
+
+def test_there_and_back(bank, z):
+    there, out = flowfactor.flow(z, bank["hue"], 3.0, method=TIGHT, log_density=True)
+    back, home = flowfactor.flow(there, bank["hue"], [3.0, 0.0], method=TIGHT, log_density=True)
+    assert (there - z).norm() > 0.1
+    torch.testing.assert_close(back[-1], z, rtol=0, atol=1e-7)
+    torch.testing.assert_close(home[-1], -out, rtol=0, atol=1e-7)
+
+
+def test_a_known_flow():
+    """u = ||z||^2 / 2 gives z_t = e^t z_0 and a log-determinant of D t."""
+    u = AutogradPotential(lambda z, t: 0.5 * z.square().sum(-1), DIM)
+    z = torch.randn(3, DIM, dtype=torch.float64)
+    moved, log_det = flowfactor.flow(z, u, 2.0, method=TIGHT, log_density=True)
+    torch.testing.assert_close(moved, z * np.exp(2.0), rtol=1e-8, atol=0)
+    torch.testing.assert_close(log_det, torch.full((3,), 2.0 * DIM, dtype=torch.float64))
+
+
+def test_shapes(bank, z):
+    u = bank["hue"]
+    assert flowfactor.flow(z, u, 2.0).shape == (5, DIM)
+    assert flowfactor.flow(z, u, 2).shape == (5, DIM)
+    assert flowfactor.flow(z, u, torch.tensor(2.0)).shape == (5, DIM)
+    assert flowfactor.flow(z, u, torch.tensor([0.0, 1.0])).shape == (2, 5, DIM)
+    assert flowfactor.flow(z, u, [0.5]).shape == (1, 5, DIM)
+    moved, log_det = flowfactor.flow(z, u, -1.5, log_density=True)
+    assert (moved.shape, log_det.shape) == ((5, DIM), (5,))
+    moved, log_det = flowfactor.flow(z, u, [0.0, 1.0, 2.0], log_density=True)
+    assert (moved.shape, log_det.shape) == ((3, 5, DIM), (3, 5))
+    assert torch.equal(flowfactor.flow(z, u, 0.0), z)
+    path = flowfactor.trace(z, u, 3.0)
+    assert path.z.shape == (2, 5, DIM)
+    assert path.log_det is None
+    assert torch.equal(path.z[0], z)
+
+
+@pytest.mark.parametrize("method", [Euler(steps=2), RK4()])
+def test_fixed_steps_count_per_unit_of_time(bank, z, method):
+    """The result at t does not depend on which other times are asked for."""
+    at_once = flowfactor.flow(z, bank["hue"], 5.0, method=method)
+    frame_by_frame = flowfactor.flow(z, bank["hue"], torch.arange(6.0), method=method)[-1]
+    torch.testing.assert_close(at_once, frame_by_frame, rtol=0, atol=1e-12)
+    path = flowfactor.trace(z, bank["hue"], [0.0, 2.5, 4.0], method=method)
+    assert path.stats.accepted == (3 + 2) * method.steps
+    assert len(path.z) == 3
+
+
+def test_every_kind_of_choice_agrees(model):
+    z = torch.randn(3, model.latent_dim)
+    expected = flowfactor.flow(z, model.potentials["rotation"], 2.0)
+    one_hot = torch.nn.functional.one_hot(torch.tensor([1, 1, 1]), 3).float()
+    for k in ("rotation", 1, -2, torch.tensor(1), torch.tensor([1, 1, 1]), one_hot):
+        torch.testing.assert_close(flowfactor.flow(z, k, 2.0, model), expected)
+        torch.testing.assert_close(model.flow(z, k, 2.0), expected)
+
+
+def test_one_k_per_sample(model):
+    z, k = torch.randn(4, model.latent_dim), torch.tensor([2, 0, 1, 0])
+    moved = model.flow(z, k, [0.0, 3.0])
+    for i in range(4):
+        alone = model.flow(z[i : i + 1], int(k[i]), [0.0, 3.0])
+        torch.testing.assert_close(moved[:, i], alone[:, 0])
+
+
+def test_the_model_brings_its_method(model):
+    z = torch.randn(2, model.latent_dim)
+    model.method = Euler(steps=3)
+    assert flowfactor.trace(z, 0, 4.0, model).stats.evaluations == 12
+    assert flowfactor.trace(z, 0, 4.0, model, method=RK4()).stats.evaluations == 16
+
+
+def test_adjoint_equals_direct_for_parameters_and_state(bank):
+    k = torch.tensor([2, 0, 0, 1, 1])
+    grads = []
+    for gradient in (None, Adjoint(rtol=1e-9, atol=1e-9)):
+        torch.manual_seed(3)
+        z = torch.randn(5, DIM, dtype=torch.float64, requires_grad=True)
+        bank.zero_grad()
+        # All of the bank is chosen and in order, or gathered: the adjoint must reach it both ways.
+        for choice in (k, k.sort().values):
+            moved = flowfactor.flow(z, bank.select(choice), 2.0, method=TIGHT, gradient=gradient)
+            moved.square().sum().backward()
+        grads.append([z.grad, *(p.grad.clone() for p in bank.parameters())])
+    for direct, adjoint in zip(*grads, strict=True):
+        assert direct.abs().max() > 0
+        torch.testing.assert_close(adjoint, direct, rtol=1e-4, atol=1e-6)
+
+
+def test_keeps_dtype_and_works_under_autocast_in_full_precision(model):
+    z = torch.randn(3, model.latent_dim)
+    expected = model.flow(z, "hue", 3.0)
+    assert expected.dtype == torch.float32
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(model.flow(z, "hue", 3.0), expected, rtol=0, atol=0)
+
+
+def test_no_grad_and_inference_mode(model):
+    z = torch.randn(3, model.latent_dim)
+    expected = model.flow(z, "hue", 3.0).detach()
+    with torch.no_grad():
+        torch.testing.assert_close(model.flow(z, "hue", 3.0), expected)
+    with torch.inference_mode():
+        torch.testing.assert_close(model.flow(z, "hue", 3.0), expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"k": 1}, ValueError, "no model is given"),
+        ({"t": float("nan")}, ValueError, "nan"),
+        ({"t": [0.0, 2.0, 1.0]}, ValueError, "increasing"),
+        ({"t": [0.0, float("inf")]}, ValueError, "finite"),
+        ({"t": [0.0, 0.0]}, ValueError, "increasing"),
+        ({"t": []}, ValueError, "1-D"),
+        ({"t": torch.zeros(2, 2)}, ValueError, "1-D"),
+        ({"z": torch.zeros(2, DIM + 1)}, ValueError, rf"\(B, {DIM}\)"),
+        ({"z": torch.zeros(2, DIM, dtype=torch.long)}, TypeError, "floating-point"),
+    ],
+)
+def test_bad_arguments(bank, change, error, message):
+    arguments = {"z": torch.zeros(2, DIM), "k": bank.float()["hue"], "t": 1.0, **change}
+    with pytest.raises(error, match=message):
+        unchecked(flowfactor.trace)(**arguments)
+
+
+def test_a_flow_that_blows_up_says_so():
+    u = AutogradPotential(lambda z, t: z.pow(3).sum(-1), 1)
+    with pytest.raises(SolverError):
+        flowfactor.flow(torch.ones(1, 1), u, 5.0, method=Dopri5(rtol=1e-6, atol=1e-6))

@@ -1,0 +1,177 @@
+"""The loop: it learns, resumes exactly, saves atomically and stops with a reason."""
+
+import json
+import math
+
+import pytest
+import torch
+
+import flowfactor
+from flowfactor import checkpoints
+from flowfactor.data import SequenceLoader
+from flowfactor.errors import RunError
+from flowfactor.training import (
+    TrainingError,
+    TrainingOptions,
+    fit,
+    read_metrics,
+    validation_batches,
+)
+
+OPTIONS = TrainingOptions(
+    steps=12, warmup=2, log_every=2, validate_every=4, checkpoint_every=4, average=0.9
+)
+
+
+def small(names):
+    torch.manual_seed(3)
+    return flowfactor.FlowVAE.build(
+        names,
+        latent_dim=4,
+        width=8,
+        encoder={"channels": [4, 8], "hidden": 16},
+        decoder={"channels": [4, 8], "hidden": 16},
+    )
+
+
+def run_fit(digits, folder, options=OPTIONS, model=None, **more):
+    model = model or small(digits.names)
+    loader = SequenceLoader(digits, 6, frames_per_sequence=2)
+    validation = list(validation_batches(digits, 6))
+    return model, fit(model, loader, validation, options, folder, **more)
+
+
+def test_it_learns(digits, tmp_path):
+    options = TrainingOptions(steps=60, warmup=5, log_every=1, validate_every=30)
+    _, result = run_fit(digits, tmp_path, options)
+    losses = [line["loss"] for line in read_metrics(tmp_path) if line["split"] == "train"]
+    assert len(losses) == 60
+    assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
+    assert result.steps == 60
+    best = min(line["loss"] for line in read_metrics(tmp_path) if line["split"] == "validation")
+    assert result.best_validation == best
+
+
+def test_a_resumed_training_is_the_same_training(digits, tmp_path):
+    whole, _ = run_fit(digits, tmp_path / "whole")
+
+    class Interrupted(SequenceLoader):
+        def batch(self, step):
+            if step == 7:
+                raise KeyboardInterrupt
+            return super().batch(step)
+
+    model = small(digits.names)
+    validation = list(validation_batches(digits, 6))
+    folder = tmp_path / "parts"
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, Interrupted(digits, 6, frames_per_sequence=2), validation, OPTIONS, folder)
+    resumed, result = run_fit(digits, folder, resume=True)
+    assert result.steps == 12
+    for name, parameter in whole.state_dict().items():
+        assert torch.equal(parameter, resumed.state_dict()[name]), name
+
+    def without_times(folder):
+        return [
+            {key: value for key, value in line.items() if key != "seconds"}
+            for line in read_metrics(folder)
+        ]
+
+    assert without_times(folder) == without_times(tmp_path / "whole")
+    for a, b in zip(
+        flowfactor.load(folder).parameters(),
+        flowfactor.load(tmp_path / "whole").parameters(),
+        strict=True,
+    ):
+        assert torch.equal(a, b)
+
+
+def test_metrics_are_one_json_object_a_line(digits, tmp_path):
+    run_fit(digits, tmp_path)
+    lines = [json.loads(text) for text in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if line["split"] == "train"] == [2, 4, 6, 8, 10, 12]
+    assert [line["step"] for line in lines if line["split"] == "validation"] == [4, 8, 12]
+    for line in lines:
+        terms = [line[name] for name in ("reconstruction", "kl", "hamilton_jacobi")]
+        assert line["loss"] == pytest.approx(sum(terms))
+    assert list((tmp_path / "tensorboard").glob("events*"))
+
+
+def test_the_schedule_warms_up_and_ends_at_zero(digits, tmp_path):
+    options = TrainingOptions(steps=40, warmup=10, log_every=1, learning_rate=1e-3)
+    run_fit(digits, tmp_path, options)
+    rates = [line["learning_rate"] for line in read_metrics(tmp_path) if line["split"] == "train"]
+    assert rates[0] == pytest.approx(1e-4)
+    assert max(rates) == pytest.approx(1e-3 * 0.5 * (1 + math.cos(math.pi * 9 / 40)), rel=1e-6)
+    assert rates[-1] < 1e-5
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+
+
+def test_time_ends_a_training_with_its_schedule_complete(digits, tmp_path):
+    options = TrainingOptions(steps=10**9, max_minutes=1 / 60, warmup=1, log_every=1)
+    _, result = run_fit(digits, tmp_path, options)
+    assert 1 <= result.seconds < 30
+    rates = [line["learning_rate"] for line in read_metrics(tmp_path) if line["split"] == "train"]
+    assert rates[-1] < rates[0] / 2
+
+
+def test_non_finite_loss_stops_before_it_spoils_the_weights(digits, tmp_path):
+    model = small(digits.names)
+    options = TrainingOptions(steps=5, learning_rate=1e30, clip=None, warmup=0)
+    with pytest.raises(TrainingError, match=r"not finite|could not be solved"):
+        run_fit(digits, tmp_path, options, model)
+    kept = checkpoints.read(tmp_path / "checkpoint.pt")
+    assert kept["step"] >= 1
+
+
+def test_nan_images_stop_the_training_with_weights_intact(digits, tmp_path):
+    class Broken(SequenceLoader):
+        def batch(self, step):
+            batch = super().batch(step)
+            if step == 3:
+                batch.frames[0, 0, 0, 0, 0] = float("nan")
+            return batch
+
+    with pytest.raises(TrainingError, match="step 3"):
+        fit(small(digits.names), Broken(digits, 6), [], OPTIONS, tmp_path)
+    for value in checkpoints.read(tmp_path / "checkpoint.pt")["weights"].values():
+        assert torch.isfinite(value).all()
+
+
+def test_progress_is_reported(digits, tmp_path):
+    seen = []
+    run_fit(digits, tmp_path, on_progress=seen.append)
+    fractions = [each.fraction for each in seen if each.split == "train"]
+    assert fractions == pytest.approx([2 / 12, 4 / 12, 6 / 12, 8 / 12, 10 / 12, 1])
+    assert all(each.seconds_left >= 0 for each in seen)
+    assert "reconstruction" in seen[-1].terms
+
+
+def test_resume_needs_something_to_resume(digits, tmp_path):
+    with pytest.raises(RunError, match="no training to resume"):
+        run_fit(digits, tmp_path, resume=True)
+
+
+def test_resume_with_another_model_changes_nothing(digits, tmp_path):
+    run_fit(digits, tmp_path)
+    before = (tmp_path / "checkpoint.pt").read_bytes()
+    other = flowfactor.FlowVAE.build(digits.names, latent_dim=5, width=8)
+    with pytest.raises(RunError, match="does not fit"):
+        run_fit(digits, tmp_path, model=other, resume=True)
+    assert (tmp_path / "checkpoint.pt").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("steps", 0), ("learning_rate", -1.0), ("max_minutes", 0.0), ("clip", 0.0), ("average", 1.0)],
+)
+def test_bad_options(option, value):
+    with pytest.raises(ValueError, match=option):
+        TrainingOptions(**{option: value})
+
+
+def test_validation_batches_cover_the_images_once(digits):
+    batches = list(validation_batches(digits, 100, batch_size=5))
+    assert [len(batch) for batch in batches] == [5, 5, 2]
+    factors = torch.cat([batch.factor for batch in batches])
+    assert factors.bincount().tolist() == [4, 4, 4]

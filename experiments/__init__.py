@@ -1,0 +1,1 @@
+"""Experiments: configurations, the command line, scripts, benchmarks, results."""

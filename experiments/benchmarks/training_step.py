@@ -1,0 +1,124 @@
+"""Time a training step: closed forms against nested autograd, and its growth with K.
+
+    python -m experiments.benchmarks.training_step [--out FILE]
+
+Batch 64, T = 8, all frames decoded. Every case is timed in turn, round after round, so that a
+machine that changes speed changes all of them; what counts are the ratios of medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from experiments import environment
+from experiments.config import read_config
+from experiments.runs import build_model, write_json
+from flowfactor import AutogradPotential, RidgePotential
+from flowfactor.data import Sequences
+from flowfactor.models import FlowVAE, Objective
+from flowfactor.potentials import Choice, Potential
+
+BATCH, LAST = 64, 8
+COUNTS = (3, 6, 12, 24, 48)
+
+
+class NestedRidge(RidgePotential):
+    """The same bank with its gradients and Laplacians by automatic differentiation."""
+
+    def select(self, k: Choice) -> Potential:
+        """Return the choice, knowing nothing of it but its value."""
+        return AutogradPotential(super().select(k), self.dim)
+
+
+def make_model(names: list[str], objective: Objective, nested: bool = False) -> FlowVAE:
+    """Return the model of the mnist configuration with some number of transformations."""
+    config = read_config("mnist")[1]
+    model = build_model(config)
+    assert isinstance(model, FlowVAE)
+    bank = NestedRidge if nested else RidgePotential
+    torch.manual_seed(0)
+    potentials = bank(names, config.model.latent_dim, config.model.width, horizon=LAST)
+    return FlowVAE(
+        model.encoder, model.decoder, potentials, model.image_shape, last=LAST, objective=objective
+    )
+
+
+def step_of(model: FlowVAE) -> Callable[[], None]:
+    """Return one training step on fixed images: loss, backward, Adam."""
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    generator = torch.Generator().manual_seed(0)
+    frames = torch.rand(BATCH, LAST + 1, *model.image_shape, generator=generator)
+    factor = (torch.arange(BATCH) % len(model.names)).sort().values
+    sequences = Sequences.full(frames, factor)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        torch.stack(list(model.loss(sequences).values())).sum().backward()
+        optimizer.step()
+
+    return step
+
+
+def medians(cases: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
+    """Return milliseconds, the median over rounds in which the cases take turns."""
+    for run in cases.values():
+        run()
+    times: dict[str, list[float]] = {name: [] for name in cases}
+    for _ in range(rounds):
+        for name, run in cases.items():
+            begin = time.perf_counter()
+            run()
+            times[name].append(1e3 * (time.perf_counter() - begin))
+    return {name: statistics.median(each) for name, each in times.items()}
+
+
+def main() -> None:
+    """Run the benchmark and write its JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument(
+        "--out", type=Path, default=Path(__file__).parent / "results" / "training_step.json"
+    )
+    arguments = parser.parse_args()
+
+    names = ["scaling", "rotation", "hue"]
+    objectives = {
+        "without density": Objective(),
+        "with density": Objective(path_kl=0.1),
+    }
+    result: dict[str, Any] = {"batch": BATCH, "last": LAST, "rounds": arguments.rounds}
+    for title, objective in objectives.items():
+        found = medians(
+            {
+                "closed form": step_of(make_model(names, objective)),
+                "nested autograd": step_of(make_model(names, objective, nested=True)),
+            },
+            arguments.rounds,
+        )
+        ratio = found["nested autograd"] / found["closed form"]
+        result[title] = {"milliseconds": found, "nested / closed": ratio}
+        print(f"{title}: nested autograd / closed form = {ratio:.2f}  {found}")
+
+    found = medians(
+        {str(K): step_of(make_model([f"k{i}" for i in range(K)], Objective())) for K in COUNTS},
+        arguments.rounds,
+    )
+    growth = {K: found[K] / found[str(COUNTS[0])] for K in found}
+    result["transformations"] = {"milliseconds": found, "relative to 3": growth}
+    print("K:", "  ".join(f"{K}: {ratio:.2f}" for K, ratio in growth.items()))
+
+    result["command"] = "python -m experiments.benchmarks.training_step"
+    result["environment"] = environment.describe()
+    write_json(arguments.out, result)
+    print(f"written: {arguments.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,339 @@
+"""The command line: train, evaluate and plot runs from YAML configurations."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shlex
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import (
+    BarColumn,
+    SpinnerColumn,
+    TaskProgressColumn,
+    TextColumn,
+)
+from rich.progress import Progress as Bar
+from rich.table import Table
+
+from flowfactor.errors import FlowFactorError
+from flowfactor.training import Progress
+from solvers import SolverError
+
+app = typer.Typer(
+    help="Flow factorized representation learning: train, evaluate and look at models whose "
+    "latents move along learned potentials.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+out_console = Console()
+error_console = Console(stderr=True)
+
+ConfigName = Annotated[
+    str, typer.Argument(help="A YAML file, or the name of a configuration that ships.")
+]
+RunFolder = Annotated[Path, typer.Argument(help="A run folder, as `flowfactor train` writes it.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY.PATH=VALUE", help="Change a key; may be repeated."),
+]
+Out = Annotated[
+    Path | None, typer.Option("--out", help="The run folder; default: runs/<configuration>.")
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue the training in the folder.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Split = Annotated[
+    str | None, typer.Option(help="validation or test; default: what the configuration says.")
+]
+Images = Annotated[
+    int | None, typer.Option(min=1, help="Held-out digits; default: what the configuration says.")
+]
+
+
+@app.command()
+def train(
+    config: ConfigName,
+    overrides: Overrides = None,
+    out: Out = None,
+    resume: Resume = False,
+    debug: Debug = False,
+) -> None:
+    """Train a model into a run folder."""
+    with _errors(debug):
+        run = _train(config, overrides, out, resume)
+        out_console.print(
+            f"Trained: [bold]{run}[/]. Next: flowfactor evaluate {run}; flowfactor plot {run}"
+        )
+
+
+@app.command()
+def evaluate(
+    run: RunFolder, split: Split = None, images: Images = None, debug: Debug = False
+) -> None:
+    """Measure a run on held-out digits and print the table."""
+    with _errors(debug):
+        _check_split(split)
+        _evaluate(run, split, images)
+
+
+@app.command()
+def plot(run: RunFolder, debug: Debug = False) -> None:
+    """Draw the figures of a run and its report."""
+    with _errors(debug):
+        _plot(run)
+
+
+@app.command(name="run")
+def run_all(
+    config: ConfigName,
+    overrides: Overrides = None,
+    out: Out = None,
+    debug: Debug = False,
+) -> None:
+    """Train, evaluate and plot; what is already there is resumed or reused."""
+    with _errors(debug):
+        from experiments import runs
+
+        folder = out or _default_run(config)
+        if (folder / runs.TRAINING_FILE).is_file():
+            out_console.print(f"{folder} is trained already; delete the folder to train it again.")
+        else:
+            _train(config, overrides, folder, (folder / "checkpoint.pt").is_file())
+        _evaluate(folder, None, None)
+        _plot(folder)
+
+
+@app.command()
+def configs(debug: Debug = False) -> None:
+    """List the configurations that ship."""
+    with _errors(debug):
+        from experiments.config import shipped
+
+        table = Table("name", "what it is for", box=None, pad_edge=False)
+        for name, description in shipped().items():
+            table.add_row(f"[bold]{name}[/]", description)
+        out_console.print(table)
+
+
+@app.command()
+def show(config: ConfigName, overrides: Overrides = None, debug: Debug = False) -> None:
+    """Print a configuration with every key and default written out."""
+    with _errors(debug):
+        from experiments.config import dump, read_config
+
+        typer.echo(dump(read_config(config, overrides)[1]), nl=False)
+
+
+def main() -> None:
+    """Run the command line."""
+    app(prog_name="flowfactor")
+
+
+# ---- the steps
+
+
+def _train(config: str, overrides: list[str] | None, out: Path | None, resume: bool) -> Path:
+    from experiments import runs
+    from experiments.config import read_config
+
+    title, content = read_config(config, overrides)
+    run = out or Path("runs") / title
+    _log_to_console()
+    try:
+        with _training_bar() as show_progress:
+            runs.train(content, run, resume=resume, on_progress=show_progress)
+    except KeyboardInterrupt:
+        chosen = " ".join(f"--set {shlex.quote(each)}" for each in overrides or [])
+        again = f"flowfactor train {config} {chosen}".strip()
+        error_console.print(
+            f"Interrupted; the state is kept. Continue with: {again} --out {run} --resume",
+            soft_wrap=True,
+        )
+        raise typer.Exit(130) from None
+    return run
+
+
+def _evaluate(run: Path, split: str | None, images: int | None) -> None:
+    from experiments import runs
+
+    with out_console.status("") as status:
+        result = runs.evaluate(
+            run,
+            split=split,
+            images=images,
+            on_stage=lambda stage: status.update(f"Measuring {stage}"),
+        )
+    for table in tables(result):
+        out_console.print(table)
+    out_console.print(f"All figures: {run / runs.EVALUATION_FILE}")
+
+
+def _plot(run: Path) -> None:
+    from experiments import plots
+
+    with out_console.status("") as status:
+        report = plots.plot(run, on_stage=lambda stage: status.update(f"Drawing {stage}"))
+    out_console.print(f"Figures: {report.parent / 'figures'}")
+    out_console.print(f"Report:  [bold]{report}[/] (open it in a browser)")
+
+
+def _default_run(config: str) -> Path:
+    from experiments.config import read_config
+
+    return Path("runs") / read_config(config)[0]
+
+
+def _check_split(split: str | None) -> None:
+    if split not in (None, "validation", "test"):
+        raise typer.BadParameter(f"--split is {split!r}; it is validation or test.")
+
+
+# ---- what is shown
+
+
+def tables(result: dict[str, Any]) -> list[Table]:
+    """Return the tables of an evaluation, for the console."""
+    frames = result["frames"]
+    errors = Table(
+        "transformation",
+        title=f"Equivariance error on {result['images']} {result['split']} digits, "
+        f"sum over t=1..{frames}",
+        title_justify="left",
+    )
+    for column in ("E", "± s.e.", "identity", "floor", "per pixel", "with dopri5"):
+        errors.add_column(column, justify="right")
+    for name, error in result["errors"].items():
+        change = result["solver_independence"][name]["relative"]
+        errors.add_row(
+            name,
+            f"[bold]{error['error']:.1f}[/]",
+            f"{error['standard_error']:.1f}",
+            f"{error['identity']:.1f}",
+            f"{error['floor']:.1f}",
+            f"{error['per_frame_and_pixel']:.4f}",
+            f"{change:+.2%}",
+        )
+    identity = sum(e["identity"] for e in result["errors"].values()) / len(result["errors"])
+    errors.add_section()
+    errors.add_row("mean", f"[bold]{result['mean_error']:.1f}[/]", "", f"{identity:.1f}")
+
+    likelihood = result["log_likelihood"]
+    bounds = Table(
+        "observation model",
+        title=f"IWAE bound of log p(x_0..x_T | k), {likelihood['samples']} samples, "
+        f"{likelihood['sequences']} sequences, nats",
+        title_justify="left",
+    )
+    for column in ("per sequence", "± s.e.", "per frame"):
+        bounds.add_column(column, justify="right")
+    for name in ("trained", "unit_gaussian"):
+        bound = likelihood[name]
+        label = "unit Gaussian" if name == "unit_gaussian" else f"{bound['observation']} (trained)"
+        bounds.add_row(
+            label,
+            f"{bound['per_sequence']:.1f}",
+            f"{bound['standard_error']:.1f}",
+            f"{bound['per_frame']:.1f}",
+        )
+    found = [errors, bounds]
+    if unseen := result.get("held_out_digits"):
+        digits = ", ".join(map(str, unseen["digits"]))
+        table = Table(
+            "transformation",
+            title=f"Digits {digits}, which training never saw ({unseen['images']} digits)",
+            title_justify="left",
+        )
+        for column in ("E", "identity", "floor"):
+            table.add_column(column, justify="right")
+        for name, error in unseen["errors"].items():
+            table.add_row(name, *(f"{error[key]:.1f}" for key in ("error", "identity", "floor")))
+        found.append(table)
+    return found
+
+
+@contextlib.contextmanager
+def _training_bar() -> Iterator[Callable[[Progress], None]]:
+    """Show a bar with the losses and the time left; on a terminal only."""
+    bar = Bar(
+        SpinnerColumn(),
+        TextColumn("step {task.fields[step]}"),
+        BarColumn(bar_width=None),
+        TaskProgressColumn(),
+        TextColumn("[cyan]{task.fields[left]} left[/]"),
+        TextColumn("{task.fields[terms]}"),
+        console=error_console,
+        disable=not error_console.is_terminal,
+    )
+    logger = logging.getLogger("experiments.training")
+    validation = ""
+    with bar:
+        task = bar.add_task("train", total=1.0, step=0, left="?", terms="")
+
+        def show(progress: Progress) -> None:
+            nonlocal validation
+            terms = "  ".join(
+                f"{_short(name)} {value:.4g}" for name, value in progress.terms.items()
+            )
+            if progress.split == "validation":
+                validation = f"  [dim]validation {progress.terms['loss']:.1f}[/]"
+                logger.info(
+                    "step %d, %s left: validation %s", progress.step, _time(progress), terms
+                )
+                return
+            bar.update(
+                task,
+                completed=progress.fraction,
+                step=progress.step,
+                left=_time(progress),
+                terms=terms + validation,
+            )
+
+        yield show
+
+
+def _short(name: str) -> str:
+    return {"reconstruction": "rec", "hamilton_jacobi": "HJ", "path_kl": "path"}.get(name, name)
+
+
+def _time(progress: Progress) -> str:
+    minutes, seconds = divmod(round(progress.seconds_left), 60)
+    return f"{minutes}:{seconds:02d}"
+
+
+def _log_to_console() -> None:
+    for name in ("flowfactor", "experiments"):
+        logger = logging.getLogger(name)
+        logger.setLevel(logging.INFO)
+        if not any(isinstance(handler, RichHandler) for handler in logger.handlers):
+            handler = RichHandler(console=error_console, show_path=False, show_level=False)
+            logger.addHandler(handler)
+
+
+@contextlib.contextmanager
+def _errors(debug: bool) -> Iterator[None]:
+    """Turn the errors that a user can cause into one paragraph and the exit code 2."""
+    debug = debug or bool(os.environ.get("FLOWFACTOR_DEBUG"))
+    try:
+        yield
+    except (FlowFactorError, SolverError) as error:
+        if debug:
+            raise
+        error_console.print(f"[bold red]Error:[/] {_escape(str(error))}", soft_wrap=True)
+        raise typer.Exit(2) from None
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,234 @@
+"""The figures of a run and its report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import flowfactor
+from experiments.config import Config
+from experiments.runs import EVALUATION_FILE, load_data, read_json, read_run_config
+from flowfactor import diagnostics
+from flowfactor.data import SequenceDataset
+from flowfactor.diagnostics import Illustration, Section, Table
+from flowfactor.errors import RunError
+from flowfactor.models import SequenceModel
+from flowfactor.training import read_metrics
+
+FIGURES = "figures"
+
+
+def plot(run: Path, *, on_stage: Callable[[str], None] | None = None) -> Path:
+    """Draw every figure of an evaluated run and write ``report.html``.
+
+    Args:
+        run: the folder; it must have been evaluated.
+        on_stage: called with what is being drawn.
+
+    Returns:
+        The path of the report.
+
+    Raises:
+        RunError, DataError: the run or its data cannot be read.
+    """
+    report = on_stage or (lambda _: None)
+    config = read_run_config(run)
+    model = flowfactor.load(run)
+    if not (run / EVALUATION_FILE).is_file():
+        raise RunError(
+            f"{run} has not been evaluated yet: it has no {EVALUATION_FILE}. "
+            f"`flowfactor evaluate {run}` writes it; then plot again."
+        )
+    result = read_json(run / EVALUATION_FILE)
+    data = load_data(config, result["split"])
+    chosen = one_of_each_class(data)
+
+    sections = [_overview(result, run, config)]
+    sections.append(_films(model, data, chosen, run, report))
+    sections.append(_landscapes(model, data, chosen, run, report))
+    sections.append(_transport(model, data, run, report))
+    sections.append(_numbers(result, run, config, report))
+    return diagnostics.write_report(
+        run, f"flowfactor: {run.name}", sections, subtitle=result.get("command", "")
+    )
+
+
+def one_of_each_class(data: SequenceDataset) -> Tensor:
+    """Return the first image of each class, in the order of the classes."""
+    return torch.stack([(data.labels == c).nonzero()[0, 0] for c in data.labels.unique()])
+
+
+def _first_frames(data: SequenceDataset, indices: Tensor) -> Tensor:
+    return data.sample(indices, 0, torch.zeros(len(indices), 1, dtype=torch.long)).frames[:, 0]
+
+
+def _overview(result: dict[str, Any], run: Path, config: Config) -> Section:
+    rows: list[list[str | int | float]] = [
+        [
+            name,
+            round(error["error"], 1),
+            round(error["identity"], 1),
+            round(error["floor"], 1),
+            f"{result['solver_independence'][name]['relative']:+.2%}",
+        ]
+        for name, error in result["errors"].items()
+    ]
+    identity = sum(error["identity"] for error in result["errors"].values()) / len(rows)
+    rows.append(["mean", round(result["mean_error"], 1), round(identity, 1), "", ""])
+    likelihood = result["log_likelihood"]
+    bounds: list[list[str | int | float]] = [
+        [
+            "unit Gaussian" if name == "unit_gaussian" else f"{bound['observation']} (trained)",
+            round(bound["per_sequence"], 1),
+            round(bound["per_frame"], 1),
+        ]
+        for name in ("trained", "unit_gaussian")
+        for bound in [likelihood[name]]
+    ]
+    return Section(
+        "How well the flows do",
+        f"Frame 0 of a held-out digit is encoded, its latent flows, and every frame is decoded "
+        f"again. E is the sum of absolute pixel errors over t = 1..{result['frames']} and all "
+        f"channels, averaged over {result['images']} {result['split']} digits. Identity is the "
+        f"error of a latent that stays where it is; the floor is what the autoencoder alone costs "
+        f"(decoding frame 0 from its own latent). The last column is the change of E when the flow "
+        f"is solved by dopri5 at 1e-6 in place of the trained {config.model.solver.name}: a small "
+        f"one says that the model is an ODE, not a property of its solver.",
+        tables=[
+            Table(("transformation", "E", "identity", "floor", "with dopri5"), rows),
+            Table(
+                ("observation model", "nats per sequence", "nats per frame"),
+                bounds,
+                f"IWAE bound of the log-likelihood, {likelihood['samples']} samples, "
+                f"{likelihood['sequences']} sequences",
+            ),
+        ],
+    )
+
+
+def _films(
+    model: SequenceModel,
+    data: SequenceDataset,
+    chosen: Tensor,
+    run: Path,
+    report: Callable[[str], None],
+) -> Section:
+    report("film strips")
+    folder = run / FIGURES
+    K = len(model.names)
+    # A different digit for each strip, two strips for each transformation.
+    digits = chosen[torch.arange(2 * K) % len(chosen)]
+    factor = torch.arange(K).repeat_interleave(2)
+    strips = diagnostics.plot_film_strips(model, data.sample(digits, factor))
+    diagnostics.save(strips, folder / "film_strips.png")
+    longer = data.with_last(data.last + 4).sample(digits[::2], factor[::2])
+    outside = diagnostics.plot_film_strips(model, longer, before=3)
+    diagnostics.save(outside, folder / "extrapolation.png")
+    report("the animation")
+    animation = diagnostics.animate(model, _first_frames(data, chosen[:6]))
+    animation.save(folder / "flows.gif")
+    return Section(
+        "Film strips",
+        "Upper rows: what the transformation does to the digit. Lower rows: the same frames "
+        "decoded along the learned flow, from the latent of frame 0 alone.\n\n"
+        "In the second figure the flow also runs backwards from frame 0 and beyond the last frame "
+        "of the training; such frames have a coloured rim, and nothing has taught the model what "
+        "they look like.",
+        [
+            Illustration(animation, "Six held-out digits along each flow, there and back."),
+            Illustration(strips, "Truth and flow, two held-out digits for each transformation."),
+            Illustration(outside, "Before the first and beyond the last frame of the training."),
+        ],
+    )
+
+
+def _landscapes(
+    model: SequenceModel,
+    data: SequenceDataset,
+    chosen: Tensor,
+    run: Path,
+    report: Callable[[str], None],
+) -> Section:
+    folder = run / FIGURES
+    shown = []
+    for k, name in enumerate(model.names):
+        report(f"the landscape of {name}")
+        images = _first_frames(data, chosen[[(2 + k) % len(chosen)]])
+        figure = diagnostics.plot_landscape(model, images, name)
+        diagnostics.save(figure, folder / f"landscape_{name}.png")
+        shown.append(Illustration(figure, f"The potential of {name} along a digit's trajectory."))
+    report("trajectories")
+    count = min(24, len(data))
+    trajectories = diagnostics.plot_trajectories(model, _first_frames(data, torch.arange(count)))
+    diagnostics.save(trajectories, folder / "trajectories.png")
+    shown.append(Illustration(trajectories, f"{count} held-out digits under every transformation."))
+    return Section(
+        "Potential landscapes",
+        "A plane through a digit's trajectory in latent space: the potential as colour, its "
+        "gradient, along which the latent moves, as arrows, and decoded frames beside the path. "
+        "The potential depends on time, so each panel shows it at one time. The axes are principal "
+        "directions of the trajectory, with the share of its variance that they explain.",
+        shown,
+    )
+
+
+def _transport(
+    model: SequenceModel, data: SequenceDataset, run: Path, report: Callable[[str], None]
+) -> Section:
+    report("transport along the flows")
+    images = _first_frames(data, torch.arange(min(200, len(data))))
+    figure = diagnostics.plot_transport(model, images)
+    diagnostics.save(figure, run / FIGURES / "transport.png")
+    return Section(
+        "Optimal transport",
+        "The residual of the Hamilton-Jacobi equation, du/dt + 1/2 |grad u|^2, and the kinetic "
+        "energy 1/2 |grad u|^2 along held-out trajectories. Where the residual is small against "
+        "the energy, paths are close to straight lines at constant speed.",
+        [Illustration(figure, "Hamilton-Jacobi residual and kinetic energy over time.")],
+    )
+
+
+def _numbers(
+    result: dict[str, Any], run: Path, config: Config, report: Callable[[str], None]
+) -> Section:
+    report("errors over time and training curves")
+    folder = run / FIGURES
+    curves = {
+        name: {
+            "flow": error["per_frame"],
+            "identity": error["identity_per_frame"],
+            "floor": error["floor"] / result["frames"],
+        }
+        for name, error in result["errors"].items()
+    }
+    errors = diagnostics.plot_errors(curves, last=config.data.last)
+    diagnostics.save(errors, folder / "errors.png")
+    shown = [Illustration(errors, "Error of each frame, with identity and floor.")]
+    metrics = read_metrics(run)
+    if metrics:
+        training = diagnostics.plot_training(metrics)
+        diagnostics.save(training, folder / "training.png")
+        shown.append(Illustration(training, "Terms of the objective during training."))
+    facts = result.get("training", {})
+    hardware = facts.get("hardware", {})
+    rows: list[list[str | int | float]] = [
+        ["command", str(facts.get("command", "unknown"))],
+        ["seed", config.seed],
+        ["steps", facts.get("steps", "unknown")],
+        ["seconds of training", facts.get("seconds", "unknown")],
+        ["parameters", facts.get("parameters", "unknown")],
+        ["training digits", facts.get("training_digits", "unknown")],
+        ["processor", f"{hardware.get('processor')}, {hardware.get('threads')} threads"],
+        ["accelerator", str(hardware.get("accelerator"))],
+        ["versions", ", ".join(f"{k} {v}" for k, v in facts.get("versions", {}).items())],
+    ]
+    return Section(
+        "Errors over time, and the training",
+        "The same figures are in evaluation.json, the curves in metrics.jsonl.",
+        shown,
+        [Table(("what", "value"), rows)],
+    )

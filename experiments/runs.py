@@ -1,0 +1,402 @@
+"""Run folders: what is in them, and the steps that fill them: train and evaluate.
+
+A run folder holds ``config.yaml`` (every key written out), ``train.log``, ``metrics.jsonl``,
+``tensorboard/``, ``checkpoint.pt`` (to resume), ``model.pt`` (to load), ``training.json`` (once the
+training has ended), ``evaluation.json``, ``figures/`` and ``report.html``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+
+import flowfactor
+from experiments import environment
+from experiments.config import Config, differences, dump, read_config
+from flowfactor import checkpoints
+from flowfactor.data import SequenceDataset, SequenceLoader, load_mnist, resolve_source
+from flowfactor.errors import ConfigError, DataError, RunError
+from flowfactor.metrics import (
+    equivariance_error,
+    log_likelihood,
+    mean_error,
+    solver_independence,
+)
+from flowfactor.models import MODELS, SequenceModel
+from flowfactor.observation import Gaussian
+from flowfactor.training import Progress, TrainingResult, fit, validation_batches
+
+CONFIG_FILE = "config.yaml"
+TRAINING_FILE = "training.json"
+EVALUATION_FILE = "evaluation.json"
+LOG_FILE = "train.log"
+
+# What may change when a training is resumed: nothing that the model or its batches depend on.
+_MAY_CHANGE = (
+    "description",
+    "evaluation.",
+    "data.root",
+    "data.test",
+    "training.steps",
+    "training.max_minutes",
+    "training.learning_rate",
+    "training.clip",
+    "training.log_every",
+    "training.validate_every",
+    "training.checkpoint_every",
+    "training.accelerator",
+)
+
+logger = logging.getLogger(__name__)
+
+
+# ---- data and model of a configuration
+
+
+def load_data(config: Config, split: str, *, only_excluded: bool = False) -> SequenceDataset:
+    """Return the sequences of a split.
+
+    Args:
+        config: of the run.
+        split: ``train``, ``validation`` or ``test``.
+        only_excluded: exactly the digit classes that the training leaves out.
+
+    Raises:
+        DataError: the digits cannot be read.
+    """
+    data = config.data
+    digits = load_mnist(
+        data.source,
+        data.root,
+        split,
+        validation=data.validation,
+        test=data.test,
+        exclude_digits=() if only_excluded else data.exclude_digits,
+        only_digits=data.exclude_digits if only_excluded else None,
+    )
+    images, labels = digits
+    if split == "train" and data.train is not None:
+        if data.train > len(images):
+            raise DataError(
+                f"data.train asks for {data.train} training digits, but there are only "
+                f"{len(images)} from the source {data.source!r}. Ask for fewer, or leave it out."
+            )
+        images, labels = images[: data.train], labels[: data.train]
+    transformations = [each.build(name) for name, each in data.transformations.items()]
+    return SequenceDataset(images, labels, transformations, last=data.last, centre=data.centre)
+
+
+def build_model(config: Config) -> SequenceModel:
+    """Return the untrained model of a configuration, initialised from its seed.
+
+    Raises:
+        ConfigError: sizes that do not fit together.
+    """
+    model = config.model
+    torch.manual_seed(config.seed)
+    try:
+        return MODELS[model.kind].build(
+            list(config.data.transformations),
+            (3, 28, 28),
+            last=config.data.last,
+            latent_dim=model.latent_dim,
+            width=model.width,
+            time_width=model.time_width,
+            autonomous=model.autonomous,
+            encoder=model.encoder.options(),
+            decoder=model.decoder.options(),
+            observation=model.observation,
+            force=model.force,
+            diffusion=model.diffusion,
+            objective=config.objective.model_dump(),
+            method=model.solver.options(),
+            gradient=model.gradient.options(),
+        )
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"model: {error}.") from error
+
+
+# ---- training
+
+
+def train(
+    config: Config,
+    run: Path,
+    *,
+    resume: bool = False,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> TrainingResult:
+    """Train a configuration into a run folder.
+
+    Args:
+        config: what to train.
+        run: the folder; new or empty, unless resumed.
+        resume: continue the training in the folder.
+        on_progress: called as the training goes on.
+
+    Raises:
+        RunError: the folder is in use, or cannot be resumed with this configuration.
+        DataError, ConfigError, TrainingError: as their names say.
+    """
+    source = resolve_source(config.data.source, config.data.root)
+    config = config.model_copy(update={"data": config.data.model_copy(update={"source": source})})
+    if resume:
+        _check_resumable(config, run)
+    else:
+        _check_free(run)
+    # Everything that can be wrong with data and model is found before the folder is made.
+    training = load_data(config, "train")
+    held_out = load_data(config, "validation")
+    model = build_model(config)
+    fabric = _fabric(config)
+
+    run.mkdir(parents=True, exist_ok=True)
+    _write_text(run / CONFIG_FILE, dump(config))
+    with _log_to(run / LOG_FILE):
+        logger.info("%s", environment.command())
+        logger.info(
+            "%d training digits from %s, %d held out for validation; %d parameters",
+            len(training),
+            config.data.source,
+            len(held_out),
+            sum(parameter.numel() for parameter in model.parameters()),
+        )
+        loader = SequenceLoader(
+            training.to(fabric.device),
+            config.training.batch_size,
+            frames_per_sequence=config.training.frames_per_sequence,
+            seed=config.seed,
+            rank=fabric.global_rank,
+            world_size=fabric.world_size,
+        )
+        held_out = held_out.to(fabric.device)
+        validation = list(validation_batches(held_out, config.training.validation_sequences))
+        result = fit(
+            model,
+            loader,
+            validation,
+            config.training.options(),
+            run,
+            fabric=fabric,
+            resume=resume,
+            seed=config.seed,
+            on_progress=on_progress,
+        )
+        logger.info("finished: %d steps in %.0f s", result.steps, result.seconds)
+    facts = {
+        "command": environment.command(),
+        "seed": config.seed,
+        "steps": result.steps,
+        "seconds": round(result.seconds, 1),
+        "best_validation_loss": result.best_validation,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "training_digits": len(training),
+        **environment.describe(fabric.device),
+    }
+    if fabric.is_global_zero:
+        write_json(run / TRAINING_FILE, facts)
+    return result
+
+
+def _fabric(config: Config) -> Fabric:
+    options = config.training
+    try:
+        fabric = Fabric(
+            accelerator=options.accelerator,
+            devices=options.devices,
+            num_nodes=options.num_nodes,
+            strategy=options.strategy,
+            precision=options.precision,
+        )
+        fabric.launch()
+    except (RuntimeError, ValueError) as error:  # raised for devices that are not there
+        raise ConfigError(
+            f"training.accelerator, devices, strategy or precision: {error}. "
+            f"`--set training.accelerator=cpu` trains on the processor."
+        ) from error
+    return fabric
+
+
+def _check_free(run: Path) -> None:
+    if run.exists() and not run.is_dir():
+        raise RunError(f"{run} is a file; a run needs a folder. Choose another one with --out.")
+    if run.is_dir() and any(run.iterdir()):
+        raise RunError(
+            f"{run} exists and is not empty, and nothing in it was changed. Continue its training "
+            f"with --resume, or choose another folder with --out."
+        )
+
+
+def _check_resumable(config: Config, run: Path) -> None:
+    before = read_run_config(run)
+    changed = [
+        change for change in differences(before, config) if not change.startswith(_MAY_CHANGE)
+    ]
+    if changed:
+        listed = "\n".join(f"  {change}" for change in changed)
+        raise RunError(
+            f"{run} was started with another configuration and cannot be continued with this one. "
+            f"What differs:\n{listed}\nUse the configuration of the run ({run / CONFIG_FILE}), or "
+            f"train into another folder with --out."
+        )
+
+
+# ---- reading a run
+
+
+def read_run_config(run: Path) -> Config:
+    """Return the configuration of a run.
+
+    Raises:
+        RunError: the folder is no run.
+        ConfigError: its configuration is damaged.
+    """
+    if not run.is_dir():
+        raise RunError(
+            f"There is no run folder {run}. `flowfactor train CONFIG --out {run}` makes one."
+        )
+    if not (run / CONFIG_FILE).is_file():
+        raise RunError(
+            f"{run} is no run folder: it has no {CONFIG_FILE}. Give a folder that "
+            f"`flowfactor train` has written."
+        )
+    return read_config(str(run / CONFIG_FILE))[1]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object of a run.
+
+    Raises:
+        RunError: it is missing or damaged.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise RunError(f"There is no {path}.") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise RunError(
+            f"{path} is damaged: {error}. Remove it and run the command that writes it again."
+        ) from error
+    if not isinstance(content, dict):
+        raise RunError(f"{path} is damaged: it holds no JSON object. Remove it and write it again.")
+    return content
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON object atomically."""
+    _write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+# ---- evaluation
+
+
+def evaluate(
+    run: Path,
+    *,
+    split: str | None = None,
+    images: int | None = None,
+    on_stage: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
+    """Measure a trained run on held-out digits and write ``evaluation.json``.
+
+    Args:
+        run: the folder.
+        split: ``validation`` or ``test``; None is what the configuration says.
+        images: how many digits; None is what the configuration says.
+        on_stage: called with what is being measured.
+
+    Raises:
+        RunError, DataError: the run or its data cannot be read.
+    """
+    config = read_run_config(run)
+    options = config.evaluation
+    split = split or options.split
+    report = on_stage or (lambda _: None)
+    model = flowfactor.load(run)
+    data = load_data(config, split)
+    indices = torch.arange(min(images or options.images, len(data)))
+
+    report(f"equivariance errors on {len(indices)} digits")
+    errors = equivariance_error(model, data, indices, frames=options.frames)
+    report("the same with an accurate solver")
+    changes = solver_independence(model, data, indices, frames=options.frames, trained=errors)
+    result: dict[str, Any] = {
+        "split": split,
+        "source": config.data.source,
+        "images": len(indices),
+        "frames": options.frames,
+        "mean_error": mean_error(errors),
+        "errors": {name: error.summary() for name, error in errors.items()},
+        "solver_independence": {name: change._asdict() for name, change in changes.items()},
+    }
+    report("log-likelihoods")
+    result["log_likelihood"] = _likelihoods(model, data, config)
+    if config.data.exclude_digits:
+        report("digit classes that were held out")
+        unseen = load_data(config, split, only_excluded=True)
+        others = torch.arange(min(images or options.images, len(unseen)))
+        unseen_errors = equivariance_error(model, unseen, others, frames=options.frames)
+        result["held_out_digits"] = {
+            "digits": list(config.data.exclude_digits),
+            "images": len(others),
+            "mean_error": mean_error(unseen_errors),
+            "errors": {name: error.summary() for name, error in unseen_errors.items()},
+        }
+    if (run / TRAINING_FILE).is_file():
+        result["training"] = read_json(run / TRAINING_FILE)
+    result["command"] = environment.command()
+    result["environment"] = environment.describe()
+    write_json(run / EVALUATION_FILE, result)
+    return result
+
+
+def _likelihoods(model: SequenceModel, data: SequenceDataset, config: Config) -> dict[str, Any]:
+    """Return IWAE bounds per sequence and frame, under two models of the pixels."""
+    count = min(config.evaluation.likelihood_sequences, len(data))
+    indices = torch.arange(count)
+    sequences = data.sample(indices, indices % len(data.names))
+    samples = config.evaluation.likelihood_samples
+    found: dict[str, Any] = {"sequences": count, "samples": samples}
+    for name, observation in (("trained", None), ("unit_gaussian", Gaussian())):
+        generator = torch.Generator().manual_seed(config.seed)
+        bound = log_likelihood(
+            model, sequences, samples, observation=observation, generator=generator
+        ).double()
+        found[name] = {
+            "observation": config.model.observation if observation is None else "gaussian",
+            "per_sequence": float(bound.mean()),
+            "per_frame": float(bound.mean()) / (data.last + 1),
+            "standard_error": float(bound.std() / count**0.5) if count > 1 else 0.0,
+        }
+    return found
+
+
+# ---- small things
+
+
+def _write_text(path: Path, text: str) -> None:
+    with checkpoints.atomic_file(path) as file:
+        file.write(text.encode())
+
+
+@contextlib.contextmanager
+def _log_to(path: Path) -> Iterator[None]:
+    """Copy what the packages log into a file."""
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    loggers = [logging.getLogger(name) for name in ("flowfactor", "experiments")]
+    for each in loggers:
+        each.addHandler(handler)
+    try:
+        yield
+    finally:
+        for each in loggers:
+            each.removeHandler(handler)
+        handler.close()

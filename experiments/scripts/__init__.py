@@ -1,0 +1,1 @@
+"""Short uses of the library on a trained run."""

@@ -104,11 +104,33 @@ class GradientConfig(Section):
         return self.model_dump(exclude_none=True)
 
 
-class NetworkConfig(Section):
-    """Sizes of an encoder or a decoder; what is left out is the network's default."""
+class EncoderConfig(Section):
+    """Sizes of the encoder; what is left out is the network's default."""
 
     channels: tuple[Positive, ...] | None = None
+    hidden: Positive | None = None
+
+    def options(self) -> dict[str, Any]:
+        """Return what was given, as plain data."""
+        return self.model_dump(exclude_none=True, mode="json")
+
+
+class DecoderConfig(Section):
+    """Kind and sizes of the decoder; what is left out is the network's default."""
+
+    kind: Literal["mlp", "conv"] = "mlp"
+    channels: tuple[Positive, ...] | None = None
     hidden: Positive | tuple[Positive, ...] | None = None
+    brightness: Annotated[float, Field(gt=0, lt=1)] | None = None
+
+    @model_validator(mode="after")
+    def _fits_the_kind(self) -> DecoderConfig:
+        if self.kind == "mlp" and self.channels is not None:
+            raise ValueError("the mlp decoder has no channels; `kind: conv` has")
+        if self.hidden is not None and isinstance(self.hidden, tuple) != (self.kind == "mlp"):
+            form = "a list of widths" if self.kind == "mlp" else "one width"
+            raise ValueError(f"hidden of the {self.kind} decoder is {form}")
+        return self
 
     def options(self) -> dict[str, Any]:
         """Return what was given, as plain data."""
@@ -123,8 +145,8 @@ class ModelConfig(Section):
     width: Positive = 256
     time_width: Positive = 64
     autonomous: bool = False
-    encoder: NetworkConfig = NetworkConfig()
-    decoder: NetworkConfig = NetworkConfig()
+    encoder: EncoderConfig = EncoderConfig()
+    decoder: DecoderConfig = DecoderConfig()
     observation: Literal["bernoulli", "gaussian", "gaussian_learned"] = "bernoulli"
     force: Literal["zero", "learned"] = "zero"
     diffusion: PositiveFloat = 0.05

@@ -41,7 +41,7 @@ def model(digits) -> flowfactor.FlowVAE:
         width=16,
         time_width=8,
         encoder={"channels": [4, 8], "hidden": 16},
-        decoder={"channels": [4, 8], "hidden": 16},
+        decoder={"hidden": [16]},
     )
     with torch.no_grad():
         small.potentials.coefficients.mul_(3)

@@ -14,7 +14,7 @@ import solvers
 from flowfactor.data import Sequences
 from flowfactor.flow import trace
 from flowfactor.models.base import SequenceModel
-from flowfactor.networks import ConvDecoder, ConvEncoder
+from flowfactor.networks import ConvEncoder, make_decoder
 from flowfactor.observation import Bernoulli, Observation, observation_from_name
 from flowfactor.potentials import Potential, PotentialBank, RidgePotential
 from flowfactor.priors import DiffusingPrior
@@ -155,7 +155,9 @@ class FlowVAE(SequenceModel):
             time_width: the hidden width of the time network of each potential.
             autonomous: potentials without time.
             encoder: options of :class:`~flowfactor.networks.ConvEncoder`.
-            decoder: options of :class:`~flowfactor.networks.ConvDecoder`.
+            decoder: ``kind``, ``mlp`` or ``conv``, and the options of
+                :class:`~flowfactor.networks.MLPDecoder` or
+                :class:`~flowfactor.networks.ConvDecoder`.
             observation: ``bernoulli``, ``gaussian`` or ``gaussian_learned``.
             force: ``zero``, or ``learned`` and non-positive.
             diffusion: the value that the coefficients ``D_k`` of the prior start from.
@@ -175,7 +177,7 @@ class FlowVAE(SequenceModel):
         )
         model = cls(
             ConvEncoder(shape, latent_dim, **(encoder or {})),
-            ConvDecoder(shape, latent_dim, **(decoder or {})),
+            make_decoder(shape, latent_dim, **{"kind": "mlp", **(decoder or {})}),
             bank,
             shape,
             last=last,

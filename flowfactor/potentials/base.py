@@ -215,4 +215,3 @@ def check_latents(z: Tensor, dim: int) -> None:
         raise ValueError(
             f"z has the shape {tuple(z.shape)}; the potential acts on latents (B, {dim})"
         )
-

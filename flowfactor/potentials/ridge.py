@@ -20,13 +20,15 @@ class RidgePotential(PotentialBank):
 
     .. code-block:: text
 
-        u(z, t)     = sum_h w_h(t) logcosh(a_h . z + b_h(t)) + c(t) . z
+        u(z, t)     = sum_h w_h(t) logcosh(a_h . z + b_h(t)) + c(t) . z + e(t)
         grad u      = A^T (w * tanh(s)) + c             with s = A z + b
         laplacian u = sum_h w_h sech^2(s_h) ||a_h||^2
-        du/dt       = sum_h (w_h' logcosh(s_h) + w_h tanh(s_h) b_h') + c' . z
+        du/dt       = sum_h (w_h' logcosh(s_h) + w_h tanh(s_h) b_h') + c' . z + e'
 
-    ``(w, b, c)(t)`` is a network of one hidden layer on a sinusoidal embedding of t, one network
-    for each potential; w', b', c' are its derivatives, written out. An evaluation costs two matrix
+    ``(w, b, c, e)(t)`` is a network of one hidden layer on a sinusoidal embedding of t, one network
+    for each potential; w', b', c', e' are its derivatives, written out. The offset e moves no
+    latent, but the Hamilton-Jacobi equation needs it: a constant velocity v has the potential
+    ``v . z - ||v||^2 t / 2``. An evaluation costs two matrix
     products, whatever is asked for, and no automatic differentiation. The parameters of the K
     potentials are stacked, and a choice of one potential per sample evaluates only those chosen.
 
@@ -75,7 +77,7 @@ class RidgePotential(PotentialBank):
         # not have to chase latents that run away before anything is learned.
         self.directions = nn.Parameter(torch.randn(K, width, dim) / math.sqrt(dim))
         bias = torch.cat(
-            [torch.randn(K, width) * 0.05, torch.randn(K, width), torch.zeros(K, dim)], dim=1
+            [torch.randn(K, width) * 0.05, torch.randn(K, width), torch.zeros(K, dim + 1)], dim=1
         )
         self.coefficients = nn.Parameter(bias)
         self.frequencies: Tensor
@@ -85,7 +87,7 @@ class RidgePotential(PotentialBank):
             self.time_in = nn.Parameter(torch.randn(K, features, time_width) / math.sqrt(features))
             self.time_bias = nn.Parameter(torch.zeros(K, time_width))
             scale = 0.05 / math.sqrt(time_width)
-            self.time_out = nn.Parameter(torch.randn(K, time_width, 2 * width + dim) * scale)
+            self.time_out = nn.Parameter(torch.randn(K, time_width, 2 * width + dim + 1) * scale)
 
     def member(self, index: int) -> Potential:
         """Return the potential of one transformation."""
@@ -136,7 +138,7 @@ class _Parameters(NamedTuple):
     ) -> tuple[Tensor, ...]:
         """Return the asked fields, ``(C, N)`` or ``(C, N, D)``; ``t`` is ``()`` or ``(C, N)``."""
         A = self.directions
-        (w, b, c), rates = self._coefficients_at(t, with_rates="time" in fields)
+        (w, b, c, e), rates = self._coefficients_at(t, with_rates="time" in fields)
         s = torch.baddbmm(b, z, A.mT)
         tanh = s.tanh()
         log_cosh = _log_cosh(s) if {"value", "time"} & set(fields) else None
@@ -149,14 +151,15 @@ class _Parameters(NamedTuple):
                 found.append(torch.bmm(w * (1 - tanh.square()), squares).squeeze(-1))
             elif field == "value":
                 assert log_cosh is not None
-                found.append((w * log_cosh).sum(-1) + (c * z).sum(-1))
+                found.append((w * log_cosh).sum(-1) + (c * z).sum(-1) + e.squeeze(-1))
             elif field == "time":
                 assert log_cosh is not None
                 if rates is None:
                     found.append(torch.zeros_like(z[..., 0]))
                 else:
-                    dw, db, dc = rates
-                    found.append((dw * log_cosh + w * tanh * db).sum(-1) + (dc * z).sum(-1))
+                    dw, db, dc, de = rates
+                    moving = (dw * log_cosh + w * tanh * db).sum(-1)
+                    found.append(moving + (dc * z).sum(-1) + de.squeeze(-1))
             else:
                 raise ValueError(
                     f"a potential has no field {field!r}; there are value, time, gradient, "
@@ -167,11 +170,12 @@ class _Parameters(NamedTuple):
     def _coefficients_at(
         self, t: Float[Tensor, "*cn"], with_rates: bool
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...] | None]:
-        """Return ``(w, b, c)`` at t, each ``(C, 1 or N, .)``, and their time derivatives."""
+        """Return ``(w, b, c, e)`` at t, each ``(C, 1 or N, .)``, and their time derivatives."""
         H, D = self.directions.shape[1:]
+        sizes = (H, H, D, 1)
         constant = self.coefficients.unsqueeze(1)
         if self.network is None:
-            return constant.split((H, H, D), dim=-1), None
+            return constant.split(sizes, dim=-1), None
         first, bias, last = self.network
         # x' is the derivative with respect to t of every x below.
         s = (t / self.horizon).reshape(*t.shape, 1) if t.ndim else (t / self.horizon).view(1, 1, 1)
@@ -179,14 +183,14 @@ class _Parameters(NamedTuple):
         sin, cos = angle.sin(), angle.cos()
         embedding = torch.cat([s, sin, cos], dim=-1).expand(first.shape[0], -1, -1)
         hidden = torch.baddbmm(bias.unsqueeze(1), embedding, first).tanh()
-        out = torch.baddbmm(constant, hidden, last).split((H, H, D), dim=-1)
+        out = torch.baddbmm(constant, hidden, last).split(sizes, dim=-1)
         if not with_rates:
             return out, None
         speed = self.frequencies / self.horizon
         one = torch.full_like(s, 1 / self.horizon)
         rate = torch.cat([one, cos * speed, -sin * speed], dim=-1).expand_as(embedding)
         hidden_rate = (1 - hidden.square()) * torch.bmm(rate, first)
-        return out, torch.bmm(hidden_rate, last).split((H, H, D), dim=-1)
+        return out, torch.bmm(hidden_rate, last).split(sizes, dim=-1)
 
     def tensors(self) -> tuple[Tensor, ...]:
         return (self.directions, self.coefficients, *(self.network or ()))

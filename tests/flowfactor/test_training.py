@@ -30,7 +30,7 @@ def small(names):
         latent_dim=4,
         width=8,
         encoder={"channels": [4, 8], "hidden": 16},
-        decoder={"channels": [4, 8], "hidden": 16},
+        decoder={"hidden": [16]},
     )
 
 

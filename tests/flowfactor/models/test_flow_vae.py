@@ -131,7 +131,7 @@ def test_path_kl_never_averages_below_zero(digits):
         latent_dim=4,
         width=16,
         encoder={"channels": [4, 8], "hidden": 16},
-        decoder={"channels": [4, 8], "hidden": 16},
+        decoder={"hidden": [16]},
         objective={"path_kl": 20.0, "beta": 1.0},
     )
     loader = SequenceLoader(digits, 12, frames_per_sequence=1)

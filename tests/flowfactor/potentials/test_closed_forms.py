@@ -60,16 +60,16 @@ def test_laplacian_is_the_trace_of_the_hessian():
 
 
 def test_formula_by_hand():
-    """One ridge function in one dimension: u = w log cosh(a z + b) + c z."""
+    """One ridge function in one dimension: u = w log cosh(a z + b) + c z + e."""
     bank = RidgePotential(("only",), dim=1, width=1, autonomous=True).double()
-    a, w, b, c = 0.7, 1.3, -0.4, 0.2
+    a, w, b, c, e = 0.7, 1.3, -0.4, 0.2, 0.5
     with torch.no_grad():
         bank.directions.fill_(a)
-        bank.coefficients.copy_(torch.tensor([[w, b, c]], dtype=torch.float64))
+        bank.coefficients.copy_(torch.tensor([[w, b, c, e]], dtype=torch.float64))
     z = torch.tensor([[0.9]], dtype=torch.float64)
     s = torch.tensor(a * 0.9 + b, dtype=torch.float64)
     value, time, gradient, laplacian = bank[0].derivatives(z, 5.0)
-    assert value.item() == pytest.approx((w * s.cosh().log() + c * 0.9).item(), abs=1e-12)
+    assert value.item() == pytest.approx((w * s.cosh().log() + c * 0.9 + e).item(), abs=1e-12)
     assert time.item() == 0
     assert gradient.item() == pytest.approx((w * s.tanh() * a + c).item(), abs=1e-12)
     assert laplacian.item() == pytest.approx((w * a**2 / s.cosh() ** 2).item(), abs=1e-12)

@@ -1,0 +1,99 @@
+"""The command line from end to end: every shipped configuration, and every file of a run."""
+
+import json
+import shutil
+
+import pytest
+import torch
+import yaml
+from tiny import sets
+
+import flowfactor
+from experiments.config import shipped
+
+
+@pytest.mark.parametrize("config", shipped())
+def test_every_configuration_trains_evaluates_and_plots(call, tmp_path, config):
+    run = tmp_path / "run"
+    code, output = call("run", config, *sets(), "--out", run)
+    assert code == 0, output
+    for name in ("config.yaml", "train.log", "metrics.jsonl", "model.pt", "checkpoint.pt"):
+        assert (run / name).is_file(), name
+    result = json.loads((run / "evaluation.json").read_text())
+    assert set(result["errors"]) == set(flowfactor.load(run).names)
+    assert result["mean_error"] > 0
+    assert result["training"]["seed"] == 0
+    assert result["training"]["steps"] == 4
+    report = (run / "report.html").read_text()
+    assert report.count("data:image/") >= 8
+    assert (run / "figures" / "film_strips.png").is_file()
+    for name in result["errors"]:
+        assert name in output
+    # A second call reuses the training.
+    before = (run / "model.pt").read_bytes()
+    code, output = call("run", config, *sets(), "--out", run)
+    assert code == 0
+    assert "trained already" in output
+    assert (run / "model.pt").read_bytes() == before
+
+
+def test_evaluation_is_reproducible(call, tiny_run, tmp_path):
+    run = tmp_path / "copy"
+    shutil.copytree(tiny_run, run)
+    results = []
+    for _ in range(2):
+        assert call("evaluate", run, "--images", 5)[0] == 0
+        result = json.loads((run / "evaluation.json").read_text())
+        results.append((result["errors"], result["log_likelihood"], result["images"]))
+    assert results[0] == results[1]
+    assert results[0][2] == 5
+
+
+def test_a_run_is_described_by_its_config(call, tiny_run, tmp_path):
+    """Training from config.yaml of a run gives the same weights."""
+    code, output = call("train", tiny_run / "config.yaml", "--out", tmp_path / "again")
+    assert code == 0, output
+    for a, b in zip(
+        flowfactor.load(tiny_run).parameters(),
+        flowfactor.load(tmp_path / "again").parameters(),
+        strict=True,
+    ):
+        assert torch.equal(a, b)
+
+
+def test_resume_continues_with_more_steps(call, tiny_run, tmp_path):
+    run = tmp_path / "copy"
+    shutil.copytree(tiny_run, run)
+    code, output = call("train", "demo", *sets("training.steps=6"), "--out", run, "--resume")
+    assert code == 0, output
+    steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").open()]
+    assert max(steps) == 6
+    assert yaml.safe_load((run / "config.yaml").read_text())["training"]["steps"] == 6
+
+
+def test_held_out_classes_are_evaluated_apart(call, tmp_path):
+    run = tmp_path / "run"
+    code, output = call(
+        "train", "demo", *sets("data.exclude_digits=[8, 9]", "data.train=null"), "--out", run
+    )
+    assert code == 0, output
+    code, output = call("evaluate", run)
+    assert code == 0, output
+    assert "8, 9" in output
+    result = json.loads((run / "evaluation.json").read_text())
+    assert result["held_out_digits"]["digits"] == [8, 9]
+    assert result["held_out_digits"]["images"] == 4  # 2 of each of the 20 test digits' classes
+
+
+def test_configs_lists_what_ships(call):
+    code, output = call("configs")
+    assert code == 0
+    assert "demo" in output
+    assert "mnist" in output
+
+
+def test_show_writes_every_key(call):
+    code, output = call("show", "demo", "--set", "training.steps=7")
+    assert code == 0
+    assert "steps: 7" in output
+    assert "path_kl" in output

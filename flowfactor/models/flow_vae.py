@@ -12,14 +12,14 @@ from torch.distributions import Distribution, Independent, Normal
 
 import solvers
 from flowfactor.data import Sequences
-from flowfactor.flow import trace
+from flowfactor.flow import Path, trace
 from flowfactor.models.base import SequenceModel
 from flowfactor.networks import ConvEncoder, make_decoder
 from flowfactor.observation import Bernoulli, Observation, observation_from_name
 from flowfactor.potentials import Potential, PotentialBank, RidgePotential
 from flowfactor.priors import DiffusingPrior
 from flowfactor.transport import Force, hamilton_jacobi_residual
-from solvers import RK4, Direct, Gradient, Method
+from solvers import RK4, Direct, FixedMethod, Gradient, Method
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +56,7 @@ class FlowVAE(SequenceModel):
 
         - E_q[ sum_{t=0..T} log p(x_t | z_t) ]  +  beta KL(q(z_0|x_0) || N(0, I))
         + path_kl         sum_{t=1..T} KL(q_t(. | x_0, k) || p_t(. | k))
-        + hamilton_jacobi mean_t (du/dt + 1/2 ||grad u||^2 - f)^2
+        + hamilton_jacobi mean_{t in [0, T]} (du/dt + 1/2 ||grad u||^2 - f)^2
         + initial         ||grad u(z_0, 0)||^2
 
     averaged over the batch, where ``z_t`` is the flow of ``z_0 ~ q(z_0|x_0)``, ``q_t`` its density
@@ -104,7 +104,7 @@ class FlowVAE(SequenceModel):
         observation: Observation | None = None,
         force: Force | None = None,
         diffusion: float = 0.05,
-        method: Method = RK4(),
+        method: Method = RK4(steps=2),
         gradient: Gradient = Direct(),
     ) -> None:
         super().__init__()
@@ -133,7 +133,7 @@ class FlowVAE(SequenceModel):
         last: int = 8,
         latent_dim: int = 48,
         width: int = 256,
-        time_width: int = 64,
+        frequencies: int = 4,
         autonomous: bool = False,
         encoder: dict[str, Any] | None = None,
         decoder: dict[str, Any] | None = None,
@@ -152,7 +152,7 @@ class FlowVAE(SequenceModel):
             last: the last frame T.
             latent_dim: D.
             width: the ridge functions of each potential, H.
-            time_width: the hidden width of the time network of each potential.
+            frequencies: of the potentials' coefficients in time.
             autonomous: potentials without time.
             encoder: options of :class:`~flowfactor.networks.ConvEncoder`.
             decoder: ``kind``, ``mlp`` or ``conv``, and the options of
@@ -162,7 +162,7 @@ class FlowVAE(SequenceModel):
             force: ``zero``, or ``learned`` and non-positive.
             diffusion: the value that the coefficients ``D_k`` of the prior start from.
             objective: the weights, options of :class:`Objective`.
-            method: a solver's ``name`` and options, ``{"name": "rk4", "steps": 1}``.
+            method: a solver's ``name`` and options, ``{"name": "rk4", "steps": 2}``.
             gradient: ``{"name": "direct"}`` or ``{"name": "adjoint", ...}``.
 
         Raises:
@@ -173,7 +173,7 @@ class FlowVAE(SequenceModel):
         if force not in ("zero", "learned"):
             raise ValueError(f"force is {force!r}; it is either 'zero' or 'learned'")
         bank = RidgePotential(
-            names, latent_dim, width, horizon=last, time_width=time_width, autonomous=autonomous
+            names, latent_dim, width, horizon=last, frequencies=frequencies, autonomous=autonomous
         )
         model = cls(
             ConvEncoder(shape, latent_dim, **(encoder or {})),
@@ -185,7 +185,7 @@ class FlowVAE(SequenceModel):
             observation=observation_from_name(observation),
             force=Force(latent_dim, horizon=last) if force == "learned" else None,
             diffusion=diffusion,
-            method=solvers.method_from_name(**(method or {"name": "rk4"})),
+            method=solvers.method_from_name(**(method or {"name": "rk4", "steps": 2})),
             gradient=solvers.gradient_from_name(**(gradient or {"name": "direct"})),
         )
         model._spec = {
@@ -194,7 +194,7 @@ class FlowVAE(SequenceModel):
             "last": last,
             "latent_dim": latent_dim,
             "width": width,
-            "time_width": time_width,
+            "frequencies": frequencies,
             "autonomous": autonomous,
             "encoder": dict(encoder or {}),
             "decoder": dict(decoder or {}),
@@ -254,8 +254,7 @@ class FlowVAE(SequenceModel):
         posterior = self.encode(frames[:, 0])
         z0 = posterior.rsample()
         potential = self.potentials.select(k)
-        times = torch.arange(sequences.last + 1, dtype=z0.dtype, device=z0.device)
-        path = trace(z0, potential, times, self, log_density=weights.path_kl > 0)
+        path, between = self._path(z0, potential, sequences.last)
 
         place = sequences.times.unsqueeze(-1).expand(-1, -1, z0.shape[-1])
         z = path.z.transpose(0, 1).gather(1, place)
@@ -264,22 +263,46 @@ class FlowVAE(SequenceModel):
         terms = {"reconstruction": -log_likelihood.mean()}
         terms["kl"] = weights.beta * kl_to_standard_normal(posterior).mean()
         if path.log_det is not None:
-            path_kl = path_kl_estimate(posterior, self.prior, path.z, path.log_det, k, times)
+            path_kl = path_kl_estimate(posterior, self.prior, path.z, path.log_det, k, path.times)
             terms["path_kl"] = weights.path_kl * path_kl[1:].sum(0).mean()
-        if weights.hamilton_jacobi > 0:
-            residual = self._residuals(potential, path.z, times)
+        if between is not None:
+            residual = self._residuals(potential, between)
             terms["hamilton_jacobi"] = weights.hamilton_jacobi * residual.square().mean()
         if weights.initial > 0:
             start = potential.gradient(z0, 0.0).square().sum(-1)
             terms["initial"] = weights.initial * start.mean()
         return terms
 
-    def _residuals(
-        self, potential: Potential, z: Float[Tensor, "t b d"], times: Float[Tensor, "t"]
-    ) -> Float[Tensor, "t b"]:
+    def _path(
+        self, z0: Float[Tensor, "b d"], potential: Potential, last: int
+    ) -> tuple[Path, Path | None]:
+        """Return the path at the frames, and at one random time between each two of them.
+
+        The Hamilton-Jacobi equation holds at all times, not at frames only: one uniform time in
+        each interval estimates the mean over ``[0, T]`` without bias, where residuals at the frames
+        would be made small there and large between. The random times are also steps of the solver,
+        so that training cannot fit the errors of a fixed grid.
+        """
+        frames = torch.arange(last + 1, dtype=z0.dtype, device=z0.device)
+        density = self.objective.path_kl > 0
+        if self.objective.hamilton_jacobi == 0:
+            return trace(z0, potential, frames, self, log_density=density), None
+        # Away from the ends by a thousandth: times must not repeat.
+        inner = frames[:-1] + torch.rand(last, dtype=z0.dtype, device=z0.device).clamp(1e-3, 0.999)
+        times = torch.cat([torch.stack([frames[:-1], inner], dim=1).flatten(), frames[-1:]])
+        method = self.method
+        if isinstance(method, FixedMethod) and isinstance(method.steps, int):
+            # Two intervals share the steps of a frame.
+            method = dataclasses.replace(method, steps=-(-method.steps // 2))
+        path = trace(z0, potential, times, self, method=method, log_density=density)
+        log_det = None if path.log_det is None else path.log_det[::2]
+        at_frames = Path(path.z[::2], log_det, frames, path.stats)
+        return at_frames, Path(path.z[1::2], None, inner, path.stats)
+
+    def _residuals(self, potential: Potential, path: Path) -> Float[Tensor, "t b"]:
         """Return the Hamilton-Jacobi residual at every latent of the path."""
         found = []
-        for t, zt in zip(times, z, strict=True):
+        for t, zt in zip(path.times, path.z, strict=True):
             force = 0.0 if self.force is None else self.force(zt, t)
             found.append(hamilton_jacobi_residual(potential, zt, t, force))
         return torch.stack(found)

@@ -25,19 +25,22 @@ class RidgePotential(PotentialBank):
         laplacian u = sum_h w_h sech^2(s_h) ||a_h||^2
         du/dt       = sum_h (w_h' logcosh(s_h) + w_h tanh(s_h) b_h') + c' . z + e'
 
-    ``(w, b, c, e)(t)`` is a network of one hidden layer on a sinusoidal embedding of t, one network
-    for each potential; w', b', c', e' are its derivatives, written out. The offset e moves no
-    latent, but the Hamilton-Jacobi equation needs it: a constant velocity v has the potential
-    ``v . z - ||v||^2 t / 2``. An evaluation costs two matrix
-    products, whatever is asked for, and no automatic differentiation. The parameters of the K
-    potentials are stacked, and a choice of one potential per sample evaluates only those chosen.
+    The coefficients ``(w, b, c, e)(t)`` are learned combinations of 1, t, and sines and cosines of
+    t, so that their derivatives w', b', c', e' are exact. The offset e moves no latent, but the
+    Hamilton-Jacobi equation needs it: a constant velocity v has the potential
+    ``v . z - ||v||^2 t / 2``.
+
+    An evaluation costs two matrix products, whatever is asked for, and no automatic
+    differentiation. The parameters of the K potentials are stacked, and a choice of one potential
+    per sample evaluates only those chosen.
 
     Args:
         names: the names of the K transformations.
         dim: the latent size D.
         width: the number H of ridge functions of each potential.
         horizon: the time T up to which the coefficients are resolved: the last frame.
-        time_width: the hidden width of the time network.
+        frequencies: the number F of frequencies of the coefficients: ``pi / (2 T) * 2^i`` radians
+            per frame for i = 0..F-1, slow enough that a frame is a small step.
         autonomous: the coefficients do not depend on time; the flow of such a potential is a
             one-parameter group, ``flow(s) after flow(t) = flow(s + t)``.
 
@@ -62,11 +65,11 @@ class RidgePotential(PotentialBank):
         width: int = 256,
         *,
         horizon: float = 8.0,
-        time_width: int = 64,
+        frequencies: int = 4,
         autonomous: bool = False,
     ) -> None:
         super().__init__(names, dim)
-        for what, size in (("width", width), ("time_width", time_width), ("horizon", horizon)):
+        for what, size in (("width", width), ("frequencies", frequencies), ("horizon", horizon)):
             if not size > 0:
                 raise ValueError(f"{what} must be positive; it is {size}")
         K = len(self.names)
@@ -76,18 +79,16 @@ class RidgePotential(PotentialBank):
         # s = A z has unit variance for z ~ N(0, I), and the flow starts slow: the decoder should
         # not have to chase latents that run away before anything is learned.
         self.directions = nn.Parameter(torch.randn(K, width, dim) / math.sqrt(dim))
-        bias = torch.cat(
-            [torch.randn(K, width) * 0.05, torch.randn(K, width), torch.zeros(K, dim + 1)], dim=1
+        # Rows: the constant part, then what multiplies t / T, the sines and the cosines.
+        rows = 1 if autonomous else 2 + 2 * frequencies
+        coefficients = torch.randn(K, rows, 2 * width + dim + 1) / 30
+        coefficients[:, 0] = torch.cat(
+            [torch.randn(K, width) / 20, torch.randn(K, width), torch.zeros(K, dim + 1)], dim=1
         )
-        self.coefficients = nn.Parameter(bias)
+        self.coefficients = nn.Parameter(coefficients)
         self.frequencies: Tensor
-        self.register_buffer("frequencies", math.pi * 2.0 ** torch.arange(-1, 3), persistent=False)
-        if not autonomous:
-            features = 2 * len(self.frequencies) + 1
-            self.time_in = nn.Parameter(torch.randn(K, features, time_width) / math.sqrt(features))
-            self.time_bias = nn.Parameter(torch.zeros(K, time_width))
-            scale = 0.05 / math.sqrt(time_width)
-            self.time_out = nn.Parameter(torch.randn(K, time_width, 2 * width + dim + 1) * scale)
+        spectrum = math.pi / (2 * horizon) * 2.0 ** torch.arange(frequencies)
+        self.register_buffer("frequencies", spectrum, persistent=False)
 
     def member(self, index: int) -> Potential:
         """Return the potential of one transformation."""
@@ -103,17 +104,8 @@ class RidgePotential(PotentialBank):
 
     def parameters_of(self, which: slice | Int[Tensor, "c"]) -> _Parameters:
         """Return the stacked parameters of some of the potentials, a view for a slice."""
-
-        def take(parameter: Tensor) -> Tensor:
-            return parameter[which]
-
-        network = (
-            None
-            if self.autonomous
-            else (take(self.time_in), take(self.time_bias), take(self.time_out))
-        )
         return _Parameters(
-            take(self.directions), take(self.coefficients), network, self.frequencies, self.horizon
+            self.directions[which], self.coefficients[which], self.frequencies, self.horizon
         )
 
     def extra_repr(self) -> str:
@@ -128,8 +120,7 @@ class _Parameters(NamedTuple):
     """Stacked parameters of C potentials, and the closed forms over them."""
 
     directions: Float[Tensor, "c h d"]
-    coefficients: Float[Tensor, "c m"]
-    network: tuple[Tensor, Tensor, Tensor] | None
+    coefficients: Float[Tensor, "c r m"]
     frequencies: Float[Tensor, "f"]
     horizon: float
 
@@ -171,29 +162,31 @@ class _Parameters(NamedTuple):
         self, t: Float[Tensor, "*cn"], with_rates: bool
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...] | None]:
         """Return ``(w, b, c, e)`` at t, each ``(C, 1 or N, .)``, and their time derivatives."""
-        H, D = self.directions.shape[1:]
+        C, H, D = self.directions.shape
         sizes = (H, H, D, 1)
-        constant = self.coefficients.unsqueeze(1)
-        if self.network is None:
-            return constant.split(sizes, dim=-1), None
-        first, bias, last = self.network
-        # x' is the derivative with respect to t of every x below.
-        s = (t / self.horizon).reshape(*t.shape, 1) if t.ndim else (t / self.horizon).view(1, 1, 1)
-        angle = s * self.frequencies
+        if self.coefficients.shape[1] == 1:
+            return self.coefficients.split(sizes, dim=-1), None
+        # One row for the batch, or one for every latent.
+        at = t.reshape(*t.shape, 1) if t.ndim else t.view(1, 1, 1)
+        angle = at * self.frequencies
         sin, cos = angle.sin(), angle.cos()
-        embedding = torch.cat([s, sin, cos], dim=-1).expand(first.shape[0], -1, -1)
-        hidden = torch.baddbmm(bias.unsqueeze(1), embedding, first).tanh()
-        out = torch.baddbmm(constant, hidden, last).split(sizes, dim=-1)
+        features = torch.cat([torch.ones_like(at), at / self.horizon, sin, cos], dim=-1)
+        values = torch.bmm(features.expand(C, -1, -1), self.coefficients).split(sizes, dim=-1)
         if not with_rates:
-            return out, None
-        speed = self.frequencies / self.horizon
-        one = torch.full_like(s, 1 / self.horizon)
-        rate = torch.cat([one, cos * speed, -sin * speed], dim=-1).expand_as(embedding)
-        hidden_rate = (1 - hidden.square()) * torch.bmm(rate, first)
-        return out, torch.bmm(hidden_rate, last).split(sizes, dim=-1)
+            return values, None
+        rates = torch.cat(
+            [
+                torch.zeros_like(at),
+                torch.full_like(at, 1 / self.horizon),
+                cos * self.frequencies,
+                -sin * self.frequencies,
+            ],
+            dim=-1,
+        )
+        return values, torch.bmm(rates.expand(C, -1, -1), self.coefficients).split(sizes, dim=-1)
 
     def tensors(self) -> tuple[Tensor, ...]:
-        return (self.directions, self.coefficients, *(self.network or ()))
+        return (self.directions, self.coefficients)
 
 
 class _Member(Potential):

@@ -45,6 +45,14 @@ CONFIGURATIONS = {
         ["--set", "data.transformations={spin: {kind: twist}}"],
         "data.transformations.spin.kind.*scaling",
     ),
+    "own images in no folder": (
+        ["--set", "data.source=images", "--set", "data.root=nowhere"],
+        "no folder nowhere",
+    ),
+    "own images have no classes": (
+        ["--set", "data.source=images", "--set", "data.exclude_digits=[1]"],
+        "needs digits with labels",
+    ),
     "scale of zero": (
         ["--set", "data.transformations={shrink: {kind: scaling, step: -0.2}}"],
         "shrink",

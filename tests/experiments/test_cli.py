@@ -97,3 +97,28 @@ def test_show_writes_every_key(call):
     assert code == 0
     assert "steps: 7" in output
     assert "path_kl" in output
+
+
+def test_ones_own_images_from_an_array_and_a_folder(call, tmp_path):
+    """Other sizes than MNIST's, no labels: train, evaluate and plot by the command line alone."""
+    import numpy as np
+    from PIL import Image
+
+    images = np.random.default_rng(0).integers(0, 255, (30, 32, 32), dtype=np.uint8)
+    np.save(tmp_path / "images.npy", images)
+    (tmp_path / "pictures").mkdir()
+    for number, image in enumerate(images):
+        Image.fromarray(image).save(tmp_path / "pictures" / f"{number:03}.png")
+    own = ("data.source=images", "data.train=null", "data.validation=null", "data.test=null")
+    weights = []
+    for name in ("images.npy", "pictures"):
+        run = tmp_path / f"run of {name}"
+        code, output = call(
+            "run", "demo", *sets(*own, f"data.root={tmp_path / name}"), "--out", run
+        )
+        assert code == 0, output
+        model = flowfactor.load(run)
+        assert model.image_shape == (3, 32, 32)
+        weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+        assert json.loads((run / "training.json").read_text())["training_digits"] == 24
+    assert torch.equal(*weights)

@@ -42,12 +42,14 @@ def run_fit(digits, folder, options=OPTIONS, model=None, **more):
 
 
 def test_it_learns(digits, tmp_path):
-    options = TrainingOptions(steps=60, warmup=5, log_every=1, validate_every=30)
+    options = TrainingOptions(
+        steps=150, warmup=5, log_every=1, validate_every=75, learning_rate=1e-2
+    )
     _, result = run_fit(digits, tmp_path, options)
     losses = [line["loss"] for line in read_metrics(tmp_path) if line["split"] == "train"]
-    assert len(losses) == 60
+    assert len(losses) == 150
     assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
-    assert result.steps == 60
+    assert result.steps == 150
     best = min(line["loss"] for line in read_metrics(tmp_path) if line["split"] == "validation")
     assert result.best_validation == best
 

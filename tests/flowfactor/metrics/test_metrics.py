@@ -126,7 +126,7 @@ def test_batches_do_not_change_the_likelihood(model, digits):
 
 def test_a_coarse_solver_is_found_out(model, digits):
     with torch.no_grad():
-        model.potentials.coefficients.mul_(6)
+        model.potentials.coefficients.mul_(2)
     fine = solver_independence(model, digits)
     model.method = Euler(steps=1)
     coarse = solver_independence(model, digits)

@@ -13,7 +13,7 @@ NAMES = ("scaling", "rotation", "hue")
 
 def make_bank(autonomous: bool = False) -> RidgePotential:
     torch.manual_seed(1)
-    bank = RidgePotential(NAMES, DIM, WIDTH, time_width=6, autonomous=autonomous).double()
+    bank = RidgePotential(NAMES, DIM, WIDTH, autonomous=autonomous).double()
     with torch.no_grad():
         for parameter in bank.parameters():
             parameter.copy_(torch.randn_like(parameter))
@@ -65,7 +65,7 @@ def test_formula_by_hand():
     a, w, b, c, e = 0.7, 1.3, -0.4, 0.2, 0.5
     with torch.no_grad():
         bank.directions.fill_(a)
-        bank.coefficients.copy_(torch.tensor([[w, b, c, e]], dtype=torch.float64))
+        bank.coefficients.copy_(torch.tensor([[[w, b, c, e]]], dtype=torch.float64))
     z = torch.tensor([[0.9]], dtype=torch.float64)
     s = torch.tensor(a * 0.9 + b, dtype=torch.float64)
     value, time, gradient, laplacian = bank[0].derivatives(z, 5.0)

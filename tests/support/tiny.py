@@ -7,7 +7,6 @@ TINY = [
     "data.test=20",
     "model.latent_dim=4",
     "model.width=8",
-    "model.time_width=4",
     "model.encoder={channels: [4, 8], hidden: 16}",
     "model.decoder={kind: mlp, hidden: [16]}",
     "training.steps=4",

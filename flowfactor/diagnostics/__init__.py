@@ -1,0 +1,72 @@
+"""Figures of what a model learned, and the report that shows them.
+
+Every ``plot_`` function takes a model and images (or the numbers to draw) and returns a figure of
+matplotlib, which :func:`save` writes; none of them needs a display or touches ``pyplot``. Each has
+a function beside it that only computes (``landscape_data``) and one that only draws
+(``draw_landscape``), for figures of one's own.
+"""
+
+from flowfactor.diagnostics.animation import Animation, animate
+from flowfactor.diagnostics.curves import plot_training
+from flowfactor.diagnostics.error_curves import ErrorCurve, plot_errors
+from flowfactor.diagnostics.film_strips import (
+    FilmStrips,
+    draw_film_strips,
+    film_strip_data,
+    plot_film_strips,
+)
+from flowfactor.diagnostics.landscape import (
+    Landscape,
+    draw_landscape,
+    landscape_data,
+    plot_landscape,
+)
+from flowfactor.diagnostics.plane import Plane
+from flowfactor.diagnostics.report import Illustration, Section, Table, write_report
+from flowfactor.diagnostics.saving import save
+from flowfactor.diagnostics.style import LineStyle, line_styles, paper_style
+from flowfactor.diagnostics.trajectories import (
+    Trajectories,
+    draw_trajectories,
+    plot_trajectories,
+    trajectory_data,
+)
+from flowfactor.diagnostics.transport_plots import (
+    TransportCurves,
+    draw_transport,
+    plot_transport,
+    transport_data,
+)
+
+__all__ = [
+    "Animation",
+    "ErrorCurve",
+    "FilmStrips",
+    "Illustration",
+    "Landscape",
+    "LineStyle",
+    "Plane",
+    "Section",
+    "Table",
+    "Trajectories",
+    "TransportCurves",
+    "animate",
+    "draw_film_strips",
+    "draw_landscape",
+    "draw_trajectories",
+    "draw_transport",
+    "film_strip_data",
+    "landscape_data",
+    "line_styles",
+    "paper_style",
+    "plot_errors",
+    "plot_film_strips",
+    "plot_landscape",
+    "plot_training",
+    "plot_trajectories",
+    "plot_transport",
+    "save",
+    "trajectory_data",
+    "transport_data",
+    "write_report",
+]

@@ -1,0 +1,248 @@
+"""A report in one HTML file: figures, tables and how to read them."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import html
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from flowfactor.diagnostics.animation import Animation
+from flowfactor.diagnostics.saving import rendered, write_file
+
+_NUMBER = ' class="number"'
+_MIME = {
+    ".png": "image/png",
+    ".gif": "image/gif",
+    ".jpg": "image/jpeg",
+    ".jpeg": "image/jpeg",
+}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Illustration:
+    """An image of a report.
+
+    Attributes:
+        image: a figure, an animation, or the path of a PNG, GIF or JPEG file.
+        caption: what is to be seen; also what a screen reader says.
+    """
+
+    image: Figure | Animation | str | os.PathLike[str]
+    caption: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A table of a report.
+
+    Attributes:
+        header: the heading of each column.
+        rows: the cells, as text or numbers; numbers are shown with four significant digits.
+        caption: what the numbers are.
+
+    Raises:
+        ValueError: a row has another number of cells than the header.
+    """
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str | int | float]]
+    caption: str = ""
+
+    def __post_init__(self) -> None:
+        for number, row in enumerate(self.rows, start=1):
+            if len(row) != len(self.header):
+                raise ValueError(
+                    f"row {number} of a table has {len(row)} cells, but the header has "
+                    f"{len(self.header)}"
+                )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Section:
+    """A section of a report.
+
+    Attributes:
+        heading: its title.
+        text: what one sees and how to read it; an empty line starts a new paragraph.
+        illustrations: shown in this order.
+        tables: shown before the illustrations.
+    """
+
+    heading: str
+    text: str = ""
+    illustrations: Sequence[Illustration | Figure | Animation] = ()
+    tables: Sequence[Table] = ()
+
+
+def write_report(
+    folder: str | os.PathLike[str],
+    title: str,
+    sections: Sequence[Section],
+    *,
+    subtitle: str = "",
+) -> Path:
+    """Write ``report.html`` into a folder: one file, with all images inside.
+
+    It needs no network, no script and no other file, follows the reader's light or dark mode, and
+    fits narrow windows. All text is escaped: it is shown as it is, never read as HTML.
+
+    Args:
+        folder: made if missing; an older report in it is replaced.
+        title: of the report.
+        sections: with a table of contents if there are several.
+        subtitle: a line below the title, for instance the command that made the run.
+
+    Returns:
+        The path of the report.
+
+    Raises:
+        ValueError: an image file of a kind that browsers do not show.
+        OSError: an image file cannot be read.
+        RunError: the report cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> table = Table(("transformation", "error"), [("hue", 12.5)])
+        >>> section = Section("Errors", "Less is better.", tables=[table])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = write_report(folder, "A run", [section])
+        ...     path.name, "<td>hue</td>" in path.read_text()
+        ('report.html', True)
+    """
+    ids = [f"section-{number}" for number in range(1, len(sections) + 1)]
+    contents = ""
+    if len(sections) > 1:
+        entries = "".join(
+            f'<li><a href="#{name}">{html.escape(section.heading)}</a></li>'
+            for name, section in zip(ids, sections, strict=True)
+        )
+        contents = f'<nav aria-label="Contents"><ul>{entries}</ul></nav>\n'
+    body = "\n".join(_section(section, name) for section, name in zip(sections, ids, strict=True))
+    below = f'<p class="subtitle">{html.escape(subtitle)}</p>\n' if subtitle else ""
+    page = (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{html.escape(title)}</title>\n<style>\n{_STYLE}</style>\n</head>\n<body>\n"
+        f"<header>\n<h1>{html.escape(title)}</h1>\n{below}</header>\n{contents}"
+        f"<main>\n{body}\n</main>\n</body>\n</html>\n"
+    )
+    return write_file(Path(folder) / "report.html", page.encode())
+
+
+def _section(section: Section, name: str) -> str:
+    parts = [f'<section id="{name}">', f"<h2>{html.escape(section.heading)}</h2>"]
+    parts += [
+        f"<p>{html.escape(' '.join(paragraph.split()))}</p>"
+        for paragraph in section.text.split("\n\n")
+        if paragraph.strip()
+    ]
+    parts += [_table(table) for table in section.tables]
+    parts += [
+        _illustration(item if isinstance(item, Illustration) else Illustration(item), section)
+        for item in section.illustrations
+    ]
+    return "\n".join([*parts, "</section>"])
+
+
+def _illustration(item: Illustration, section: Section) -> str:
+    mime, content = _image(item.image)
+    source = f"data:{mime};base64,{base64.b64encode(content).decode('ascii')}"
+    says = html.escape(item.caption or section.heading)
+    caption = f"<figcaption>{html.escape(item.caption)}</figcaption>" if item.caption else ""
+    width, kind = "", ""
+    if isinstance(item.image, Figure):
+        inches = float(item.image.get_size_inches()[0])
+        # A little larger than on paper, so that text in figures is as large as text around them.
+        width = f' style="width: {125 * inches:.0f}px"'
+        # What does not fit a narrow window is scrolled: its text would become too small to read.
+        kind = ' class="wide"' if inches > 5 else ""
+    picture = f'<div{kind}><img src="{source}" alt="{says}"{width}></div>'
+    return f"<figure>{picture}{caption}</figure>"
+
+
+def _image(image: Figure | Animation | str | os.PathLike[str]) -> tuple[str, bytes]:
+    if isinstance(image, Figure):
+        return "image/png", rendered(image, ".png", dpi=200)
+    if isinstance(image, Animation):
+        return "image/gif", image.gif()
+    path = Path(image)
+    if path.suffix.lower() not in _MIME:
+        raise ValueError(f"a report shows {', '.join(_MIME)} files, not {path.name!r}")
+    return _MIME[path.suffix.lower()], path.read_bytes()
+
+
+def _table(table: Table) -> str:
+    numeric = [
+        any(not isinstance(row[i], str) for row in table.rows)
+        and not any(isinstance(row[i], str) and row[i] for row in table.rows)
+        for i in range(len(table.header))
+    ]
+    head = "".join(
+        f'<th scope="col"{_NUMBER if number else ""}>{html.escape(str(cell))}</th>'
+        for cell, number in zip(table.header, numeric, strict=True)
+    )
+    rows = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in table.rows)
+    caption = f"<caption>{html.escape(table.caption)}</caption>" if table.caption else ""
+    return (
+        f'<div class="table"><table>{caption}<thead><tr>{head}</tr></thead>'
+        f"<tbody>{rows}</tbody></table></div>"
+    )
+
+
+def _cell(value: str | int | float) -> str:
+    if isinstance(value, str):
+        return f"<td>{html.escape(value)}</td>"
+    shown = f"{value:.4g}" if isinstance(value, float) and abs(value) < 1000 else f"{value:,.0f}"
+    return f"<td{_NUMBER}>{html.escape(shown.replace('-', '−'))}</td>"
+
+
+_STYLE = """\
+:root {
+  color-scheme: light dark;
+  --ground: #ffffff; --text: #1f2328; --quiet: #59636e; --line: #d8dee4; --link: #0b62b0;
+}
+@media (prefers-color-scheme: dark) {
+  :root {
+    --ground: #15181c; --text: #e3e6ea; --quiet: #9aa4af; --line: #343b43; --link: #6cb6ff;
+  }
+}
+* { box-sizing: border-box; }
+body {
+  margin: 0 auto; padding: 1.5rem 1rem 4rem; max-width: 60rem;
+  background: var(--ground); color: var(--text);
+  font: 1rem/1.55 system-ui, sans-serif;
+}
+h1 { font-size: 1.7rem; line-height: 1.25; margin: 0.5rem 0; }
+h2 { font-size: 1.25rem; margin: 2.5rem 0 0.5rem; }
+p { max-width: 46rem; margin: 0.6rem 0; overflow-wrap: anywhere; }
+a { color: var(--link); }
+.subtitle { color: var(--quiet); font-size: 0.9rem; }
+nav ul { display: flex; flex-wrap: wrap; gap: 0.3rem 1.2rem; padding: 0; list-style: none; }
+section { border-top: 1px solid var(--line); margin-top: 2rem; }
+section h2 { margin-top: 1.2rem; }
+figure { margin: 1.2rem 0; }
+figure img {
+  display: block; max-width: 100%; height: auto;
+  background: #ffffff; border: 1px solid var(--line); border-radius: 6px; padding: 0.4rem;
+}
+@media (max-width: 40rem) {
+  figure .wide { overflow-x: auto; }
+  figure .wide img { max-width: none; width: 40rem !important; }
+}
+figcaption { color: var(--quiet); font-size: 0.9rem; max-width: 46rem; margin-top: 0.4rem; }
+.table { overflow-x: auto; margin: 1rem 0; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+caption { text-align: left; color: var(--quiet); font-size: 0.9rem; padding-bottom: 0.3rem; }
+th, td {
+  text-align: left; vertical-align: top; padding: 0.35rem 0.9rem;
+  border-bottom: 1px solid var(--line);
+}
+th { white-space: nowrap; }
+th.number, td.number { text-align: right; }
+@media print { section { break-inside: avoid; } }
+"""

@@ -186,7 +186,7 @@ class TrainingConfig(Section):
     devices: Positive | Literal["auto"] = 1
     num_nodes: Positive = 1
     strategy: Literal["auto", "ddp"] = "auto"
-    precision: Literal["32-true", "bf16-mixed", "64-true"] = "32-true"
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
 
     def options(self) -> TrainingOptions:
         """Return the options of the training loop."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, NamedTuple, overload
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
 import torch
 from jaxtyping import Float
@@ -70,9 +71,7 @@ def trace(
         return velocity, divergence
 
     start: State = (z, z.new_zeros(z.shape[0])) if log_density else z
-    # The flow is integrated in the latent's own precision also where a network around it is not:
-    # half the digits of a velocity are not enough for an ODE.
-    with torch.autocast(z.device.type, enabled=False):
+    with full_precision(z):
         solution = solvers.solve(
             field, start, grid, method, gradient, parameters=potential.tensors()
         )
@@ -164,6 +163,14 @@ def flow(
     if path.log_det is None:
         return moved
     return moved, path.log_det[-1] if number else path.log_det
+
+
+def full_precision(z: Tensor) -> AbstractContextManager[Any]:
+    """Evaluate potentials in the latent's own precision also where networks around them are not.
+
+    Half the digits of a velocity are not enough for an ODE, nor for its residuals.
+    """
+    return torch.autocast(z.device.type, enabled=False)
 
 
 def _resolve(k: Potential | Choice, model: SequenceModel | None) -> Potential:

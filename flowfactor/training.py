@@ -169,6 +169,7 @@ class _Trainer:
             lr=options.learning_rate,
             betas=options.betas,
             weight_decay=options.weight_decay,
+            fused=True,
         )
         self.wrapped, self.optimizer = fabric.setup(model, optimizer)
         self.wrapped.mark_forward_method("loss")
@@ -239,7 +240,9 @@ class _Trainer:
     def _step(self, batch: Sequences) -> dict[str, Tensor]:
         self.optimizer.zero_grad(set_to_none=True)
         try:
-            terms: dict[str, Tensor] = self.wrapped.loss(batch.to(self.fabric.device))
+            # Fabric applies its precision by itself only where a strategy wraps the model.
+            with self.fabric.autocast():
+                terms: dict[str, Tensor] = self.wrapped.loss(batch.to(self.fabric.device))
         except SolverError as error:
             raise self._stopped(f"the flow could not be solved ({error})") from error
         loss = torch.stack(list(terms.values())).sum()

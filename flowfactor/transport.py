@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from flowfactor.flow import Path
+from flowfactor.flow import Path, full_precision
 from flowfactor.potentials import Potential, Time
 
 
@@ -37,7 +37,8 @@ def hamilton_jacobi_residual(
         >>> hamilton_jacobi_residual(u, torch.tensor([[1.0, 2.0]]), 3.0).abs() < 1e-6
         tensor([True])
     """
-    time, gradient = potential.evaluate(z, t, ("time", "gradient"))
+    with full_precision(z):
+        time, gradient = potential.evaluate(z, t, ("time", "gradient"))
     return time + 0.5 * gradient.square().sum(-1) - force
 
 

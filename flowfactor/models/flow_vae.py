@@ -12,7 +12,7 @@ from torch.distributions import Distribution, Independent, Normal
 
 import solvers
 from flowfactor.data import Sequences
-from flowfactor.flow import Path, trace
+from flowfactor.flow import Path, full_precision, trace
 from flowfactor.models.base import SequenceModel
 from flowfactor.networks import ConvEncoder, make_decoder
 from flowfactor.observation import Bernoulli, Observation, observation_from_name
@@ -269,7 +269,8 @@ class FlowVAE(SequenceModel):
             residual = self._residuals(potential, between)
             terms["hamilton_jacobi"] = weights.hamilton_jacobi * residual.square().mean()
         if weights.initial > 0:
-            start = potential.gradient(z0, 0.0).square().sum(-1)
+            with full_precision(z0):
+                start = potential.gradient(z0, 0.0).square().sum(-1)
             terms["initial"] = weights.initial * start.mean()
         return terms
 

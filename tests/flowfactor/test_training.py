@@ -177,3 +177,35 @@ def test_validation_batches_cover_the_images_once(digits):
     assert [len(batch) for batch in batches] == [5, 5, 2]
     factors = torch.cat([batch.factor for batch in batches])
     assert factors.bincount().tolist() == [4, 4, 4]
+
+
+def test_mixed_precision_reaches_the_networks_but_not_the_potentials(digits, tmp_path):
+    from lightning_fabric import Fabric
+
+    model = small(digits.names)
+    seen = {}
+
+    def watch(name, inner):
+        def outer(*arguments):
+            result = inner(*arguments)
+            seen[name] = result[0].dtype if isinstance(result, tuple) else result.dtype
+            return result
+
+        return outer
+
+    model.decoder.forward = watch("decoder", model.decoder.forward)
+    model.encoder.forward = watch("encoder", model.encoder.forward)
+    parameters = type(model.potentials.parameters_of(slice(None)))
+    evaluate = parameters.evaluate
+    parameters.evaluate = watch("potentials", evaluate)
+    try:
+        run_fit(
+            digits, tmp_path, model=model, fabric=Fabric(accelerator="cpu", precision="bf16-mixed")
+        )
+    finally:
+        parameters.evaluate = evaluate
+    assert seen == {
+        "decoder": torch.bfloat16,
+        "encoder": torch.bfloat16,
+        "potentials": torch.float32,
+    }

@@ -224,6 +224,15 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _force_is_learned(self) -> Config:
+        if self.model.force == "learned" and self.objective.hamilton_jacobi == 0:
+            raise ValueError(
+                "model.force is learned through the Hamilton-Jacobi term, whose weight "
+                "objective.hamilton_jacobi is 0; give it a weight, or take `force: zero`"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _frames_fit(self) -> Config:
         last, some = self.data.last, self.training.frames_per_sequence
         if some is not None and some > last:

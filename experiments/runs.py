@@ -187,9 +187,10 @@ def train(
     model = build_model(config, training.image_shape)
     fabric = _fabric(config)
 
-    run.mkdir(parents=True, exist_ok=True)
-    _write_text(run / CONFIG_FILE, dump(config))
-    with _log_to(run / LOG_FILE):
+    if fabric.is_global_zero:
+        run.mkdir(parents=True, exist_ok=True)
+        _write_text(run / CONFIG_FILE, dump(config))
+    with _log_to(run / LOG_FILE, enabled=fabric.is_global_zero):
         logger.info("%s", environment.command())
         logger.info(
             "%d training digits from %s, %d held out for validation; %d parameters",
@@ -217,7 +218,7 @@ def train(
             fabric=fabric,
             resume=resume,
             seed=config.seed,
-            on_progress=on_progress,
+            on_progress=on_progress if fabric.is_global_zero else None,
         )
         logger.info("finished: %d steps in %.0f s", result.steps, result.seconds)
     facts = {
@@ -426,8 +427,11 @@ def _write_text(path: Path, text: str) -> None:
 
 
 @contextlib.contextmanager
-def _log_to(path: Path) -> Iterator[None]:
-    """Copy what the packages log into a file."""
+def _log_to(path: Path, *, enabled: bool) -> Iterator[None]:
+    """Copy what the packages log into a file, from the first process only."""
+    if not enabled:
+        yield
+        return
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     loggers = [logging.getLogger(name) for name in ("flowfactor", "experiments")]

@@ -119,7 +119,10 @@ class FlowVAE(SequenceModel):
         self.objective = objective
         self.observation = observation if observation is not None else Bernoulli()
         self.force = force
+        # Without the path term nothing teaches the diffusion, and distributed training would wait
+        # for its gradient.
         self.prior = DiffusingPrior(len(potentials), diffusion)
+        self.prior.requires_grad_(objective.path_kl > 0)
         self.method = method
         self.gradient = gradient
         self._spec: dict[str, Any] | None = None

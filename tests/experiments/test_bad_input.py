@@ -45,6 +45,10 @@ CONFIGURATIONS = {
         ["--set", "data.transformations={spin: {kind: twist}}"],
         "data.transformations.spin.kind.*scaling",
     ),
+    "force without its equation": (
+        ["--set", "model.force=learned", "--set", "objective.hamilton_jacobi=0"],
+        "hamilton_jacobi is 0",
+    ),
     "own images in no folder": (
         ["--set", "data.source=images", "--set", "data.root=nowhere"],
         "no folder nowhere",

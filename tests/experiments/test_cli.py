@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -122,3 +124,16 @@ def test_ones_own_images_from_an_array_and_a_folder(call, tmp_path):
         weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
         assert json.loads((run / "training.json").read_text())["training_digits"] == 24
     assert torch.equal(*weights)
+
+
+def test_two_processes_train_together(tmp_path):
+    """Distributed data parallel on the CPU, by the ordinary command."""
+    run = tmp_path / "run"
+    words = sets("training.devices=2", "training.strategy=ddp", "data.train=null")
+    command = [sys.executable, "-m", "experiments.cli", "train", "demo", *words, "--out", run]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert result.returncode == 0, result.stderr
+    assert json.loads((run / "training.json").read_text())["steps"] == 4
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").open()]
+    assert [line["step"] for line in lines if line["split"] == "train"] == [1, 2, 3, 4]
+    assert all(torch.isfinite(p).all() for p in flowfactor.load(run).parameters())

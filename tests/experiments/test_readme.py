@@ -1,0 +1,53 @@
+"""The README is true: its example runs and its numbers are those of the committed results."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from experiments import tables
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+RESULTS = ROOT / "experiments" / "results"
+
+
+def test_the_example_runs(tiny_run):
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    assert code.count("\n") <= 14
+    names = {}
+    exec(code.replace("runs/demo", str(tiny_run)), names)
+    assert names["film"].shape == (9, 4, 3, 28, 28)
+    assert names["turned"].shape == names["z"].shape
+    torch.testing.assert_close(names["back"], names["z"], rtol=0, atol=0.01)
+
+
+@pytest.mark.parametrize("name", ["mnist", "demo"])
+def test_the_tables_are_those_of_the_results(name):
+    result = json.loads((RESULTS / f"{name}.json").read_text())
+    assert tables.error_table(result) in README
+    if name == "mnist":
+        assert tables.likelihood_table(result) in README
+
+
+def test_results_say_where_they_come_from():
+    for path in RESULTS.glob("*.json"):
+        training = json.loads(path.read_text())["training"]
+        assert training["command"].startswith("flowfactor")
+        assert {"seed", "seconds", "steps", "versions", "hardware"} <= set(training)
+
+
+def test_links_and_figures_exist():
+    for target in re.findall(r"\]\(([^)]+)\)", README):
+        if not target.startswith("http"):
+            assert (ROOT / target).is_file(), target
+
+
+def test_configuration_sections_are_explained():
+    from experiments.config import Config
+
+    for section in ("data", "model", "objective", "training", "evaluation"):
+        assert f"| `{section}` |" in README
+        assert section in Config.model_fields

@@ -27,8 +27,8 @@ def solve(
     field: Field,
     z0: State,
     ts: Tensor | Sequence[float | int | Tensor],
-    method: Method = RK4(steps=1),  # noqa: B008 (frozen)
-    gradient: Gradient = Direct(),  # noqa: B008 (frozen)
+    method: Method = RK4(steps=1),
+    gradient: Gradient = Direct(),
     *,
     parameters: Iterable[Tensor] | None = None,
     throw: bool = True,

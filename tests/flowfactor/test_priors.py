@@ -24,7 +24,7 @@ def test_is_the_normal_distribution_of_its_variance():
     found = prior.log_prob(z, k, t)
     for i in range(3):
         for j in range(2):
-            variance = 1 + 2 * float(prior.diffusion[k[j]]) * float(t[i])
+            variance = 1 + 2 * prior.diffusion[k[j]].item() * float(t[i])
             normal = MultivariateNormal(torch.zeros(4).double(), variance * torch.eye(4).double())
             assert found[i, j].item() == pytest.approx(normal.log_prob(z[i, j]).item())
 

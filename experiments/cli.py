@@ -22,6 +22,7 @@ from rich.progress import (
 from rich.progress import Progress as Bar
 from rich.table import Table
 
+from experiments.tables import percent
 from flowfactor.errors import FlowFactorError
 from flowfactor.training import Progress
 from solvers import SolverError
@@ -202,7 +203,7 @@ def tables(result: dict[str, Any]) -> list[Table]:
     """Return the tables of an evaluation, for the console."""
     frames = result["frames"]
     errors = Table(
-        "transformation",
+        "flow",
         title=f"Equivariance error on {result['images']} {result['split']} digits, "
         f"sum over t=1..{frames}",
         title_justify="left",
@@ -218,7 +219,7 @@ def tables(result: dict[str, Any]) -> list[Table]:
             f"{error['identity']:.1f}",
             f"{error['floor']:.1f}",
             f"{error['per_frame_and_pixel']:.4f}",
-            f"{change:+.2%}",
+            percent(change),
         )
     identity = sum(e["identity"] for e in result["errors"].values()) / len(result["errors"])
     errors.add_section()
@@ -246,7 +247,7 @@ def tables(result: dict[str, Any]) -> list[Table]:
     if unseen := result.get("held_out_digits"):
         digits = ", ".join(map(str, unseen["digits"]))
         table = Table(
-            "transformation",
+            "flow",
             title=f"Digits {digits}, which training never saw ({unseen['images']} digits)",
             title_justify="left",
         )

@@ -12,6 +12,7 @@ from torch import Tensor
 import flowfactor
 from experiments.config import Config
 from experiments.runs import EVALUATION_FILE, load_data, read_json, read_run_config
+from experiments.tables import percent
 from flowfactor import diagnostics
 from flowfactor.data import SequenceDataset
 from flowfactor.diagnostics import Illustration, Section, Table
@@ -76,7 +77,7 @@ def _overview(result: dict[str, Any], run: Path, config: Config) -> Section:
             round(error["error"], 1),
             round(error["identity"], 1),
             round(error["floor"], 1),
-            f"{result['solver_independence'][name]['relative']:+.2%}",
+            percent(result["solver_independence"][name]["relative"]),
         ]
         for name, error in result["errors"].items()
     ]

@@ -13,6 +13,11 @@ from experiments.runs import read_json
 from flowfactor.errors import FlowFactorError
 
 
+def percent(change: float) -> str:
+    """Return a relative change with its sign, and no minus before a zero."""
+    return f"{round(change, 4) + 0.0:+.2%}"
+
+
 def error_table(result: dict[str, Any]) -> str:
     """Return the equivariance errors as a Markdown table."""
     lines = [
@@ -23,7 +28,7 @@ def error_table(result: dict[str, Any]) -> str:
         change = result["solver_independence"][name]["relative"]
         lines.append(
             f"| {name} | **{error['error']:.1f}** | {error['standard_error']:.1f} "
-            f"| {error['identity']:.1f} | {error['floor']:.1f} | {change:+.2%} |"
+            f"| {error['identity']:.1f} | {error['floor']:.1f} | {percent(change)} |"
         )
     identity = sum(e["identity"] for e in result["errors"].values()) / len(result["errors"])
     lines.append(f"| mean | **{result['mean_error']:.1f}** | | {identity:.1f} | | |")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import solvers
 from flowfactor.potentials import Choice, Potential
-from solvers import RK4, Direct, Gradient, Method, State, Stats
+from solvers import RK4, Direct, Gradient, Method, SolverError, State, Stats
 
 if TYPE_CHECKING:
     from flowfactor.models.base import SequenceModel
@@ -71,10 +71,13 @@ def trace(
         return velocity, divergence
 
     start: State = (z, z.new_zeros(z.shape[0])) if log_density else z
-    with full_precision(z):
-        solution = solvers.solve(
-            field, start, grid, method, gradient, parameters=potential.tensors()
-        )
+    try:
+        with full_precision(z):
+            solution = solvers.solve(
+                field, start, grid, method, gradient, parameters=potential.tensors()
+            )
+    except SolverError as error:
+        raise _explained(error, z) from error
     ys = solution.ys if wanted is None else _take(solution.ys, wanted)
     if isinstance(ys, Tensor):
         return Path(ys, None, times, solution.stats)
@@ -171,6 +174,19 @@ def full_precision(z: Tensor) -> AbstractContextManager[Any]:
     Half the digits of a velocity are not enough for an ODE, nor for its residuals.
     """
     return torch.autocast(z.device.type, enabled=False)
+
+
+def _explained(error: SolverError, z: Tensor) -> SolverError:
+    """Say so where the latents were not finite before they flowed: the solver is not to blame."""
+    bad = ~torch.isfinite(z.detach()).all(dim=-1)
+    if not bool(bad.any()):
+        return error
+    message = (
+        f"{int(bad.sum())} of {len(z)} latents are NaN or infinite before they flow, the first in "
+        f"sample {int(bad.nonzero()[0, 0])}. Look for values that are not finite in the images that "
+        f"they were encoded from, or in the weights of the encoder."
+    )
+    return SolverError(message, error.status, error.time, error.stats)
 
 
 def _resolve(k: Potential | Choice, model: SequenceModel | None) -> Potential:

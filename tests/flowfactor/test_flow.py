@@ -199,3 +199,10 @@ def test_a_flow_that_blows_up_says_so():
     u = AutogradPotential(lambda z, t: z.pow(3).sum(-1), 1)
     with pytest.raises(SolverError):
         flowfactor.flow(torch.ones(1, 1), u, 5.0, method=Dopri5(rtol=1e-6, atol=1e-6))
+
+
+def test_images_that_are_not_finite_are_named(model):
+    x = torch.rand(3, 3, 28, 28)
+    x[1, 0, 2, 2] = float("nan")
+    with pytest.raises(SolverError, match=r"1 of 3 latents.*sample 1.*images"):
+        model.flow(model.encode(x).mean, "hue", 2.0)

@@ -183,8 +183,8 @@ def _explained(error: SolverError, z: Tensor) -> SolverError:
         return error
     message = (
         f"{int(bad.sum())} of {len(z)} latents are NaN or infinite before they flow, the first in "
-        f"sample {int(bad.nonzero()[0, 0])}. Look for values that are not finite in the images that "
-        f"they were encoded from, or in the weights of the encoder."
+        f"sample {int(bad.nonzero()[0, 0])}. Look for values that are not finite in the images "
+        f"that they were encoded from, or in the weights of the encoder."
     )
     return SolverError(message, error.status, error.time, error.stats)
 

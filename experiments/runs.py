@@ -267,6 +267,12 @@ def _fabric(config: Config) -> Fabric:
 def _check_free(run: Path) -> None:
     if run.exists() and not run.is_dir():
         raise RunError(f"{run} is a file; a run needs a folder. Choose another one with --out.")
+    if (run / CONFIG_FILE).is_file() and not (run / checkpoints.STATE_FILE).is_file():
+        raise RunError(
+            f"{run} holds a training that was ended before its first checkpoint: there is nothing "
+            f"to continue, and nothing in it was changed. Delete the folder to start again, or "
+            f"choose another one with --out."
+        )
     if run.is_dir() and any(run.iterdir()):
         raise RunError(
             f"{run} exists and is not empty, and nothing in it was changed. Continue its training "

@@ -334,7 +334,8 @@ class _Trainer:
         if not path.exists():
             raise RunError(
                 f"There is no training to resume in {self.run}: it has no "
-                f"{checkpoints.STATE_FILE}. Leave out --resume to start it."
+                f"{checkpoints.STATE_FILE}, as a training that was ended before its first "
+                f"checkpoint. Start it again, without --resume, in a new folder."
             )
         state = checkpoints.read(path)
         try:

@@ -128,6 +128,21 @@ def test_a_run_folder_that_exists_is_not_overwritten(call, tiny_run):
     assert files_of(tiny_run) == before
 
 
+def test_a_training_without_checkpoint_is_neither_continued_nor_overwritten(
+    call, tiny_run, tmp_path
+):
+    run = tmp_path / "ended"
+    run.mkdir()
+    for file in ("config.yaml", "metrics.jsonl"):
+        shutil.copy(tiny_run / file, run)
+    before = files_of(run)
+    check_error(*call("train", "demo", *sets(), "--out", run), "Delete the folder")
+    check_error(*call("run", "demo", *sets(), "--out", run), "Delete the folder")
+    check_error(*call("train", "demo", *sets(), "--out", run, "--resume"), "new folder")
+    after = files_of(run)
+    assert after[run / "metrics.jsonl"] == before[run / "metrics.jsonl"]
+
+
 def test_resume_with_another_configuration_changes_nothing(call, tiny_run):
     before = files_of(tiny_run)
     words = ("train", "demo", *sets("model.width=9"), "--out", tiny_run, "--resume")

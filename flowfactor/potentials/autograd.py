@@ -55,6 +55,8 @@ class AutogradPotential(Potential):
                 known[field] = self._gradient(z, time)
             elif field == "laplacian":
                 known[field] = self._laplacian(z, time)
+            elif field == "hessian":
+                known[field] = self._hessian(z, time)
             else:
                 raise ValueError(f"a potential has no field {field!r}")
         return tuple(known[field] for field in fields)
@@ -88,6 +90,13 @@ class AutogradPotential(Potential):
         value, pullback = pulled
         rate: Tensor = torch.func.grad(lambda v: pullback(v)[0].sum())(torch.ones_like(value))
         return rate
+
+    def _hessian(self, z: Tensor, t: Tensor) -> Tensor:
+        pulled: Any = torch.func.vjp(lambda x: self._gradient(x, t), z)
+        _, pullback = pulled
+        basis = torch.eye(self.dim, dtype=z.dtype, device=z.device)
+        rows: Tensor = torch.func.vmap(lambda e: pullback(e.expand_as(z))[0])(basis)
+        return rows.transpose(0, 1)
 
     def _laplacian(self, z: Tensor, t: Tensor) -> Tensor:
         pulled: Any = torch.func.vjp(lambda x: self._gradient(x, t), z)

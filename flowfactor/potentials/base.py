@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-Field = Literal["value", "time", "gradient", "laplacian"]
+Field = Literal["value", "time", "gradient", "laplacian", "hessian"]
 FIELDS: tuple[Field, ...] = ("value", "time", "gradient", "laplacian")
 
 Time = float | int | Tensor
@@ -56,7 +56,7 @@ class Potential(nn.Module, ABC):
             z: latents ``(B, D)``.
             t: a number, or a tensor ``()`` or ``(B,)``.
             fields: any of ``"value" (B,)``, ``"time" (B,)``, ``"gradient" (B, D)``,
-                ``"laplacian" (B,)``.
+                ``"laplacian" (B,)``, ``"hessian" (B, D, D)``.
         """
 
     def forward(self, z: Float[Tensor, "b d"], t: Time) -> Float[Tensor, "b"]:
@@ -70,6 +70,14 @@ class Potential(nn.Module, ABC):
     def laplacian(self, z: Float[Tensor, "b d"], t: Time) -> Float[Tensor, "b"]:
         """Return ``sum_i d2u/dz_i2``, the trace of the Hessian, shape ``(B,)``."""
         return self.evaluate(z, t, ("laplacian",))[0]
+
+    def hessian(self, z: Float[Tensor, "b d"], t: Time) -> Float[Tensor, "b d d"]:
+        """Return the matrix of second derivatives, shape ``(B, D, D)``.
+
+        With it the discrete Euler map ``z + h grad u`` has the exact log-determinant
+        ``slogdet(I + h Hessian)``; the flow itself needs only the trace.
+        """
+        return self.evaluate(z, t, ("hessian",))[0]
 
     def derivatives(self, z: Float[Tensor, "b d"], t: Time) -> Derivatives:
         """Return value, time derivative, gradient and Laplacian together."""

@@ -23,6 +23,7 @@ class RidgePotential(PotentialBank):
         u(z, t)     = sum_h w_h(t) logcosh(a_h . z + b_h(t)) + c(t) . z + e(t)
         grad u      = A^T (w * tanh(s)) + c             with s = A z + b
         laplacian u = sum_h w_h sech^2(s_h) ||a_h||^2
+        Hessian u   = A^T diag(w sech^2(s)) A
         du/dt       = sum_h (w_h' logcosh(s_h) + w_h tanh(s_h) b_h') + c' . z + e'
 
     The coefficients ``(w, b, c, e)(t)`` are learned combinations of 1, t, and sines and cosines of
@@ -140,6 +141,9 @@ class _Parameters(NamedTuple):
             elif field == "laplacian":
                 squares = A.square().sum(-1, keepdim=True)
                 found.append(torch.bmm(w * (1 - tanh.square()), squares).squeeze(-1))
+            elif field == "hessian":
+                bend = (w * (1 - tanh.square())).unsqueeze(-2)
+                found.append((bend * A.mT.unsqueeze(1)) @ A.unsqueeze(1))
             elif field == "value":
                 assert log_cosh is not None
                 found.append((w * log_cosh).sum(-1) + (c * z).sum(-1) + e.squeeze(-1))
@@ -154,7 +158,7 @@ class _Parameters(NamedTuple):
             else:
                 raise ValueError(
                     f"a potential has no field {field!r}; there are value, time, gradient, "
-                    f"laplacian"
+                    f"laplacian, hessian"
                 )
         return tuple(found)
 

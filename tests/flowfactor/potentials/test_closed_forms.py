@@ -52,6 +52,21 @@ def test_equals_autograd(choice, per_sample_time, autonomous):
         )
 
 
+@pytest.mark.parametrize("choice", CHOICES)
+def test_hessian_equals_autograd_and_its_trace_is_the_laplacian(choice):
+    k = CHOICES[choice]
+    z = latents(len(k) if isinstance(k, torch.Tensor) else BATCH)
+    u = make_bank().select(k)
+    for potential in (u, 2 * u):
+        hessian, laplacian = potential.evaluate(z, 3.7, ("hessian", "laplacian"))
+        torch.testing.assert_close(
+            hessian, AutogradPotential(potential, DIM).hessian(z, 3.7), rtol=0, atol=1e-9
+        )
+        trace = hessian.diagonal(dim1=1, dim2=2).sum(-1)
+        torch.testing.assert_close(trace, laplacian, rtol=0, atol=1e-9)
+        torch.testing.assert_close(hessian, hessian.mT, rtol=0, atol=1e-12)
+
+
 def test_laplacian_is_the_trace_of_the_hessian():
     u, z = make_bank()["hue"], latents()
     for i, row in enumerate(z):

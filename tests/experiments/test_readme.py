@@ -32,6 +32,12 @@ def test_the_tables_are_those_of_the_results(name):
         assert tables.likelihood_table(result) in README
 
 
+def test_the_float32_figure_is_that_of_its_result():
+    result = json.loads((RESULTS / "mnist_float32.json").read_text())
+    assert f"{result['mean_error']:.1f} ([mnist_float32.json]" in " ".join(README.split())
+    assert f"{result['training']['steps']:,} steps" in README
+
+
 def test_results_say_where_they_come_from():
     for path in RESULTS.glob("*.json"):
         training = json.loads(path.read_text())["training"]

@@ -22,7 +22,7 @@ from rich.progress import (
 from rich.progress import Progress as Bar
 from rich.table import Table
 
-from experiments.tables import percent
+from experiments.tables import mean_identity, observation_label, percent
 from flowfactor.errors import FlowFactorError
 from flowfactor.training import Progress
 from solvers import SolverError
@@ -221,9 +221,10 @@ def tables(result: dict[str, Any]) -> list[Table]:
             f"{error['per_frame_and_pixel']:.4f}",
             percent(change),
         )
-    identity = sum(e["identity"] for e in result["errors"].values()) / len(result["errors"])
     errors.add_section()
-    errors.add_row("mean", f"[bold]{result['mean_error']:.1f}[/]", "", f"{identity:.1f}")
+    errors.add_row(
+        "mean", f"[bold]{result['mean_error']:.1f}[/]", "", f"{mean_identity(result):.1f}"
+    )
 
     likelihood = result["log_likelihood"]
     bounds = Table(
@@ -236,9 +237,8 @@ def tables(result: dict[str, Any]) -> list[Table]:
         bounds.add_column(column, justify="right")
     for name in ("trained", "unit_gaussian"):
         bound = likelihood[name]
-        label = "unit Gaussian" if name == "unit_gaussian" else f"{bound['observation']} (trained)"
         bounds.add_row(
-            label,
+            observation_label(name, bound),
             f"{bound['per_sequence']:.1f}",
             f"{bound['standard_error']:.1f}",
             f"{bound['per_frame']:.1f}",

@@ -12,7 +12,7 @@ from torch import Tensor
 import flowfactor
 from experiments.config import Config
 from experiments.runs import EVALUATION_FILE, load_data, read_json, read_run_config
-from experiments.tables import percent
+from experiments.tables import mean_identity, observation_label, percent
 from flowfactor import diagnostics
 from flowfactor.data import SequenceDataset
 from flowfactor.diagnostics import Illustration, Section, Table
@@ -81,12 +81,11 @@ def _overview(result: dict[str, Any], run: Path, config: Config) -> Section:
         ]
         for name, error in result["errors"].items()
     ]
-    identity = sum(error["identity"] for error in result["errors"].values()) / len(rows)
-    rows.append(["mean", round(result["mean_error"], 1), round(identity, 1), "", ""])
+    rows.append(["mean", round(result["mean_error"], 1), round(mean_identity(result), 1), "", ""])
     likelihood = result["log_likelihood"]
     bounds: list[list[str | int | float]] = [
         [
-            "unit Gaussian" if name == "unit_gaussian" else f"{bound['observation']} (trained)",
+            observation_label(name, bound),
             round(bound["per_sequence"], 1),
             round(bound["per_frame"], 1),
         ]

@@ -18,6 +18,18 @@ def percent(change: float) -> str:
     return f"{round(change, 4) + 0.0:+.2%}"
 
 
+def mean_identity(result: dict[str, Any]) -> float:
+    """Return the identity error, mean over the transformations."""
+    errors = result["errors"].values()
+    total: float = sum(error["identity"] for error in errors)
+    return total / len(errors)
+
+
+def observation_label(name: str, bound: dict[str, Any]) -> str:
+    """Return how a table calls the observation model of a bound."""
+    return "unit Gaussian" if name == "unit_gaussian" else f"{bound['observation']} (trained)"
+
+
 def error_table(result: dict[str, Any]) -> str:
     """Return the equivariance errors as a Markdown table."""
     lines = [
@@ -30,8 +42,7 @@ def error_table(result: dict[str, Any]) -> str:
             f"| {name} | **{error['error']:.1f}** | {error['standard_error']:.1f} "
             f"| {error['identity']:.1f} | {error['floor']:.1f} | {percent(change)} |"
         )
-    identity = sum(e["identity"] for e in result["errors"].values()) / len(result["errors"])
-    lines.append(f"| mean | **{result['mean_error']:.1f}** | | {identity:.1f} | | |")
+    lines.append(f"| mean | **{result['mean_error']:.1f}** | | {mean_identity(result):.1f} | | |")
     return "\n".join(lines)
 
 
@@ -43,10 +54,9 @@ def likelihood_table(result: dict[str, Any]) -> str:
     ]
     for name in ("trained", "unit_gaussian"):
         bound = result["log_likelihood"][name]
-        label = "unit Gaussian" if name == "unit_gaussian" else f"{bound['observation']} (trained)"
         lines.append(
-            f"| {label} | {bound['per_sequence']:.1f} | {bound['standard_error']:.1f} "
-            f"| {bound['per_frame']:.1f} |"
+            f"| {observation_label(name, bound)} | {bound['per_sequence']:.1f} "
+            f"| {bound['standard_error']:.1f} | {bound['per_frame']:.1f} |"
         )
     return "\n".join(lines)
 

@@ -61,7 +61,7 @@ def trace(
     method = method or getattr(model, "method", None) or RK4()
     gradient = gradient or getattr(model, "gradient", None) or Direct()
     times = _as_times(t, z)
-    grid, wanted, method = _fit_grid(times, method)
+    grid, wanted = _fit_grid(times, method)
 
     def field(at: Tensor, state: State) -> State:
         """Return the velocity of the latent and, where it is asked for, of the log-density."""
@@ -218,27 +218,27 @@ def _as_times(t: float | Sequence[float] | Tensor, z: Tensor) -> Tensor:
     return times
 
 
-def _fit_grid(times: Tensor, method: Method) -> tuple[Tensor, Tensor | None, Method]:
+def _fit_grid(times: Tensor, method: Method) -> tuple[Tensor, Tensor | None]:
     """Cut intervals that are longer than a unit of time, for methods of fixed step.
 
-    Returns the grid, the places of ``times`` in it (None: all), and the method for it.
+    Returns the grid and the places of ``times`` in it (None: all).
     """
     steps = getattr(method, "steps", None)
     if not isinstance(steps, int) or len(times) < 2:
-        return times, None, method
+        return times, None
     lengths = times.detach().diff().abs().tolist()
     if not all(math.isfinite(length) for length in lengths):
-        return times, None, method
+        return times, None
     # The tolerance keeps an interval of one frame one interval in the face of rounding.
     parts = [max(1, math.ceil(length - 1e-6)) for length in lengths]
     if max(parts) == 1:
-        return times, None, method
+        return times, None
     pieces = [times[:1]]
     for i, part in enumerate(parts):
         inner = torch.arange(1, part, dtype=times.dtype, device=times.device) / part
         pieces += [times[i] + inner * (times[i + 1] - times[i]), times[i + 1 : i + 2]]
     wanted = torch.tensor([0, *parts], device=times.device).cumsum(0)
-    return torch.cat(pieces), wanted, method
+    return torch.cat(pieces), wanted
 
 
 def _take(ys: Tensor | tuple[Tensor, ...], places: Tensor) -> Tensor | tuple[Tensor, ...]:

@@ -55,7 +55,8 @@ def along_path(potential: Potential, path: Path, force: Force | None = None) -> 
     """
     residuals, energies = [], []
     for t, z in zip(path.times, path.z, strict=True):
-        time, gradient = potential.evaluate(z, t, ("time", "gradient"))
+        with full_precision(z):
+            time, gradient = potential.evaluate(z, t, ("time", "gradient"))
         energy = 0.5 * gradient.square().sum(-1)
         residuals.append(time + energy - (0.0 if force is None else force(z, t)))
         energies.append(energy)

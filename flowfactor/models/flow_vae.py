@@ -18,7 +18,7 @@ from flowfactor.networks import ConvEncoder, make_decoder
 from flowfactor.observation import Bernoulli, Observation, observation_from_name
 from flowfactor.potentials import Potential, PotentialBank, RidgePotential
 from flowfactor.priors import DiffusingPrior
-from flowfactor.transport import Force, hamilton_jacobi_residual
+from flowfactor.transport import Force, along_path
 from solvers import RK4, Direct, FixedMethod, Gradient, Method
 
 
@@ -269,7 +269,7 @@ class FlowVAE(SequenceModel):
             path_kl = path_kl_estimate(posterior, self.prior, path.z, path.log_det, k, path.times)
             terms["path_kl"] = weights.path_kl * path_kl[1:].sum(0).mean()
         if between is not None:
-            residual = self._residuals(potential, between)
+            residual = along_path(potential, between, self.force).residual
             terms["hamilton_jacobi"] = weights.hamilton_jacobi * residual.square().mean()
         if weights.initial > 0:
             with full_precision(z0):
@@ -302,14 +302,6 @@ class FlowVAE(SequenceModel):
         log_det = None if path.log_det is None else path.log_det[::2]
         at_frames = Path(path.z[::2], log_det, frames, path.stats)
         return at_frames, Path(path.z[1::2], None, inner, path.stats)
-
-    def _residuals(self, potential: Potential, path: Path) -> Float[Tensor, "t b"]:
-        """Return the Hamilton-Jacobi residual at every latent of the path."""
-        found = []
-        for t, zt in zip(path.times, path.z, strict=True):
-            force = 0.0 if self.force is None else self.force(zt, t)
-            found.append(hamilton_jacobi_residual(potential, zt, t, force))
-        return torch.stack(found)
 
 
 def kl_to_standard_normal(posterior: Distribution) -> Float[Tensor, "b"]:

@@ -92,16 +92,12 @@ class AutogradPotential(Potential):
         return rate
 
     def _hessian(self, z: Tensor, t: Tensor) -> Tensor:
-        pulled: Any = torch.func.vjp(lambda x: self._gradient(x, t), z)
-        _, pullback = pulled
-        basis = torch.eye(self.dim, dtype=z.dtype, device=z.device)
+        pullback, basis = self._second_order(z, t)
         rows: Tensor = torch.func.vmap(lambda e: pullback(e.expand_as(z))[0])(basis)
         return rows.transpose(0, 1)
 
     def _laplacian(self, z: Tensor, t: Tensor) -> Tensor:
-        pulled: Any = torch.func.vjp(lambda x: self._gradient(x, t), z)
-        _, pullback = pulled
-        basis = torch.eye(self.dim, dtype=z.dtype, device=z.device)
+        pullback, basis = self._second_order(z, t)
 
         def second(direction: Tensor) -> Tensor:
             """Return ``e . Hessian e`` of every sample, for one unit vector e."""
@@ -111,3 +107,8 @@ class AutogradPotential(Potential):
 
         rows: Tensor = torch.func.vmap(second)(basis)
         return rows.sum(0)
+
+    def _second_order(self, z: Tensor, t: Tensor) -> tuple[Any, Tensor]:
+        """Return the map from vectors to Hessian-vector products, and the unit vectors."""
+        pulled: Any = torch.func.vjp(lambda x: self._gradient(x, t), z)
+        return pulled[1], torch.eye(self.dim, dtype=z.dtype, device=z.device)

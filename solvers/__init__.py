@@ -16,6 +16,7 @@ True
 """
 
 from solvers.errors import SolverError
+from solvers.events import EventSolution, solve_until
 from solvers.field import Field
 from solvers.gradients import Adjoint, Checkpoint, Direct, Gradient
 from solvers.integrate import solve
@@ -31,9 +32,10 @@ from solvers.methods import (
     Heun,
     Method,
     Midpoint,
+    TorchDiffEq,
 )
 from solvers.names import gradient_from_name, method_from_name, to_dict
-from solvers.solution import Solution, State, Stats, Status
+from solvers.solution import Samples, Solution, State, Stats, Status
 
 __all__ = [
     "RK4",
@@ -46,19 +48,23 @@ __all__ = [
     "Dopri5",
     "Dopri8",
     "Euler",
+    "EventSolution",
     "Field",
     "FixedMethod",
     "Gradient",
     "Heun",
     "Method",
     "Midpoint",
+    "Samples",
     "Solution",
     "SolverError",
     "State",
     "Stats",
     "Status",
+    "TorchDiffEq",
     "gradient_from_name",
     "method_from_name",
     "solve",
+    "solve_until",
     "to_dict",
 ]

@@ -13,6 +13,17 @@ def positive_int(where: str, value: object) -> None:
         raise ValueError(f"{where} must be an integer >= 1, got {value}")
 
 
+def step_counts(where: str, value: object) -> None:
+    """Refuse what is not a positive integer or a tuple of them."""
+    if not isinstance(value, tuple):
+        positive_int(where, value)
+        return
+    if not value:
+        raise ValueError(f"{where} is an empty tuple; give one integer, or one per interval")
+    for i, n in enumerate(value):
+        positive_int(f"{where}[{i}]", n)
+
+
 def positive_float(where: str, value: object) -> None:
     """Refuse what is not a finite number above 0."""
     if isinstance(value, str):

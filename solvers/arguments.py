@@ -5,15 +5,19 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from solvers._validate import positive_int
+from solvers.control import underlying
 from solvers.field import Field
 from solvers.gradients import Adjoint, Checkpoint, Direct, Gradient
-from solvers.methods import AdaptiveMethod, FixedMethod, Method
+from solvers.methods import AdaptiveMethod, FixedMethod, Method, TorchDiffEq
+from solvers.solution import State
 
 
 def check_state(z0: object) -> None:
@@ -53,7 +57,13 @@ def checked_times(
     times = _as_times(ts, like)
     if times.ndim != 1:
         raise ValueError(f"ts must be one-dimensional, got shape {tuple(times.shape)}")
-    values: list[float] = times.detach().tolist()
+    plain = underlying(times)
+    if plain.ndim != 1:
+        raise ValueError("ts cannot differ between the samples of a vmap; put them into the field")
+    if torch.compiler.is_compiling() and not isinstance(ts, Tensor):
+        values = [float(t) for t in ts]  # constants, where those of a tensor would end the graph
+    else:
+        values = plain.tolist()
     if not values:
         raise ValueError("ts is empty; give at least the start time")
     for i, t in enumerate(values):
@@ -100,14 +110,31 @@ def check_method(method: object, intervals: int, where: str = "method") -> None:
         name = method.__name__
         raise TypeError(f"{where} is the class {name}; give an instance, {name}()")
     is_concrete = type(method) not in (FixedMethod, AdaptiveMethod)
-    if not isinstance(method, FixedMethod | AdaptiveMethod) or not is_concrete:
+    if not isinstance(method, FixedMethod | AdaptiveMethod | TorchDiffEq) or not is_concrete:
         raise TypeError(f"{where} must be a method such as RK4(steps=2), got {method!r}")
-    steps = method.steps if isinstance(method, FixedMethod) else 1
+    steps = 1 if isinstance(method, AdaptiveMethod) else method.steps
     if isinstance(steps, tuple) and len(steps) != intervals:
         raise ValueError(
             f"{where}.steps has {len(steps)} entries, but ts has {intervals} intervals; "
             "give one integer, or one per interval"
         )
+
+
+def limited(method: Method, max_steps: int | None, intervals: int) -> Method:
+    """The method with its number of steps limited."""
+    if max_steps is None:
+        return method
+    positive_int("max_steps", max_steps)
+    if isinstance(method, AdaptiveMethod | TorchDiffEq):
+        return replace(method, max_steps=max_steps)
+    assert isinstance(method, FixedMethod)
+    needed = method.steps * intervals if isinstance(method.steps, int) else sum(method.steps)
+    if needed > max_steps:
+        raise ValueError(
+            f"{method} takes {needed} steps in {intervals} intervals, more than max_steps = "
+            f"{max_steps}"
+        )
+    return method
 
 
 def check_gradient(gradient: object, method: Method, intervals: int) -> None:
@@ -120,20 +147,53 @@ def check_gradient(gradient: object, method: Method, intervals: int) -> None:
             f"gradient must be Direct() or another gradient, got {gradient!r}; "
             "gradient_from_name turns names into gradients"
         )
-    if isinstance(gradient, Checkpoint) and not isinstance(method, FixedMethod):
+    if isinstance(gradient, Checkpoint) and isinstance(method, TorchDiffEq):
         raise ValueError(
-            f"Checkpoint needs a method with fixed steps, got {type(method).__name__}; "
-            "use RK4(steps=...), or Direct() or Adjoint() as the gradient"
+            f"Checkpoint does not know the steps of {method}; use a method such as RK4() or "
+            "Dopri5(), or Direct() or Adjoint() as the gradient"
         )
     if isinstance(gradient, Adjoint):
         back = method if gradient.method is None else gradient.method
         if gradient.method is not None:
             check_method(gradient.method, intervals, "Adjoint.method")
         tuned = gradient.rtol is not None or gradient.atol is not None or gradient.seminorm
-        if tuned and not isinstance(back, AdaptiveMethod):
+        adaptive = isinstance(back, AdaptiveMethod) or (
+            isinstance(back, TorchDiffEq) and back.kind == "adaptive"
+        )
+        if tuned and not adaptive:
             raise ValueError(
                 f"Adjoint's rtol, atol and seminorm need an adaptive method on the way back, "
                 f"which is {type(back).__name__}; drop them, or give Adjoint(method=Dopri5())"
+            )
+
+
+def check_features(
+    z0: State, method: Method, gradient: Gradient, per_sample: bool, dense: bool
+) -> None:
+    """Refuse steps per sample, and dense output, where they are not to be had."""
+    if dense and (isinstance(method, TorchDiffEq) or not isinstance(gradient, Direct)):
+        raise ValueError(
+            f"dense output needs a method such as RK4() or Dopri5() and the gradient Direct(), "
+            f"got {method} and {gradient}"
+        )
+    if not per_sample:
+        return
+    if not isinstance(method, AdaptiveMethod):
+        raise ValueError(
+            f"per_sample is for adaptive methods such as Dopri5(), got {method}; with fixed steps "
+            "no sample depends on its neighbours"
+        )
+    if not isinstance(gradient, Direct):
+        raise ValueError(f"per_sample needs the gradient Direct(), got {gradient}")
+    parts = z0 if isinstance(z0, tuple) else (z0,)
+    for i, part in enumerate(parts):
+        where = f"z0[{i}]" if isinstance(z0, tuple) else "z0"
+        if part.ndim == 0:
+            raise ValueError(f"per_sample needs a batch in front, but {where} is a scalar")
+        if len(part) != len(parts[0]):
+            raise ValueError(
+                f"per_sample needs the same batch in front of all parts of the state, but {where} "
+                f"has {len(part)} samples and z0[0] has {len(parts[0])}"
             )
 
 

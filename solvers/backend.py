@@ -1,10 +1,11 @@
-"""The calls of torchdiffeq, with the arguments that keep it out of its traps."""
+"""The calls of torchdiffeq, with the arguments that keep it out of its traps.
+
+It integrates the continuous adjoints, and the methods that have no class here.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any
 
 import torch
@@ -12,128 +13,132 @@ import torchdiffeq
 from jaxtyping import Float
 from torch import Tensor
 
-from solvers.checkpoint import integrate_in_segments
-from solvers.errors import SolverError, explain
-from solvers.field import CountedField, Field
-from solvers.gradients import Adjoint, Checkpoint
-from solvers.grid import step_grid
-from solvers.guard import StepGuard, Stopped
-from solvers.methods import AdaptiveMethod, FixedMethod, Heun, Method
-from solvers.solution import State, Stats
+from solvers.errors import SolverError, Stopped, explain
+from solvers.field import CountedField
+from solvers.fixed import step_grid
+from solvers.gradients import Adjoint
+from solvers.guard import StepGuard
+from solvers.methods import AdaptiveMethod, FixedMethod, Method, TorchDiffEq
+from solvers.problem import Problem
+from solvers.solution import State
+from solvers.stepping import Parts
 
 
-@dataclass(frozen=True)
-class Problem:
-    """What to integrate, its arguments checked. ``values`` are ``times`` on the host."""
-
-    field: Field
-    z0: State
-    times: Float[Tensor, " n"]
-    values: list[float]
-    method: Method
-    stats: Stats
-
-    @property
-    def direction(self) -> float:
-        """1.0 forwards in time, -1.0 backwards."""
-        return 1.0 if self.values[-1] > self.values[0] else -1.0
-
-    def counted_field(self, *methods: Method) -> CountedField:
-        """The field, to be evaluated by these methods."""
-        may_leave = any(isinstance(m, AdaptiveMethod | Heun) for m in methods)
-        span = (min(self.values), max(self.values)) if may_leave else None
-        return CountedField(self.field, self.z0, self.stats, span)
-
-
-def integrate_direct(problem: Problem) -> State:
-    """Integrate; autograd records the operations of every step.
+def integrate_torchdiffeq(problem: Problem) -> list[Parts]:
+    """The states at the output times, by a :class:`TorchDiffEq`; autograd records every step.
 
     Raises:
         Stopped: an adaptive method could not go on.
     """
-    field = problem.counted_field(problem.method)
+    field = _WatchedField(problem)
     forward = _forward(problem, field)
-    ys: State = torchdiffeq.odeint(field, problem.z0, problem.times, **forward)
-    _finish(problem, field)
-    return ys
+    ys = torchdiffeq.odeint(field, _state(problem, problem.z0), problem.times, **forward)
+    return _rows(problem, ys)
 
 
-def integrate_adjoint(problem: Problem, gradient: Adjoint, parameters: tuple[Tensor, ...]) -> State:
+def integrate_adjoint(
+    problem: Problem, gradient: Adjoint, parameters: tuple[Tensor, ...]
+) -> list[Parts]:
     """Integrate without recording; a second integration, backwards, gives the gradients.
 
     Raises:
         Stopped: an adaptive method could not go on (``SolverError`` if that is on the way back).
     """
     back = problem.method if gradient.method is None else gradient.method
-    field = problem.counted_field(problem.method, back)
+    field = _WatchedField(problem)
     forward = _forward(problem, field)
     backward, restart = _backward(problem, field, back, gradient)
-    ys: State = torchdiffeq.odeint_adjoint(
-        field, problem.z0, problem.times, adjoint_params=parameters, **forward, **backward
+    ys = torchdiffeq.odeint_adjoint(
+        field,
+        _state(problem, problem.z0),
+        problem.times,
+        adjoint_params=parameters,
+        **forward,
+        **backward,
     )
-    _finish(problem, field)
     for y in ys if isinstance(ys, tuple) else (ys,):
         if y.requires_grad:
             y.register_hook(restart)
-    return ys
+    return _rows(problem, ys)
 
 
-def integrate_checkpoint(
-    problem: Problem, gradient: Checkpoint, parameters: tuple[Tensor, ...]
-) -> State:
-    """Integrate, keeping only the starts of segments, which are integrated again for gradients."""
-    method, stats, is_tuple = problem.method, problem.stats, isinstance(problem.z0, tuple)
-    assert isinstance(method, FixedMethod)
-    field = problem.counted_field(method)
-
-    def segment(z: tuple[Tensor, ...], grid: Tensor) -> tuple[Tensor, ...]:
-        if field.backward:
-            stats.backward_steps += len(grid) - 1
-        start = z if is_tuple else z[0]
-        rows = torchdiffeq.odeint(field, start, grid, method=method.torchdiffeq_name)
-        return rows if isinstance(rows, tuple) else (rows,)
-
-    intervals = len(problem.values) - 1
-    steps = (method.steps,) * intervals if isinstance(method.steps, int) else method.steps
-    grid = step_grid(problem.times, method.steps)
-    if bool((grid.detach().diff() == 0).any()):  # no matter elsewhere, but a segment cannot start
-        raise ValueError(
-            f"an interval of ts is too small for {method.steps} steps in {grid.dtype}: step times "
-            "coincide; take fewer steps"
-        )
-    ys = integrate_in_segments(
-        segment,
-        problem.z0 if isinstance(problem.z0, tuple) else (problem.z0,),
-        grid,
-        list(accumulate(steps, initial=0)),
-        gradient.every,
-        parameters,
-    )
-    _finish(problem, field)
-    return ys if is_tuple else ys[0]
+Callback = Callable[[Tensor, State, Tensor], None]
 
 
-def _finish(problem: Problem, field: CountedField) -> None:
-    field.backward = True
-    if isinstance(problem.method, FixedMethod):
+class _WatchedField:
+    """The field as torchdiffeq calls it, with the callbacks that it looks for.
+
+    The times of evaluation are clamped to the interval, which its methods leave: by rounding
+    (``heun2``: ``t0 + (t1 - t0)`` need not be ``t1``), or in the guess of the first step.
+    """
+
+    # torchdiffeq warns about callbacks that a method does not use; so they are set only where
+    # they are wanted.
+    callback_step: Callback
+    callback_accept_step: Callback
+    callback_reject_step: Callback
+    callback_step_adjoint: Callback
+
+    def __init__(self, problem: Problem) -> None:
+        self._field: CountedField = problem.field
+        self._low, self._high = min(problem.values), max(problem.values)
+        self._dtype = problem.z0[0].dtype
+
+    def __call__(self, t: Float[Tensor, ""], z: State) -> State:
+        """``dz/dt`` at ``(t, z)``, in the structure of the state."""
+        parts = z if isinstance(z, tuple) else (z,)
+        # torchdiffeq's guess of the first step promotes a 0-dimensional float32 state.
+        parts = tuple(part.to(self._dtype) for part in parts)
+        t = t.to(self._dtype)
+        inside = t.clamp(self._low, self._high)
+        # Where a clamp acts its derivative is 0, which would lose gradients with respect to ts.
+        t = t + (inside - t).detach() if t.requires_grad else inside
+        value = self._field(t, parts)
+        return value if self._field.is_tuple else value[0]
+
+
+def _state(problem: Problem, parts: Parts) -> State:
+    return parts if problem.field.is_tuple else parts[0]
+
+
+def _rows(problem: Problem, ys: State) -> list[Parts]:
+    columns = ys if isinstance(ys, tuple) else (ys,)
+    method, stats = translated(problem.method), problem.stats
+    if method.kind == "fixed":
         # Known beforehand: a callback in every step would only cost time.
-        n = problem.method.steps
-        stats = problem.stats
+        n = method.steps
         stats.steps = n * (len(problem.values) - 1) if isinstance(n, int) else sum(n)
         stats.accepted = stats.steps
+    return list(zip(*(column.unbind() for column in columns), strict=True))
 
 
-def _forward(problem: Problem, field: CountedField) -> dict[str, Any]:
-    method, stats = problem.method, problem.stats
-    arguments: dict[str, Any] = {"method": method.torchdiffeq_name}
+def translated(method: Method) -> TorchDiffEq:
+    """The method as torchdiffeq knows it."""
     if isinstance(method, FixedMethod):
-        steps = method.steps
-        arguments["options"] = {"grid_constructor": lambda _f, _z, ts: step_grid(ts, steps)}
-    elif isinstance(method, AdaptiveMethod):
-        arguments |= {"rtol": method.rtol, "atol": method.atol}
+        return TorchDiffEq(method.torchdiffeq_name, steps=method.steps)
+    if isinstance(method, AdaptiveMethod):
+        return TorchDiffEq(
+            method.torchdiffeq_name,
+            rtol=method.rtol,
+            atol=method.atol,
+            max_steps=method.max_steps,
+        )
+    assert isinstance(method, TorchDiffEq)
+    return method
+
+
+def _forward(problem: Problem, field: _WatchedField) -> dict[str, Any]:
+    method, stats = translated(problem.method), problem.stats
+    options: dict[str, Any] = dict(method.options)
+    arguments: dict[str, Any] = {"method": method.solver, "options": options}
+    if method.kind == "fixed":
+        options["grid_constructor"] = lambda _f, _z, ts: step_grid(ts, method.steps)
+        return arguments
+    arguments |= {"rtol": method.rtol, "atol": method.atol}
+    if method.kind == "adaptive":
         # Steps then end on the output times. Otherwise they end somewhere behind, the field is
         # evaluated there, and the output is interpolated, less accurately than the method is.
-        arguments["options"] = {"step_t": problem.times[1:].detach(), "norm": _norm}
+        options |= {"step_t": problem.times[1:].detach(), "norm": _norm}
 
         def attempted() -> None:
             stats.steps += 1
@@ -165,23 +170,21 @@ def _norm(z: State) -> Tensor:
 
 
 def _backward(
-    problem: Problem, field: CountedField, method: Method, gradient: Adjoint
+    problem: Problem, field: _WatchedField, back: Method, gradient: Adjoint
 ) -> tuple[dict[str, Any], Callable[[Tensor], None]]:
     """Arguments of the integration backwards, and what to call before each time it is run."""
+    method = translated(back)
     stats, sign = problem.stats, problem.direction
     # torchdiffeq's adjoint runs on times made to increase, interval by interval from the last.
     # Options that it copied from the forward integration would not fit that.
     times = sign * problem.times.detach()
-    options: dict[str, Any] = {}
-    arguments: dict[str, Any] = {
-        "adjoint_method": method.torchdiffeq_name,
-        "adjoint_options": options,
-    }
+    options: dict[str, Any] = dict(method.options)
+    arguments: dict[str, Any] = {"adjoint_method": method.solver, "adjoint_options": options}
 
     def attempted() -> None:
         stats.backward_steps += 1
 
-    if isinstance(method, FixedMethod):
+    if method.kind == "fixed":
         steps = method.steps
 
         def grid(_f: Any, _z: Any, ts: Tensor) -> Tensor:
@@ -194,9 +197,10 @@ def _backward(
         field.callback_step_adjoint = lambda _t, _z, _dt: attempted()
         return arguments, lambda _gradient: None
 
-    assert isinstance(method, AdaptiveMethod)
     arguments["adjoint_rtol"] = method.rtol if gradient.rtol is None else gradient.rtol
     arguments["adjoint_atol"] = method.atol if gradient.atol is None else gradient.atol
+    if method.kind == "other":
+        return arguments, lambda _gradient: None
     options["step_t"] = times
     if gradient.seminorm:
         options["norm"] = "seminorm"
@@ -208,7 +212,7 @@ def _backward(
         except Stopped as stopped:
             time = sign * stopped.time
             message = explain(
-                stopped.status, time, problem.values[0], method, problem.times.dtype, "the adjoint"
+                stopped.status, time, problem.values[0], back, problem.times.dtype, "the adjoint"
             )
             raise SolverError(message, stopped.status, time, stats) from None
 

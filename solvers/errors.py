@@ -1,11 +1,14 @@
-"""The exception that a failed integration raises, and its message."""
+"""How a failed integration ends: the exception that it raises, and its message."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
-from solvers.methods import AdaptiveMethod, Method
+from solvers.methods import AdaptiveMethod, Method, TorchDiffEq
 from solvers.solution import Stats, Status
+from solvers.stepping import Parts
 
 
 class SolverError(RuntimeError):
@@ -32,6 +35,16 @@ class SolverError(RuntimeError):
         return (type(self), (str(self), self.status, self.time, self.stats))
 
 
+class Stopped(Exception):  # noqa: N818 (like StopIteration: it says that, not what, is over)
+    """Carries the reason of a stop, and the outputs reached, from an integrator to ``solve``."""
+
+    def __init__(self, status: Status, time: float, reached: Sequence[Parts]) -> None:
+        super().__init__(status, time)
+        self.status = status
+        self.time = time
+        self.reached = reached
+
+
 def explain(
     status: Status, time: float, end: float, method: Method, dtype: torch.dtype, what: str
 ) -> str:
@@ -44,7 +57,7 @@ def explain(
             "tolerance, or end the integration earlier."
         )
     if status is Status.MAX_STEPS:
-        assert isinstance(method, AdaptiveMethod)
+        assert isinstance(method, AdaptiveMethod | TorchDiffEq)
         return (
             f"{where}: it used up its max_steps = {method.max_steps}. Raise max_steps if the "
             f"problem is that long, or loosen rtol and atol ({_precision(dtype)}). If the steps "

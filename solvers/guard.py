@@ -1,4 +1,4 @@
-"""Watches an adaptive method step by step, and stops it when going on is pointless."""
+"""Watches an adaptive method of torchdiffeq step by step, and stops it when that is pointless."""
 
 from __future__ import annotations
 
@@ -8,17 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from solvers.errors import Stopped
 from solvers.solution import State, Status
-
-
-class Stopped(Exception):  # noqa: N818 (like StopIteration: it says that, not what, is over)
-    """Carries the reason of a stop, and the outputs reached, through torchdiffeq to ``solve``."""
-
-    def __init__(self, status: Status, time: float, reached: list[State]) -> None:
-        super().__init__(status, time)
-        self.status = status
-        self.time = time
-        self.reached = reached
+from solvers.stepping import Parts
 
 
 class StepGuard:
@@ -49,7 +41,7 @@ class StepGuard:
 
     def restart(self) -> None:
         """Begin a new integration."""
-        self._reached: list[State] = []
+        self._reached: list[Parts] = []
         self._attempts = 0
         self._last_dt = float("inf")
         self._good_time: float | None = None
@@ -58,7 +50,7 @@ class StepGuard:
         """Let the attempt at ``t`` with step ``dt >= 0`` pass, or raise."""
         time, h = t.detach().item(), dt.detach().item()
         if self._next_target() == time:
-            self._reached.append(z)
+            self._reached.append(z if isinstance(z, tuple) else (z,))
         if not _is_finite(z):
             good = time if self._good_time is None else self._good_time
             raise self._stopped(Status.NON_FINITE, good)

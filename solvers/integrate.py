@@ -7,20 +7,29 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
+from solvers.adaptive import integrate_adaptive
 from solvers.arguments import (
+    check_features,
     check_gradient,
     check_method,
     check_state,
     checked_parameters,
     checked_times,
+    limited,
 )
-from solvers.backend import Problem, integrate_adjoint, integrate_checkpoint, integrate_direct
-from solvers.errors import SolverError, explain
-from solvers.field import Field
+from solvers.backend import integrate_adjoint, integrate_torchdiffeq
+from solvers.checkpoint import integrate_checkpoint
+from solvers.control import underlying
+from solvers.dense import PerSampleDenseOutput, SharedDenseOutput
+from solvers.errors import SolverError, Stopped, explain
+from solvers.field import CountedField, Field
+from solvers.fixed import integrate_fixed
 from solvers.gradients import Adjoint, Checkpoint, Direct, Gradient
-from solvers.guard import Stopped
-from solvers.methods import RK4, Method
-from solvers.solution import Solution, State, Stats, Status
+from solvers.methods import RK4, FixedMethod, Method, TorchDiffEq
+from solvers.per_sample import integrate_per_sample
+from solvers.problem import Problem
+from solvers.solution import Samples, Solution, State, Stats, Status
+from solvers.stepping import Parts
 
 
 def solve(
@@ -31,6 +40,9 @@ def solve(
     gradient: Gradient = Direct(),
     *,
     parameters: Iterable[Tensor] | None = None,
+    max_steps: int | None = None,
+    per_sample: bool = False,
+    dense: bool = False,
     throw: bool = True,
 ) -> Solution:
     r"""Integrate ``dz/dt = field(t, z)`` from ``z(ts[0]) = z0``, and return ``z`` at all ``ts``.
@@ -40,9 +52,8 @@ def solve(
     The field is never evaluated outside the interval that ``ts`` spans. Nothing is drawn at random,
     and no state is kept between calls. Works under ``no_grad`` and ``inference_mode``; a field that
     itself is a gradient must switch autograd on by ``torch.enable_grad()`` there.
-    ``torch.func``'s ``jvp``, ``jacfwd``, ``jacrev`` and ``hessian`` go
-    through methods with fixed steps and :class:`Direct`; ``vmap`` does not, so put a batch into
-    the state instead.
+    ``torch.func``'s ``grad``, ``jvp``, ``jacfwd``, ``jacrev``, ``hessian`` and ``vmap`` go through
+    all methods of this package with :class:`Direct`; the samples of a ``vmap`` share their steps.
 
     Args:
         field: ``field(t, z)`` returns ``dz/dt`` with the structure, shapes and dtype of ``z``;
@@ -59,6 +70,13 @@ def solve(
             :class:`Checkpoint` differentiate, beside ``z0`` and ``ts``. By default those of
             the field if it is an ``nn.Module`` or a method of one. :class:`Direct` reaches every
             tensor without being told, and ignores them.
+        max_steps: the largest number of attempted steps, in place of that of an adaptive method;
+            with fixed steps a bound on what ``method`` asks for.
+        per_sample: give every sample of a batch its own steps, for adaptive methods with
+            :class:`Direct`. A sample's result then does not depend on its neighbours; what became
+            of each is in ``Solution.samples``. All parts of the state have the batch in front, and
+            the field is called with a time for each sample, ``t`` of shape ``(B,)``.
+        dense: keep the steps, for :meth:`Solution.interpolate`.
         throw: raise if the integration fails; otherwise the returned ``status`` says so, and
             outputs that were not reached are NaN.
 
@@ -74,8 +92,8 @@ def solve(
             that do not fit together; :class:`Adjoint` or :class:`Checkpoint` without knowing the
             parameters.
 
-    Sources: HNW (see :mod:`solvers.methods`) for the methods; the integrations are carried out by
-    torchdiffeq (Chen, https://github.com/rtqichen/torchdiffeq).
+    Sources: HNW (see :mod:`solvers.methods`) for the methods; :class:`Adjoint` and
+    :class:`TorchDiffEq` call torchdiffeq (Chen, https://github.com/rtqichen/torchdiffeq).
 
     A damped oscillation, as a state of position and velocity:
 
@@ -94,54 +112,87 @@ def solve(
     >>> torch.allclose(back.ys[0][-1], z0[0], atol=1e-5)
     True
     """
+    problem, through = prepared(
+        field, z0, ts, method, gradient, parameters, max_steps, per_sample, dense
+    )
+    n, first = len(problem.values), problem.z0
+    status, reached, samples = Status.SUCCESS, problem.values[-1], None
+    kept = None
+    if dense:
+        kept = PerSampleDenseOutput(problem) if per_sample else SharedDenseOutput(problem)
+    try:
+        if n == 1 or not any(z.numel() for z in first):
+            # Nothing moves (and the error norm of a state without entries would be NaN).
+            rows = [first] * n
+            samples = Samples.at_rest(first[0], problem.values[-1]) if per_sample else None
+        elif isinstance(gradient, Adjoint):
+            rows = integrate_adjoint(problem, gradient, through)
+        elif isinstance(gradient, Checkpoint):
+            rows = integrate_checkpoint(problem, gradient.every, through)
+        elif isinstance(problem.method, TorchDiffEq):
+            rows = integrate_torchdiffeq(problem)
+        elif per_sample:
+            observe = kept.observe if isinstance(kept, PerSampleDenseOutput) else None
+            rows, samples = integrate_per_sample(problem, observe)
+        else:
+            integrate = (
+                integrate_fixed if isinstance(problem.method, FixedMethod) else integrate_adaptive
+            )
+            rows = integrate(problem, kept.observe if isinstance(kept, SharedDenseOutput) else None)
+    except Stopped as stopped:
+        status, reached, rows = stopped.status, stopped.time, list(stopped.reached)
+        if not isinstance(gradient, Direct):  # the outputs come without a graph: let z0 have none
+            rows = [tuple(z.detach() for z in row) for row in rows]
+    problem.field.backward = True
+
+    what = "the integration"
+    if samples is not None:
+        samples = samples.checked(rows)
+        failed = [i for i, each in enumerate(samples.status) if each is not Status.SUCCESS]
+        if failed:
+            i = failed[0]
+            status, reached = samples.status[i], samples.time[i].item()
+            what = f"sample {i}, the first of {len(failed)} of {len(samples.status)} that failed,"
+    elif status is Status.SUCCESS:
+        finite = _finite_rows(rows, throw)
+        if finite < n:
+            status, reached = Status.NON_FINITE, problem.values[max(finite - 1, 0)]
+    if throw and status is not Status.SUCCESS:
+        dtype = first[0].dtype
+        message = explain(status, reached, problem.values[-1], problem.method, dtype, what)
+        raise SolverError(message, status, reached, problem.stats)
+    columns = tuple(_stack(list(column), n) for column in zip(*rows, strict=True))
+    ys = columns if isinstance(z0, tuple) else columns[0]
+    return Solution(problem.times, ys, status, problem.stats, samples, kept)
+
+
+def prepared(
+    field: Field,
+    z0: State,
+    ts: Tensor | Sequence[float | int | Tensor],
+    method: Method,
+    gradient: Gradient,
+    parameters: Iterable[Tensor] | None,
+    max_steps: int | None,
+    per_sample: bool,
+    dense: bool,
+) -> tuple[Problem, tuple[Tensor, ...]]:
+    """The problem, and the tensors that a gradient has to be told."""
     if not callable(field):
         raise TypeError(f"field must be callable as field(t, z), got {type(field).__name__}")
     check_state(z0)
-    like = z0[0] if isinstance(z0, tuple) else z0
-    times, values = checked_times(ts, like)
-    check_method(method, len(values) - 1)
-    check_gradient(gradient, method, len(values) - 1)
+    parts = z0 if isinstance(z0, tuple) else (z0,)
+    times, values = checked_times(ts, parts[0])
+    intervals = len(values) - 1
+    check_method(method, intervals)
+    method = limited(method, max_steps, intervals)
+    check_gradient(gradient, method, intervals)
+    check_features(z0, method, gradient, per_sample, dense)
     through: tuple[Tensor, ...] = ()
     if not isinstance(gradient, Direct):
         through = checked_parameters(field, parameters, gradient)
-    problem = Problem(field, z0, times, values, method, Stats())
-
-    status, reached = Status.SUCCESS, values[-1]
-    try:
-        if len(values) == 1 or not any(z.numel() for z in _parts(z0)):
-            # Nothing moves (and the error norm of a state without entries would be NaN).
-            ys = _rows(z0, [z0] * len(values), len(values))
-        elif isinstance(gradient, Adjoint):
-            ys = integrate_adjoint(problem, gradient, through)
-        elif isinstance(gradient, Checkpoint):
-            ys = integrate_checkpoint(problem, gradient, through)
-        else:
-            ys = integrate_direct(problem)
-    except Stopped as stopped:
-        status, reached = stopped.status, stopped.time
-        ys = _rows(z0, stopped.reached, len(values))
-        if isinstance(gradient, Adjoint):  # its outputs come without a graph, so z0 alone has one
-            ys = tuple(y.detach() for y in ys) if isinstance(ys, tuple) else ys.detach()
-    if status is Status.SUCCESS:
-        finite = _finite_rows(ys)
-        if finite < len(values):
-            status, reached = Status.NON_FINITE, values[max(finite - 1, 0)]
-    if throw and status is not Status.SUCCESS:
-        message = explain(status, reached, values[-1], method, like.dtype, "the integration")
-        raise SolverError(message, status, reached, problem.stats)
-    return Solution(times, ys, status, problem.stats)
-
-
-def _parts(z: State) -> tuple[Tensor, ...]:
-    return z if isinstance(z, tuple) else (z,)
-
-
-def _rows(z0: State, states: Sequence[State], n: int) -> State:
-    """The states as the first of ``n`` rows, the others NaN."""
-    if isinstance(z0, tuple):
-        columns = zip(*(_parts(z) for z in states), strict=True)
-        return tuple(_stack(list(column), n) for column in columns)
-    return _stack([z for z in states if isinstance(z, Tensor)], n)
+    stats = Stats()
+    return Problem(CountedField(field, z0, stats), parts, times, values, method, stats), through
 
 
 def _stack(states: list[Tensor], n: int) -> Tensor:
@@ -149,11 +200,16 @@ def _stack(states: list[Tensor], n: int) -> Tensor:
     return torch.stack(states + unreached)
 
 
-def _finite_rows(ys: State) -> int:
+def _finite_rows(rows: Sequence[Parts], throw: bool) -> int:
     """How many output times from the first on have a finite state."""
-    n = len(_parts(ys)[0])
-    finite = [torch.isfinite(y.detach()) for y in _parts(ys)]
-    if all(bool(f.all()) for f in finite):  # the usual case, and the only wait for the device
-        return n
-    rows = torch.stack([f.reshape(n, -1).all(dim=1) for f in finite]).all(dim=0)
-    return int(rows.long().cumprod(0).sum())
+    flags = [torch.isfinite(underlying(z)).all() for row in rows for z in row]
+    if throw and torch.compiler.is_compiling():
+        # Reading the flags would cut the graph in two; this stays in it.
+        message = "the integration became NaN or infinite; uncompiled, it would say where"
+        torch._assert_async(torch.stack(flags).all(), message)
+        return len(rows)
+    if bool(torch.stack(flags).all()):  # the usual case, and the only wait for the device
+        return len(rows)
+    width = len(rows[0])
+    finite = torch.stack(flags).view(len(rows), width).all(dim=1)
+    return int(finite.long().cumprod(0).sum())

@@ -17,10 +17,12 @@ from solvers.methods import (
     Heun,
     Method,
     Midpoint,
+    TorchDiffEq,
 )
 
 METHODS: dict[str, type[Method]] = {
-    cls.name: cls for cls in (Euler, Midpoint, Heun, RK4, Dopri5, Bosh3, AdaptiveHeun, Dopri8)
+    cls.name: cls
+    for cls in (Euler, Midpoint, Heun, RK4, Dopri5, Bosh3, AdaptiveHeun, Dopri8, TorchDiffEq)
 }
 GRADIENTS: dict[str, type[Gradient]] = {cls.name: cls for cls in (Direct, Checkpoint, Adjoint)}
 
@@ -31,10 +33,11 @@ def method_from_name(name: str, **options: Any) -> Method:
     """The method of that name, with its options.
 
     Args:
-        name: ``euler``, ``midpoint``, ``heun``, ``rk4``, ``dopri5``, ``bosh3``, ``adaptive_heun``
-            or ``dopri8``.
+        name: ``euler``, ``midpoint``, ``heun``, ``rk4``, ``dopri5``, ``bosh3``, ``adaptive_heun``,
+            ``dopri8`` or ``torchdiffeq``.
         options: the fields of the class: ``steps`` (an integer, or a list or tuple of one per
-            output interval), or ``rtol``, ``atol`` and ``max_steps``.
+            output interval), or ``rtol``, ``atol`` and ``max_steps``; for ``torchdiffeq`` all of
+            these, ``solver`` and ``options``.
 
     Raises:
         ValueError: an unknown name or option (the message lists those allowed), or a value that is
@@ -92,6 +95,8 @@ def to_dict(options: Method | Gradient) -> dict[str, Any]:
             value = to_dict(value)
         elif isinstance(value, tuple):
             value = list(value)
+        elif isinstance(value, Mapping):
+            value = dict(value)
         result[field.name] = value
     return result
 

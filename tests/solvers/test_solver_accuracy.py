@@ -11,10 +11,22 @@ import numpy as np
 import pytest
 import torch
 from scipy.integrate import solve_ivp
-from solver_cases import ADAPTIVE, FIXED, Recorded, doubles, name_of
+from solver_cases import ADAPTIVE, FIXED, Recorded, doubles, name_of, torchdiffeq_stages
 from torch import Tensor
 
-from solvers import RK4, AdaptiveMethod, Dopri5, Euler, FixedMethod, Heun, Midpoint, solve
+from solvers import (
+    RK4,
+    AdaptiveMethod,
+    Adjoint,
+    Direct,
+    Dopri5,
+    Euler,
+    FixedMethod,
+    Gradient,
+    Heun,
+    Midpoint,
+    solve,
+)
 
 GRIDS = {
     "two": [0.0, 1.0],
@@ -59,9 +71,12 @@ def test_order_of_fixed_methods(method: FixedMethod, problem, ts: list[float]) -
     assert abs(-slope - method.order) < 0.2
 
 
+@pytest.mark.parametrize("gradient", [Direct(), Adjoint()], ids=name_of)
 @pytest.mark.parametrize("method", ADAPTIVE, ids=name_of)
 @pytest.mark.parametrize("ts", GRIDS.values(), ids=GRIDS.keys())
-def test_adaptive_methods_reach_their_tolerance(method: AdaptiveMethod, ts: list[float]) -> None:
+def test_adaptive_methods_reach_their_tolerance(
+    method: AdaptiveMethod, ts: list[float], gradient: Gradient
+) -> None:
     """A pendulum with damping and drive, against SciPy at 1e-12."""
 
     def field(t: Tensor, z: Tensor) -> Tensor:
@@ -74,7 +89,7 @@ def test_adaptive_methods_reach_their_tolerance(method: AdaptiveMethod, ts: list
     oracle = solve_ivp(
         reference, (ts[0], ts[-1]), [1.0, 0.5], "DOP853", t_eval=ts, rtol=1e-12, atol=1e-12
     )
-    result = solve(field, doubles(1.0, 0.5), ts, method)
+    result = solve(field, doubles(1.0, 0.5), ts, method, gradient, parameters=())
     error = (result.ys - torch.from_numpy(oracle.y.T)).abs().max().item()
     assert error < 10 * (method.atol + 2 * method.rtol)
 
@@ -138,19 +153,23 @@ def test_never_an_extra_step(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("method", FIXED + ADAPTIVE, ids=name_of)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("gradient", [Direct(), Adjoint()], ids=name_of)
 @pytest.mark.parametrize("turn", [1, -1])
-def test_no_evaluation_outside_the_interval(method, dtype: torch.dtype, turn: int) -> None:
+def test_no_evaluation_outside_the_interval(
+    method, dtype: torch.dtype, turn: int, gradient: Gradient
+) -> None:
     """Also for slow fields, whose first trial step torchdiffeq would place far outside."""
     for scale in (1.0, 1e-5):
         for ts in ([0.1, 0.4, 0.7], [-0.3, 1.1], [0.0, 1e-3]):
             field = Recorded(lambda t, z, scale=scale: scale * (torch.sin(5 * t) - z))
             z0 = torch.linspace(1, 30, 4, dtype=dtype)
-            times = solve(field, z0, ts[::turn], method).ts.tolist()
+            times = solve(field, z0, ts[::turn], method, gradient, parameters=()).ts.tolist()
             assert min(times) <= min(field.times)
             assert max(field.times) <= max(times)
 
 
-def test_heun_does_not_round_past_the_end() -> None:
+@pytest.mark.parametrize("gradient", [Direct(), Adjoint()], ids=name_of)
+def test_heun_does_not_round_past_the_end(gradient: Gradient) -> None:
     """``t0 + (t1 - t0)`` is above ``t1`` for some pairs."""
     generator = torch.Generator().manual_seed(0)
     rounded = 0
@@ -158,7 +177,7 @@ def test_heun_does_not_round_past_the_end() -> None:
         ts = torch.rand(2, generator=generator, dtype=torch.float64).float() - torch.tensor([1, 0])
         rounded += bool(ts[0] + (ts[1] - ts[0]) > ts[1])
         field = Recorded(lambda t, z: -z)
-        solve(field, torch.ones(1), ts, Heun())
+        solve(field, torch.ones(1), ts, Heun(), gradient, parameters=())
         assert max(field.times) <= ts[1].item()
     assert rounded > 0
 
@@ -174,12 +193,12 @@ def test_a_step_that_ends_on_an_output_by_itself(method, turn: float, is_tuple: 
 
     z0 = (doubles(1.0),) if is_tuple else doubles(1.0)
     free = Recorded(field)
-    solve(free, z0, [0.0, turn * 2.0], method)
+    solve(free, z0, [0.0, turn * 2.0], method, Adjoint(), parameters=())
     # After the two evaluations that choose the first step; the last stage of a step is taken one
     # rounding before its end.
-    end = math.nextafter(free.times[1 + 2 * method.stages], turn * math.inf)
+    end = math.nextafter(free.times[1 + 2 * torchdiffeq_stages(method)], turn * math.inf)
     ts = [0.0, end, 1.1 * end, 1.3 * end, turn * 2.0]
     watched = Recorded(field)
-    solve(watched, z0, ts, method)
+    solve(watched, z0, ts, method, Adjoint(), parameters=())
     for t in ts[1:]:
         assert math.nextafter(t, 0.0) in watched.times

@@ -125,8 +125,8 @@ def test_combinations_that_do_not_fit(plain: ModuleType) -> None:
         run(p.RK4((1, 2)), p.Direct(), 4)
     with pytest.raises(ValueError, match=r"Adjoint.method.steps has 1 entries, but ts has 2"):
         run(p.RK4(), p.Adjoint(method=p.RK4((1,))), 3)
-    with pytest.raises(ValueError, match="Checkpoint needs a method with fixed steps, got Dopri5"):
-        run(p.Dopri5(), p.Checkpoint())
+    with pytest.raises(ValueError, match="Checkpoint does not know the steps of TorchDiffEq"):
+        run(p.TorchDiffEq("heun3"), p.Checkpoint())
     for options in ({"rtol": 1e-3}, {"atol": 1e-3}, {"seminorm": True}):
         with pytest.raises(ValueError, match=r"need an adaptive method on the way back.*RK4"):
             run(p.RK4(), p.Adjoint(**options))
@@ -135,10 +135,34 @@ def test_combinations_that_do_not_fit(plain: ModuleType) -> None:
         run(p.RK4(), p.Adjoint(method=p.Dopri5(), **options))
 
 
-def test_steps_too_fine_for_the_dtype(plain: ModuleType) -> None:
-    ts = [1.0, 1.0 + 2.0**-52]
-    with pytest.raises(ValueError, match="too small for 3 steps"):
-        plain.solve(lambda t, z: z, Z, ts, plain.Euler(3), plain.Checkpoint(), parameters=())
+def test_limits_of_the_number_of_steps(plain: ModuleType) -> None:
+    def run(method, max_steps):
+        return plain.solve(lambda t, z: z, Z, [0.0, 1.0, 3.0], method, max_steps=max_steps)
+
+    for value, kind in ((0, ValueError), (1.5, TypeError), (True, TypeError)):
+        with pytest.raises(kind, match="max_steps must be an integer >= 1"):
+            run(plain.Dopri5(), value)
+    with pytest.raises(ValueError, match=r"RK4\(steps=3\) takes 6 steps in 2 intervals.*= 5"):
+        run(plain.RK4(3), 5)
+    with pytest.raises(ValueError, match="takes 4 steps in 2 intervals"):
+        run(plain.RK4((1, 3)), 3)
+    assert run(plain.RK4(3), 6).stats.steps == 6
+    with pytest.raises(plain.SolverError, match="max_steps = 2"):
+        run(plain.Dopri5(1e-9, 1e-9), 2)
+    with pytest.raises(plain.SolverError, match="max_steps = 2"):
+        run(plain.TorchDiffEq("fehlberg2"), 2)
+
+
+@pytest.mark.parametrize("gradient", ["Direct", "Checkpoint", "Adjoint"])
+def test_steps_finer_than_the_dtype(plain: ModuleType, gradient: str) -> None:
+    """Step times that coincide are steps of size 0: no harm."""
+    ts = [1.0, 1.0 + 2.0**-52, 2.0]
+    z0 = Z.clone().requires_grad_()
+    g = getattr(plain, gradient)()
+    ys = plain.solve(lambda t, z: z, z0, ts, plain.RK4(3), g, parameters=()).ys
+    assert torch.allclose(ys[2], Z * math.e, rtol=1e-3)
+    (grad,) = torch.autograd.grad(ys[1:].sum(), z0)
+    assert torch.allclose(grad, torch.full_like(Z, 1 + math.e), rtol=1e-3)
 
 
 @pytest.mark.parametrize("name", ["Euler", "Midpoint", "Heun", "RK4"])

@@ -26,10 +26,11 @@ from solvers import (
 )
 
 
+@pytest.mark.parametrize("gradient", [Direct(), Adjoint()], ids=name_of)
 @pytest.mark.parametrize("throw", [True, False])
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("method", FIXED + ADAPTIVE, ids=name_of)
-def test_a_field_that_stops_being_finite(method, bad: float, throw: bool) -> None:
+def test_a_field_that_stops_being_finite(method, bad: float, throw: bool, gradient) -> None:
     def field(t: Tensor, z: Tensor) -> Tensor:
         # In one entry of many, as it happens.
         return torch.where((t > 0.6) & (torch.arange(3) == 1), bad, torch.cos(t) + 0 * z)
@@ -38,13 +39,13 @@ def test_a_field_that_stops_being_finite(method, bad: float, throw: bool) -> Non
     z0 = doubles(0.0, 0.0, 0.0)
     if throw:
         with pytest.raises(SolverError, match="NaN or infinite") as caught:
-            solve(field, z0, ts, method)
+            solve(field, z0, ts, method, gradient, parameters=())
         assert caught.value.status is Status.NON_FINITE
         assert 0.5 <= caught.value.time <= 0.61
         assert caught.value.stats.evaluations > 0
         assert f"t = {caught.value.time:.9g}" in str(caught.value)
     else:
-        result = solve(field, z0, ts, method, throw=False)
+        result = solve(field, z0, ts, method, gradient, parameters=(), throw=False)
         assert result.status is Status.NON_FINITE
         assert torch.allclose(result.ys[:3], torch.sin(doubles(*ts[:3]))[:, None], atol=0.05)
         assert not torch.isfinite(result.ys[3:]).all(dim=1).any()
@@ -97,16 +98,25 @@ def test_overflow_that_an_adaptive_method_accepts_is_found() -> None:
     assert result.status is Status.NON_FINITE
 
 
-def test_a_singularity_that_no_step_can_resolve() -> None:
+@pytest.mark.parametrize("gradient", [Direct(), Adjoint()], ids=name_of)
+def test_a_singularity_that_no_step_can_resolve(gradient) -> None:
     """Ends in an underflow of the step, where it is, and the message names the alternative."""
     method = Dopri5(rtol=1e-9, atol=1e-9)
     with pytest.raises(SolverError, match="float64 resolves relative errors") as caught:
-        solve(lambda t, z: z * 0 + 1 / (t - 0.7).abs() ** 0.95, doubles(1.0), [0.0, 1.0], method)
+        solve(
+            lambda t, z: z * 0 + 1 / (t - 0.7).abs() ** 0.95,
+            doubles(1.0),
+            [0.0, 1.0],
+            method,
+            gradient,
+            parameters=(),
+        )
     assert caught.value.status is Status.DT_UNDERFLOW
     assert abs(caught.value.time - 0.7) < 1e-6
 
 
-def test_an_attempt_that_overflows_is_repeated_with_a_smaller_step() -> None:
+@pytest.mark.parametrize("gradient", [Direct(), Adjoint()], ids=name_of)
+def test_an_attempt_that_overflows_is_repeated_with_a_smaller_step(gradient) -> None:
     """A NaN in an attempt is not the end, as it is for torchdiffeq."""
     seen = []
 
@@ -115,19 +125,22 @@ def test_an_attempt_that_overflows_is_repeated_with_a_smaller_step() -> None:
         seen.append(torch.where(near, -z, math.nan))
         return seen[-1]
 
-    result = solve(field, doubles(1.0), [0.0, 3.0], Dopri5(1e-2, 1e-2))
+    result = solve(field, doubles(1.0), [0.0, 3.0], Dopri5(1e-2, 1e-2), gradient, parameters=())
     assert any(f.isnan() for f in seen)
     assert result.stats.rejected > 0
     assert torch.allclose(result.ys[-1], torch.exp(-doubles(3.0)), atol=1e-3)
 
 
-def test_nan_in_any_part_of_a_tuple_rejects_the_step() -> None:
+@pytest.mark.parametrize("gradient", [Direct(), Adjoint()], ids=name_of)
+def test_nan_in_any_part_of_a_tuple_rejects_the_step(gradient) -> None:
     """torchdiffeq's own norm overlooks it unless it comes first, and accepts the step."""
 
     def field(t, state):
         return torch.ones_like(state[0]), torch.where(t < 0.3, 1.0, math.nan) * state[1]
 
-    result = solve(field, (doubles(0.0), doubles(1.0)), [0.0, 0.2, 1.0], Dopri5(), throw=False)
+    z0 = (doubles(0.0), doubles(1.0))
+    ts = [0.0, 0.2, 1.0]
+    result = solve(field, z0, ts, Dopri5(), gradient, parameters=(), throw=False)
     assert result.status is Status.NON_FINITE
     assert result.stats.rejected > 0
     assert result.ys[0][2].isnan().all()

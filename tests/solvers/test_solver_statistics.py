@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from solver_cases import COMBINATIONS, Recorded, doubles
+from solver_cases import COMBINATIONS, Recorded, doubles, torchdiffeq_stages
 from torch import Tensor
 
 from solvers import (
     RK4,
     Adjoint,
     Bosh3,
+    Checkpoint,
     Direct,
     Dopri5,
     Euler,
@@ -44,7 +45,7 @@ def test_a_counting_field_agrees(method, gradient, turn: int) -> None:
     else:
         assert stats.accepted >= 3
         assert stats.rejected > 0
-        assert forward == 2 + stats.steps * method.stages
+        assert forward == expected_evaluations(method, gradient, stats)
     for times in (1, 2):
         result.ys[1:].sum().backward(retain_graph=True)
         backward = len(field.times) - forward
@@ -55,10 +56,29 @@ def test_a_counting_field_agrees(method, gradient, turn: int) -> None:
         elif isinstance(method, FixedMethod):
             assert stats.backward_steps == times * 9
             assert backward == times * 9 * method.stages
+        elif isinstance(gradient, Checkpoint):
+            assert stats.backward_steps == times * stats.accepted
+            segments = -(-stats.accepted // gradient.every)
+            if method.tableau.first_same_as_last:  # only within a segment
+                again = stats.accepted * method.stages + segments
+            else:
+                again = stats.accepted * method.stages
+            assert backward == times * again
         else:  # every interval starts anew
-            assert backward == times * 3 * 2 + stats.backward_steps * method.stages
+            stages = torchdiffeq_stages(method)
+            assert backward == times * 3 * 2 + stats.backward_steps * stages
     assert min(ts) <= min(field.times)
     assert max(field.times) <= max(ts)
+
+
+def expected_evaluations(method, gradient, stats: Stats) -> int:
+    """Of a whole integration by an adaptive method."""
+    if isinstance(gradient, Adjoint):
+        return 2 + stats.steps * torchdiffeq_stages(method)
+    if method.tableau.first_same_as_last:
+        return 2 + stats.steps * method.stages
+    # The first stage of a rejected step is that of the next attempt.
+    return 1 + stats.steps * method.stages - stats.rejected
 
 
 def test_rejections_come_from_jumps_and_not_from_calm() -> None:
@@ -69,13 +89,22 @@ def test_rejections_come_from_jumps_and_not_from_calm() -> None:
     assert kink.rejected > 0
 
 
-def test_max_steps_counts_over_the_whole_integration() -> None:
+@pytest.mark.parametrize("gradient", [Direct(), Adjoint()], ids=lambda g: g.name)
+def test_max_steps_counts_over_the_whole_integration(gradient) -> None:
     """torchdiffeq's own limit starts anew at every output time: 12 would allow 65 steps."""
     ts = torch.linspace(0, 10, 14, dtype=torch.float64)
 
     def run(max_steps: int):
         method = Dopri5(rtol=1e-8, atol=1e-8, max_steps=max_steps)
-        return solve(lambda t, z: torch.sin(3 * t) * z, doubles(1.0), ts, method, throw=False)
+        return solve(
+            lambda t, z: torch.sin(3 * t) * z,
+            doubles(1.0),
+            ts,
+            method,
+            gradient,
+            parameters=(),
+            throw=False,
+        )
 
     needed = run(10_000).stats.steps
     assert needed > 50

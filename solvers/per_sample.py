@@ -1,0 +1,149 @@
+"""Integration by an adaptive method in which every sample of the batch has steps of its own."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from solvers.control import (
+    LARGEST,
+    carries_gradient,
+    error_ratio,
+    magnitudes,
+    resized_per_sample,
+)
+from solvers.methods import AdaptiveMethod
+from solvers.problem import Problem, SampleObserver
+from solvers.solution import Samples, Status
+from solvers.stepping import Parts, Step, advance, chosen, take_step
+
+_STATUSES = tuple(Status)
+_SUCCESS, _MAX_STEPS, _DT_UNDERFLOW, _NON_FINITE = range(4)
+
+
+def integrate_per_sample(
+    problem: Problem, observe: SampleObserver | None = None
+) -> tuple[list[Parts], Samples]:
+    """The states at the output times, and how each sample got there.
+
+    All samples attempt their steps together, each of its own size. One that has arrived at the
+    next output waits there, by steps of size 0, until the last has; one that has failed waits
+    for ever, and is NaN in the outputs that it did not reach.
+
+    Args:
+        problem: its method is adaptive, and all its parts have the batch in front.
+        observe: called with the times and states of all samples before every attempt and at the
+            end.
+    """
+    method, field, z, values = problem.method, problem.field, problem.z0, problem.values
+    assert isinstance(method, AdaptiveMethod)
+    tableau, dtype = method.tableau, z[0].dtype
+    resolution = torch.finfo(dtype).eps
+    # Zeros that carry the gradients with respect to the output times, if there are any.
+    moving = carries_gradient(problem.times)
+    shifts = (problem.times - problem.times.detach()).unbind()
+
+    # Times are kept in double precision: in that of the state, the sum of the steps would drift.
+    t = torch.full((len(z[0]),), values[0], dtype=torch.float64, device=z[0].device)
+    status = torch.full_like(t, _SUCCESS, dtype=torch.long)
+    accepted, rejected = torch.zeros_like(status), torch.zeros_like(status)
+    was_rejected = was_nan = torch.zeros_like(status, dtype=torch.bool)
+    rows = [z]
+
+    first: Parts | None = field(t.to(dtype) + shifts[0], z)
+    assert first is not None
+    h = _first_steps(problem, t, first)
+    status = torch.where(h.isfinite(), status, _NON_FINITE)
+    for i, target in enumerate(values[1:]):
+        while True:
+            remaining = target - t
+            running = (remaining != 0) & (status == _SUCCESS)
+            is_last = h.abs() >= remaining.abs()
+            # Two equal steps rather than one and a rest.
+            size = torch.where(h.abs() > remaining.abs() / 2, remaining / 2, h)
+            stuck = running & ~is_last & ((size.abs() <= resolution * t.abs()) | (size == 0))
+            exhausted = running & (accepted + rejected == method.max_steps)
+            status = torch.where(
+                stuck, torch.where(was_nan, _NON_FINITE, _DT_UNDERFLOW), status
+            ).where(~exhausted, _MAX_STEPS)
+            running = running & ~stuck & ~exhausted
+            is_last = is_last & running
+            size = torch.where(is_last, remaining, size).where(running, 0.0)
+            if observe is not None:
+                observe(t, z)
+            if not bool(running.any()):
+                break
+
+            end = torch.where(is_last, target, t + size)
+            step = Step(
+                [(end if c == 1.0 else t + c * size).to(dtype) for c in tableau.c], size.to(dtype)
+            )
+            if moving:
+                step = _shifted(step, tableau.c, is_last, shifts[i], shifts[i + 1])
+            after, stages = take_step(tableau, field, step, z, first)
+            ratio = size.abs() * error_ratio(method, z, after, stages, per_sample=True)
+            accept = running & (ratio <= 1.0)  # a NaN is not
+            is_nan = running & ~ratio.isfinite()
+            if torch.is_grad_enabled() and bool(is_nan.any()):
+                # What is not used must be finite too, or its gradient of 0 becomes NaN.
+                times = [torch.where(accept, time, step.times[0]) for time in step.times]
+                step = Step(times, torch.where(accept, step.size, 0.0))
+                after, stages = take_step(tableau, field, step, z, stages[0])
+
+            z = chosen(accept, after, z)
+            first = chosen(accept, stages[-1], stages[0]) if tableau.first_same_as_last else None
+            t = torch.where(accept, end, t)
+            factor = resized_per_sample(method, ratio, was_rejected)
+            # A step cut short by an output may be too short to tell how long the next can be.
+            longest = is_last & (factor == LARGEST) & (h.abs() > (size * factor).abs())
+            h = torch.where(running & ~longest, size * factor, h)
+            was_rejected = torch.where(running, ~accept, was_rejected)
+            was_nan = torch.where(running, is_nan, was_nan)
+            accepted = accepted + accept
+            rejected = rejected + (running & ~accept)
+        arrived = status == _SUCCESS
+        rows.append(chosen(arrived, z, tuple(torch.full_like(part, torch.nan) for part in z)))
+
+    stats = problem.stats
+    stats.accepted, stats.rejected = int(accepted.sum()), int(rejected.sum())
+    stats.steps = stats.accepted + stats.rejected
+    return rows, Samples(
+        status=tuple(_STATUSES[code] for code in status.tolist()),
+        time=t,
+        accepted=accepted,
+        rejected=rejected,
+    )
+
+
+def _first_steps(problem: Problem, t: Float[Tensor, " b"], first: Parts) -> Float[Tensor, " b"]:
+    """The sizes of the first steps, after one more evaluation (HNW II.4); NaN: there is none."""
+    method, values, z, direction = problem.method, problem.values, problem.z0, problem.direction
+    assert isinstance(method, AdaptiveMethod)
+    span = abs(values[-1] - values[0])
+    with torch.no_grad():
+        size, slope = (m.double() for m in magnitudes(method, z, (z, first), per_sample=True))
+        small = (size < 1e-5) | (slope < 1e-5)
+        h = torch.where(small, 1e-6, 0.01 * size / slope).clamp(max=span)
+        # A sample without a derivative takes no part.
+        step = torch.where(h.isfinite(), h, 0.0)
+        trial = advance(z, [first], (1.0,), (direction * step).to(z[0].dtype))
+        ahead = (t + direction * step).clamp(min(values), max(values)).to(z[0].dtype)
+        change = tuple(b - a for a, b in zip(first, problem.field(ahead, trial), strict=True))
+        bend = magnitudes(method, z, (change,), per_sample=True)[0].double() / h
+        steepest = torch.maximum(slope, bend)
+        longer = torch.where(
+            steepest <= 1e-15, (1e-3 * h).clamp(min=1e-6), (0.01 / steepest) ** (1 / method.order)
+        )
+        best = torch.minimum(100 * h, longer).clamp(max=span)
+        best = torch.where(bend.isfinite(), best, h)
+        return direction * torch.where((size + slope).isfinite(), best, torch.nan)
+
+
+def _shifted(
+    step: Step, nodes: tuple[float, ...], is_last: Bool[Tensor, " b"], start: Tensor, end: Tensor
+) -> Step:
+    """The steps as functions of the output times around them."""
+    stretch = torch.where(is_last, end - start, 0.0)
+    times = [t + start + c * stretch for t, c in zip(step.times, nodes, strict=True)]
+    return Step(times, step.size + stretch)

@@ -131,10 +131,11 @@ def _forward(problem: Problem, field: _WatchedField) -> dict[str, Any]:
     method, stats = translated(problem.method), problem.stats
     options: dict[str, Any] = dict(method.options)
     arguments: dict[str, Any] = {"method": method.solver, "options": options}
+    # Fixed methods that iterate, such as implicit_adams, do so to the tolerance.
+    arguments |= {"rtol": method.rtol, "atol": method.atol}
     if method.kind == "fixed":
         options["grid_constructor"] = lambda _f, _z, ts: step_grid(ts, method.steps)
         return arguments
-    arguments |= {"rtol": method.rtol, "atol": method.atol}
     if method.kind == "adaptive":
         # Steps then end on the output times. Otherwise they end somewhere behind, the field is
         # evaluated there, and the output is interpolated, less accurately than the method is.
@@ -181,6 +182,9 @@ def _backward(
     options: dict[str, Any] = dict(method.options)
     arguments: dict[str, Any] = {"adjoint_method": method.solver, "adjoint_options": options}
 
+    arguments["adjoint_rtol"] = method.rtol if gradient.rtol is None else gradient.rtol
+    arguments["adjoint_atol"] = method.atol if gradient.atol is None else gradient.atol
+
     def attempted() -> None:
         stats.backward_steps += 1
 
@@ -197,8 +201,6 @@ def _backward(
         field.callback_step_adjoint = lambda _t, _z, _dt: attempted()
         return arguments, lambda _gradient: None
 
-    arguments["adjoint_rtol"] = method.rtol if gradient.rtol is None else gradient.rtol
-    arguments["adjoint_atol"] = method.atol if gradient.atol is None else gradient.atol
     if method.kind == "other":
         return arguments, lambda _gradient: None
     options["step_t"] = times

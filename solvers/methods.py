@@ -262,9 +262,9 @@ class TorchDiffEq(Method):
     Args:
         solver: the name in torchdiffeq.
         steps: steps in every output interval, for the methods that work on a fixed grid.
-        rtol: relative tolerance, for the others.
-        atol: absolute tolerance, for the others.
-        max_steps: attempted steps allowed in the whole integration, for the others.
+        rtol: relative tolerance, of steps or, for ``implicit_adams``, of its iteration.
+        atol: absolute tolerance, likewise.
+        max_steps: attempted steps allowed in the whole integration, for methods that choose them.
         options: further options of torchdiffeq, such as ``{"max_iters": 8}`` for
             ``implicit_adams`` or ``{"solver": "LSODA"}`` for ``scipy_solver``.
 

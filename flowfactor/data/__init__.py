@@ -10,6 +10,7 @@ from flowfactor.data.loader import SequenceLoader
 from flowfactor.data.mnist import Digits, load_mnist, resolve_source
 from flowfactor.data.rendering import Centre, hue_to_rgb, render
 from flowfactor.data.sequences import Sequences, SequenceSource
+from flowfactor.data.source import TransformedSequences
 from flowfactor.data.transforms import Hue, Rotation, Scaling, Transformation
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "SequenceSource",
     "Sequences",
     "Transformation",
+    "TransformedSequences",
     "from_images",
     "hue_to_rgb",
     "load_mnist",

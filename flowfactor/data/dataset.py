@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
 import torch
-from jaxtyping import Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from flowfactor.data.rendering import check_centre, render
-from flowfactor.data.sequences import Sequences
+from flowfactor.data.source import TransformedSequences
 from flowfactor.data.transforms import NEUTRAL, Hue, Parameter, Rotation, Scaling, Transformation
 from flowfactor.errors import DataError
 
 DEFAULT_TRANSFORMATIONS: tuple[Transformation, ...] = (Scaling(), Rotation(), Hue())
 
 
-class SequenceDataset:
+class SequenceDataset(TransformedSequences):
     """Grey images, held once, from which sequences are rendered on demand on their device.
 
     Frame `x_t` of image `i` under transformation `k` is the image with the parameter of `k` at
@@ -28,6 +29,10 @@ class SequenceDataset:
         transformations: what the sequences undergo; their order is their index.
         last: `T`, the number of the last frame.
         centre: fixed point of scaling and rotation, see `render`.
+        start_ranges: for transformations by name, between which values of its parameter a random
+            start lies; by default between the values at frames 0 and `T`.
+        random_fraction: the part of the random starts that are not canonical after all, so that
+            the images themselves are among the frames, is 1 minus this.
         device: where images are held and frames are rendered; that of `images` by default.
 
     Raises:
@@ -53,6 +58,8 @@ class SequenceDataset:
         *,
         last: int = 8,
         centre: str = "true",
+        start_ranges: Mapping[str, tuple[float, float]] | None = None,
+        random_fraction: float = 0.8,
         device: torch.device | str | None = None,
     ) -> None:
         _check_images(images)
@@ -67,6 +74,10 @@ class SequenceDataset:
             raise DataError(f"A sequence needs a last frame of at least 1, but last is {last}.")
         check_centre(centre)
         _check_transformations(transformations, last)
+        if not 0 <= random_fraction <= 1:
+            raise DataError(f"random_fraction must be in [0, 1], but it is {random_fraction}.")
+        self.start_ranges = _start_ranges(transformations, last, start_ranges or {})
+        self.random_fraction = random_fraction
         self.images: UInt8[Tensor, "n 1 h h"] = images.to(device)
         self.labels: Int[Tensor, " n"] = labels.to(self.images.device)
         self.transformations = tuple(transformations)
@@ -96,104 +107,43 @@ class SequenceDataset:
     def __len__(self) -> int:
         return len(self.images)
 
+    @property
+    def start_size(self) -> int:
+        """One number for each transformation, and one that says whether they count."""
+        return len(self.transformations) + 1
+
     def with_last(self, last: int) -> SequenceDataset:
-        """The same images in shorter or longer sequences, for instance to extrapolate."""
-        return SequenceDataset(
-            self.images, self.labels, self.transformations, last=last, centre=self.centre
-        )
+        """The same images in shorter or longer sequences, for instance to extrapolate.
+
+        Random starts stay where they were.
+        """
+        return self._changed(last=last)
 
     def to(self, device: torch.device | str) -> SequenceDataset:
         """The same data set with its images on another device."""
+        return self._changed(device=device)
+
+    def _changed(
+        self, last: int | None = None, device: torch.device | str | None = None
+    ) -> SequenceDataset:
         return SequenceDataset(
             self.images,
             self.labels,
             self.transformations,
-            last=self.last,
+            last=self.last if last is None else last,
             centre=self.centre,
+            start_ranges=dict(zip(self.names, self.start_ranges, strict=True)),
+            random_fraction=self.random_fraction,
             device=device,
         )
 
-    def sample(
+    def _frames(
         self,
-        indices: Tensor | Sequence[int],
-        factor: Tensor | int | str,
-        times: Tensor | None = None,
-    ) -> Sequences:
-        """The sequences of some images, after checking what is asked for.
-
-        Args:
-            indices: numbers of the images, `(B,)`.
-            factor: the transformation, an index or a name for all or one index each `(B,)`.
-            times: frames to render, whole numbers in `0..T` of shape `(B, F)`, the first of each
-                row 0; all of `0..T` if not given.
-
-        Raises:
-            DataError: an image, a transformation or a frame that does not exist.
-        """
-        indices = self._indices(indices)
-        if times is None:
-            times = torch.arange(self.last + 1, device=self.device).expand(len(indices), -1)
-        else:
-            times = self._times(times, len(indices))
-        return self.select(indices, self._factors(factor, len(indices)), times)
-
-    def select(
-        self, indices: Int[Tensor, " b"], factor: Int[Tensor, " b"], times: Int[Tensor, "b f"]
-    ) -> Sequences:
-        """The frames `times` of images `indices` under transformations `factor`, unchecked.
-
-        What `sample` does, for callers that make their own valid numbers on the data set's
-        device at every training step.
-        """
-        active = [factor == k for k in range(len(self.transformations))]
-        frames = self._render(indices, times, active)
-        return Sequences(frames, times, factor, self.last)
-
-    def compose(
-        self,
-        indices: Tensor | Sequence[int],
-        factors: Sequence[int | str],
-        times: Tensor | None = None,
-    ) -> Sequences:
-        """Sequences that truly undergo several transformations at the same time.
-
-        The truth against which a superposition of learned flows is measured. Two transformations
-        of one parameter add up (scales multiply).
-
-        Args:
-            indices: numbers of the images, `(B,)`.
-            factors: indices or names of the transformations, at least one.
-            times: as for `sample`.
-
-        Returns:
-            Sequences whose `factor` is -1, for no single transformation describes them.
-
-        Raises:
-            DataError: an image, a transformation or a frame that does not exist.
-
-        Example:
-            >>> import torch
-            >>> images = torch.randint(256, (10, 1, 28, 28), dtype=torch.uint8)
-            >>> both = SequenceDataset(images).compose([0, 1], ("rotation", "hue"))
-            >>> tuple(both.frames.shape)
-            (2, 9, 3, 28, 28)
-        """
-        if not factors:
-            raise DataError(f"Name at least one transformation to compose, of {self.names}.")
-        indices = self._indices(indices)
-        if times is None:
-            times = torch.arange(self.last + 1, device=self.device).expand(len(indices), -1)
-        else:
-            times = self._times(times, len(indices))
-        chosen = {self._factor(factor) for factor in factors}
-        everywhere = torch.ones(len(indices), dtype=torch.bool, device=self.device)
-        active = [
-            everywhere if k in chosen else ~everywhere for k in range(len(self.transformations))
-        ]
-        frames = self._render(indices, times, active)
-        return Sequences(frames, times, torch.full_like(indices, -1), self.last)
-
-    def _render(self, indices: Tensor, times: Tensor, active: list[Tensor]) -> Tensor:
+        indices: Int[Tensor, " b"],
+        times: Int[Tensor, "b f"],
+        active: Sequence[Bool[Tensor, " b"]],
+        start: Float[Tensor, "b s"] | None,
+    ) -> Float[Tensor, "b f c h w"]:
         """Frames in which transformation `k` acts on the samples where `active[k]` is true."""
         t = times.float()
         parameters: dict[Parameter, Tensor] = {
@@ -201,62 +151,21 @@ class SequenceDataset:
         }
         # Every transformation is evaluated for every sample: K is small, a time is one number,
         # and nothing has to be looked up or brought back from the device.
-        for transformation, mask in zip(self.transformations, active, strict=True):
+        for k, (transformation, mask) in enumerate(zip(self.transformations, active, strict=True)):
             name = transformation.parameter
-            before, value = parameters[name], transformation.value(t)
-            after = before * value if name == "scale" else before + value
-            parameters[name] = torch.where(mask[:, None], after, before)
+            resting: float | Tensor = NEUTRAL[name]
+            moving = transformation.value(t)
+            if start is not None:
+                low, high = self.start_ranges[k]
+                anywhere = low + start[:, k : k + 1] * (high - low)
+                random = start[:, -1:] < self.random_fraction
+                resting = torch.where(random, anywhere, resting)
+                moving = torch.where(random, transformation.value(t, anywhere), moving)
+            value = torch.where(mask[:, None], moving, resting)
+            before = parameters[name]
+            parameters[name] = before * value if name == "scale" else before + value
         images = self.images[indices].float().div_(255)
         return render(images, **parameters, centre=self.centre)
-
-    def _indices(self, indices: Tensor | Sequence[int]) -> Tensor:
-        chosen = torch.as_tensor(indices, device=self.device)
-        if chosen.ndim != 1 or len(chosen) == 0 or chosen.is_floating_point():
-            raise DataError(
-                f"indices must be a list of whole numbers, at least one, but they are "
-                f"{chosen.dtype} of shape {tuple(chosen.shape)}."
-            )
-        low, high = int(chosen.min()), int(chosen.max())
-        if low < 0 or high >= len(self):
-            raise DataError(
-                f"indices must be in 0..{len(self) - 1}, for there are {len(self)} images, but "
-                f"they run from {low} to {high}."
-            )
-        return chosen.long()
-
-    def _factor(self, factor: int | str) -> int:
-        if isinstance(factor, str) and factor in self.names:
-            return self.names.index(factor)
-        if isinstance(factor, int) and 0 <= factor < len(self.names):
-            return factor
-        known = ", ".join(f"{k} ({name})" for k, name in enumerate(self.names))
-        raise DataError(f"There is no transformation {factor!r}. There are: {known}.")
-
-    def _factors(self, factor: Tensor | int | str, count: int) -> Tensor:
-        if not isinstance(factor, Tensor):
-            return torch.full((count,), self._factor(factor), device=self.device)
-        if factor.shape != (count,) or factor.is_floating_point():
-            raise DataError(
-                f"factor must be one whole number for each of the {count} images, but it is "
-                f"{factor.dtype} of shape {tuple(factor.shape)}."
-            )
-        for k in (int(factor.min()), int(factor.max())):
-            self._factor(k)
-        return factor.to(self.device).long()
-
-    def _times(self, times: Tensor, count: int) -> Tensor:
-        if times.ndim != 2 or len(times) != count or times.is_floating_point() or not times.numel():
-            raise DataError(
-                f"times must be whole numbers of shape ({count}, frames), but they are "
-                f"{times.dtype} of shape {tuple(times.shape)}."
-            )
-        if int(times.min()) < 0 or int(times.max()) > self.last or bool((times[:, 0] != 0).any()):
-            raise DataError(
-                f"times must be in 0..{self.last}, each row beginning with 0, but they run from "
-                f"{int(times.min())} to {int(times.max())} and begin with "
-                f"{sorted(set(times[:, 0].tolist()))}. For later frames use `with_last`."
-            )
-        return times.to(self.device).long()
 
 
 def _check_images(images: Tensor) -> None:
@@ -295,3 +204,35 @@ def _check_transformations(transformations: Sequence[Transformation], last: int)
                         f"{transformation.value(t):g} at frame {t}, but a scale must be "
                         "positive. Choose a smaller step or fewer frames."
                     )
+
+
+def _start_ranges(
+    transformations: Sequence[Transformation],
+    last: int,
+    given: Mapping[str, tuple[float, float]],
+) -> tuple[tuple[float, float], ...]:
+    names = [transformation.name for transformation in transformations]
+    for name in given:
+        if name not in names:
+            raise DataError(f"start_ranges names {name!r}; the transformations are {names}.")
+    found = []
+    for transformation in transformations:
+        low, high = given.get(
+            transformation.name, (transformation.value(0), transformation.value(last))
+        )
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise DataError(
+                f"The start range of {transformation.name!r} must be two finite numbers, but it is "
+                f"({low}, {high})."
+            )
+        if transformation.parameter == "scale":
+            for begin in (low, high):
+                for t in range(last + 1):
+                    if transformation.value(t, begin) <= 0:
+                        raise DataError(
+                            f"From {begin:g}, transformation {transformation.name!r} has a scale "
+                            f"of {transformation.value(t, begin):g} at frame {t}, but a scale must "
+                            "be positive. Choose another start range."
+                        )
+        found.append((float(low), float(high)))
+    return tuple(found)

@@ -32,6 +32,8 @@ class SequenceLoader:
         frames_per_sequence: how many frames beside frame 0, a uniformly random subset of `1..T`
             drawn anew for each sequence; all if not given. `Sequences.weights` makes sums over
             them unbiased.
+        random_starts: let sequences start where the data set's transformations have taken their
+            image at random, instead of at the image itself.
         seed: of everything random here.
         rank, world_size: number of this process and of all.
 
@@ -54,6 +56,7 @@ class SequenceLoader:
         batch_size: int,
         *,
         frames_per_sequence: int | None = None,
+        random_starts: bool = False,
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
@@ -73,7 +76,10 @@ class SequenceLoader:
                 f"The rank must be in 0..{world_size - 1}, for the world size is {world_size}, "
                 f"but it is {rank}."
             )
+        if random_starts and source.start_size == 0:
+            raise DataError("This data set has no random starts; its sequences begin as they are.")
         self.source = source
+        self.random_starts = random_starts
         self.batch_size = batch_size
         self.frames_per_sequence = frames_per_sequence or source.last
         self.seed = seed
@@ -97,8 +103,16 @@ class SequenceLoader:
         generator = _generator(self.seed, _STEP, step, self.rank)
         factor = self._draw_factors(generator)
         times = self._draw_times(generator)
+        start = None
+        if self.random_starts:
+            start = torch.rand(self.batch_size, self.source.start_size, generator=generator)
         device = self.source.device
-        return self.source.select(indices.to(device), factor.to(device), times.to(device))
+        return self.source.select(
+            indices.to(device),
+            factor.to(device),
+            times.to(device),
+            None if start is None else start.to(device),
+        )
 
     def indices(self, step: int) -> Tensor:
         """Numbers of the samples in batch number `step` of this process, `(batch_size,)`."""

@@ -130,7 +130,8 @@ class SequenceSource(Protocol):
     """What a data set offers: any object with these members can be trained on.
 
     A new data set is a class that, given numbers of samples, transformations and frames, returns
-    the frames; `SequenceLoader` needs nothing else of it.
+    the frames; `SequenceLoader` needs nothing else of it. `TransformedSequences` is the base class
+    of those that ship.
     """
 
     @property
@@ -149,6 +150,10 @@ class SequenceSource(Protocol):
     def device(self) -> torch.device:
         """Where the frames are made."""
 
+    @property
+    def start_size(self) -> int:
+        """How many random numbers in [0, 1] a random start takes; 0 if there are none."""
+
     def __len__(self) -> int: ...
 
     def select(
@@ -156,5 +161,6 @@ class SequenceSource(Protocol):
         indices: Int[Tensor, " b"],
         factor: Int[Tensor, " b"],
         times: Int[Tensor, "b f"],
+        start: Float[Tensor, "b s"] | None = None,
     ) -> Sequences:
         """The frames `times` of samples `indices` under transformations `factor`, unchecked."""

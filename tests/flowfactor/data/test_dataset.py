@@ -172,3 +172,58 @@ def test_bad_requests(indices, factor, times, message):
 def test_bad_composition(factors, message):
     with pytest.raises(DataError, match=message):
         SequenceDataset(IMAGES).compose([0], factors)
+
+
+def test_random_starts_have_undergone_every_transformation(dataset: SequenceDataset):
+    start = torch.tensor([[0.5, 0.25, 1.0, 0.0], [0.5, 0.25, 1.0, 0.9]])
+    batch = dataset.sample([7, 7], "rotation", start=start)
+    t, one = torch.arange(9.0), torch.ones(9)
+    grey = dataset.images[[7, 7]].float() / 255
+    expected = render(
+        grey,
+        torch.stack([1.4 * one, one]),
+        torch.stack([20 + 10 * t, 10 * t]),
+        torch.stack([160 * one, 0 * one]),
+    )
+    torch.testing.assert_close(batch.frames, expected, rtol=0, atol=1e-5)
+    # The second number is above the random fraction: this sequence starts at the image itself.
+    assert torch.equal(batch.frames[1], dataset.sample([7], "rotation").frames[0])
+
+
+def test_random_starts_of_compositions(dataset: SequenceDataset):
+    start = torch.tensor([[0.5, 0.25, 1.0, 0.0]])
+    batch = dataset.compose([7], ("rotation", "scaling"), start=start)
+    t, one = torch.arange(9.0)[None], torch.ones(1, 9)
+    grey = dataset.images[[7]].float() / 255
+    expected = render(grey, 1.4 + 0.1 * t, 20 + 10 * t, 160 * one)
+    torch.testing.assert_close(batch.frames, expected, rtol=0, atol=1e-5)
+
+
+def test_ranges_of_random_starts_are_kept():
+    ranges = {"scaling": (0.5, 1.0)}
+    dataset = SequenceDataset(IMAGES, start_ranges=ranges, random_fraction=0.5)
+    assert dataset.start_ranges == ((0.5, 1.0), (0.0, 80.0), (0.0, 160.0))
+    for other in (dataset.with_last(4), dataset.to("cpu")):
+        assert other.start_ranges == dataset.start_ranges
+        assert other.random_fraction == 0.5
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"start_ranges": {"zoom": (0, 1)}}, "start_ranges names 'zoom'"),
+        ({"start_ranges": {"hue": (0, float("inf"))}}, "two finite numbers"),
+        ({"start_ranges": {"scaling": (-0.5, 1)}}, "From -0.5, transformation 'scaling'"),
+        ({"random_fraction": 1.5}, r"random_fraction must be in \[0, 1\]"),
+    ],
+)
+def test_bad_random_starts(options, message: str):
+    with pytest.raises(DataError, match=message):
+        SequenceDataset(IMAGES, **options)
+
+
+def test_bad_start_numbers(dataset: SequenceDataset):
+    with pytest.raises(DataError, match=r"shape \(2, 4\), but they are torch.float32 .* \(2, 3\)"):
+        dataset.sample([0, 1], 0, start=torch.zeros(2, 3))
+    with pytest.raises(DataError, match=r"start must hold numbers in \[0, 1\]"):
+        dataset.sample([0], 0, start=torch.full((1, 4), 2.0))

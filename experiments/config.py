@@ -142,9 +142,11 @@ class ModelConfig(Section):
 
     kind: Literal["flow_vae"] = "flow_vae"
     latent_dim: Positive = 48
+    potential: Literal["ridge", "mlp"] = "ridge"
     width: Positive = 256
     frequencies: Positive = 4
     autonomous: bool = False
+    rank: Natural = 0
     encoder: EncoderConfig = EncoderConfig()
     decoder: DecoderConfig = DecoderConfig()
     observation: Literal["bernoulli", "gaussian", "gaussian_learned"] = "bernoulli"
@@ -152,6 +154,17 @@ class ModelConfig(Section):
     diffusion: PositiveFloat = 0.05
     solver: SolverConfig = SolverConfig(steps=2)
     gradient: GradientConfig = GradientConfig()
+    density: Literal["integral", "discrete"] = "integral"
+
+    @model_validator(mode="after")
+    def _density_fits_the_solver(self) -> ModelConfig:
+        if self.density == "discrete" and self.solver.name != "euler":
+            raise ValueError(
+                f"density `discrete` is the determinant of the steps of Euler's method, but the "
+                f"solver is {self.solver.name}; take `solver: {{name: euler, steps: 4}}`, or "
+                f"`density: integral`"
+            )
+        return self
 
 
 class ObjectiveConfig(Section):

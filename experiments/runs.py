@@ -138,9 +138,11 @@ def build_model(config: Config, image_shape: tuple[int, int, int] = (3, 28, 28))
             image_shape,
             last=config.data.last,
             latent_dim=model.latent_dim,
+            potential=model.potential,
             width=model.width,
             frequencies=model.frequencies,
             autonomous=model.autonomous,
+            rank=model.rank,
             encoder=model.encoder.options(),
             decoder=model.decoder.options(),
             observation=model.observation,
@@ -149,6 +151,7 @@ def build_model(config: Config, image_shape: tuple[int, int, int] = (3, 28, 28))
             objective=config.objective.model_dump(),
             method=model.solver.options(),
             gradient=model.gradient.options(),
+            density=model.density,
         )
     except (TypeError, ValueError) as error:
         raise ConfigError(f"model: {error}.") from error

@@ -13,10 +13,13 @@ from torch import Tensor
 
 import solvers
 from flowfactor.potentials import Choice, Potential
-from solvers import RK4, Direct, Gradient, Method, SolverError, State, Stats
+from solvers import RK4, Direct, Euler, Gradient, Method, Solution, SolverError, State, Stats
 
 if TYPE_CHECKING:
     from flowfactor.models.base import SequenceModel
+
+LogDensity = bool | Literal["discrete"]
+"""Whether a flow returns the change of the log-density, and of which map: see :func:`flow`."""
 
 
 class Path(NamedTuple):
@@ -24,8 +27,9 @@ class Path(NamedTuple):
 
     Attributes:
         z: ``(T, B, D)``, the latent at each time; ``z[0]`` is the start.
-        log_det: ``(T, B)`` or None: the integral of the Laplacian from ``times[0]``, which is
-            ``log|det dz_t/dz_0|``; so ``log q_t(z_t) = log q_0(z_0) - log_det[t]``.
+        log_det: ``(T, B)`` or None: ``log|det dz_t/dz_0|`` from ``times[0]``, of the exact flow
+            (the integral of the Laplacian) or of its Euler steps, as ``log_density`` asked; so
+            ``log q_t(z_t) = log q_0(z_0) - log_det[t]``.
         times: ``(T,)``.
         stats: what the solver counted (field evaluations, steps).
     """
@@ -44,7 +48,7 @@ def trace(
     *,
     method: Method | None = None,
     gradient: Gradient | None = None,
-    log_density: bool = False,
+    log_density: LogDensity = False,
 ) -> Path:
     """Follow ``dz/dt = grad u^k(z, t)`` and return the whole :class:`Path`.
 
@@ -62,6 +66,13 @@ def trace(
     gradient = gradient or getattr(model, "gradient", None) or Direct()
     times = _as_times(t, z)
     grid, wanted = _fit_grid(times, method)
+    if log_density == "discrete":
+        return _trace_discrete(z, potential, times, grid, wanted, method, gradient)
+    if not isinstance(log_density, bool):
+        raise ValueError(
+            f"log_density is {log_density!r}; it is True for the integral of the Laplacian, "
+            f"'discrete' for the determinant of the Euler steps, or False"
+        )
 
     def field(at: Tensor, state: State) -> State:
         """Return the velocity of the latent and, where it is asked for, of the log-density."""
@@ -71,13 +82,7 @@ def trace(
         return velocity, divergence
 
     start: State = (z, z.new_zeros(z.shape[0])) if log_density else z
-    try:
-        with full_precision(z):
-            solution = solvers.solve(
-                field, start, grid, method, gradient, parameters=potential.tensors()
-            )
-    except SolverError as error:
-        raise _explained(error, z) from error
+    solution = _solve(field, start, grid, method, gradient, potential, z)
     ys = solution.ys if wanted is None else _take(solution.ys, wanted)
     if isinstance(ys, Tensor):
         return Path(ys, None, times, solution.stats)
@@ -106,7 +111,7 @@ def flow(
     *,
     method: Method | None = None,
     gradient: Gradient | None = None,
-    log_density: Literal[True],
+    log_density: Literal[True, "discrete"],
 ) -> tuple[Tensor, Tensor]: ...
 
 
@@ -118,7 +123,7 @@ def flow(
     *,
     method: Method | None = None,
     gradient: Gradient | None = None,
-    log_density: bool = False,
+    log_density: LogDensity = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     r"""Move latents along the flow of a potential: solve ``dz/dt = grad u^k(z, t)``.
 
@@ -134,16 +139,19 @@ def flow(
             ``steps`` of a fixed-step method count for each unit of time here, so that the result
             at t does not depend on which other times are asked for.
         gradient: how the solver is differentiated; default: the model's, else ``Direct()``.
-        log_density: also return the integral of the Laplacian along the path.
+        log_density: also return ``log|det dz_t/dz_0|``. True: of the flow itself, the integral of
+            the Laplacian along the path, as exact as the method. ``"discrete"``: of the map that
+            Euler's method computes, ``sum over its steps of log|det(I + h Hessian)|``, which is
+            exact for any size of step; needs ``Euler(steps=n)``.
 
     Returns:
         ``z_t``: ``(B, D)`` for a number t, else ``(T, B, D)``, the first being the start. With
-        ``log_density`` a pair, the second being
-        ``integral of laplacian u dt = log|det dz_t/dz_0|``, ``(B,)`` or ``(T, B)``, so that
-        ``log q_t(z_t) = log q_0(z_0) - integral``.
+        ``log_density`` a pair, the second being ``log|det dz_t/dz_0|``, ``(B,)`` or ``(T, B)``, so
+        that ``log q_t(z_t) = log q_0(z_0) - log|det|``.
 
     Raises:
-        ValueError, TypeError: shapes or dtypes that do not match, or times that do not run one way.
+        ValueError, TypeError: shapes or dtypes that do not match, times that do not run one way,
+            or a discrete log-density with another method than Euler's.
         KeyError, IndexError: no such transformation.
         solvers.SolverError: the solver did not reach the last time.
 
@@ -166,6 +174,75 @@ def flow(
     if path.log_det is None:
         return moved
     return moved, path.log_det[-1] if number else path.log_det
+
+
+def _solve(
+    field: solvers.Field,
+    start: State,
+    grid: Tensor,
+    method: Method,
+    gradient: Gradient,
+    potential: Potential,
+    z: Tensor,
+) -> Solution:
+    try:
+        with full_precision(z):
+            return solvers.solve(
+                field, start, grid, method, gradient, parameters=potential.tensors()
+            )
+    except SolverError as error:
+        raise _explained(error, z) from error
+
+
+def _trace_discrete(
+    z: Tensor,
+    potential: Potential,
+    times: Tensor,
+    grid: Tensor,
+    wanted: Tensor | None,
+    method: Method,
+    gradient: Gradient,
+) -> Path:
+    """Return the path of Euler's method with the log-determinant of the steps that it takes."""
+    counts = check_discrete(method).steps
+    if isinstance(counts, int):
+        counts = (counts,) * (len(grid) - 1)
+    if len(counts) != len(grid) - 1:
+        raise ValueError(
+            f"{method} gives the steps of {len(counts)} intervals, but the times have "
+            f"{len(grid) - 1}"
+        )
+    # Every step becomes an interval of the grid, so that its start is at hand.
+    steps, places = _cut(grid, counts)
+    places = places if wanted is None else places[wanted]
+
+    def field(at: Tensor, state: State) -> State:
+        assert isinstance(state, Tensor)
+        return potential.gradient(state, at)
+
+    solution = _solve(field, z, steps, Euler(steps=1), gradient, potential, z)
+    ys = solution.ys
+    assert isinstance(ys, Tensor)
+    log_det = [z.new_zeros(z.shape[0])]
+    with full_precision(z):
+        for at, size, before in zip(steps[:-1], steps.diff(), ys[:-1], strict=True):
+            log_det.append(log_det[-1] + potential.log_det(before, at, size))
+    return Path(ys[places], torch.stack(log_det)[places], times, solution.stats)
+
+
+def check_discrete(method: Method) -> Euler:
+    """Return Euler's method, and refuse any other: its steps have no determinant in closed form.
+
+    Raises:
+        ValueError: it is not Euler's.
+    """
+    if not isinstance(method, Euler):
+        raise ValueError(
+            f"a discrete log-density sums log|det(I + h Hessian)| over the steps of Euler's "
+            f"method, but the method is {method}; take method=Euler(steps=n), or "
+            f"log_density=True, the integral of the Laplacian, for any method"
+        )
+    return method
 
 
 def full_precision(z: Tensor) -> AbstractContextManager[Any]:
@@ -233,12 +310,17 @@ def _fit_grid(times: Tensor, method: Method) -> tuple[Tensor, Tensor | None]:
     parts = [max(1, math.ceil(length - 1e-6)) for length in lengths]
     if max(parts) == 1:
         return times, None
+    return _cut(times, parts)
+
+
+def _cut(times: Tensor, parts: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Cut each interval into equal parts; return the grid and the places of ``times`` in it."""
     pieces = [times[:1]]
     for i, part in enumerate(parts):
         inner = torch.arange(1, part, dtype=times.dtype, device=times.device) / part
         pieces += [times[i] + inner * (times[i + 1] - times[i]), times[i + 1 : i + 2]]
-    wanted = torch.tensor([0, *parts], device=times.device).cumsum(0)
-    return torch.cat(pieces), wanted
+    places = torch.tensor([0, *parts], device=times.device).cumsum(0)
+    return torch.cat(pieces), places
 
 
 def _take(ys: Tensor | tuple[Tensor, ...], places: Tensor) -> Tensor | tuple[Tensor, ...]:

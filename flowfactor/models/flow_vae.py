@@ -12,14 +12,20 @@ from torch.distributions import Distribution, Independent, Normal
 
 import solvers
 from flowfactor.data import Sequences
-from flowfactor.flow import Path, full_precision, trace
+from flowfactor.flow import LogDensity, Path, check_discrete, full_precision, trace
 from flowfactor.models.base import SequenceModel
 from flowfactor.networks import ConvEncoder, make_decoder
 from flowfactor.observation import Bernoulli, Observation, observation_from_name
-from flowfactor.potentials import Potential, PotentialBank, RidgePotential
+from flowfactor.potentials import MLPPotential, Potential, PotentialBank, RidgePotential
 from flowfactor.priors import DiffusingPrior
 from flowfactor.transport import Force, along_path
 from solvers import RK4, Direct, FixedMethod, Gradient, Method
+
+POTENTIALS: dict[str, type[RidgePotential] | type[MLPPotential]] = {
+    "ridge": RidgePotential,
+    "mlp": MLPPotential,
+}
+"""The banks of potentials that :meth:`FlowVAE.build` knows by name."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +80,12 @@ class FlowVAE(SequenceModel):
         force: the force f of the Hamilton-Jacobi equation; None is 0.
         method: the solver of the flow; the steps of a fixed method are per frame.
         gradient: how the solver is differentiated.
+        density: how the path term computes ``q_t``: ``integral`` of the Laplacian, or the exact
+            ``discrete`` determinant of the steps of Euler's method, which training cannot exploit
+            however large they are.
+
+    Raises:
+        ValueError: ``last`` is not positive, or ``density`` is unknown or does not fit the method.
 
     Use :meth:`build` to make one with the networks of this package.
 
@@ -106,10 +118,15 @@ class FlowVAE(SequenceModel):
         diffusion: float = 0.05,
         method: Method = RK4(steps=2),
         gradient: Gradient = Direct(),
+        density: Literal["integral", "discrete"] = "integral",
     ) -> None:
         super().__init__()
         if last < 1:
             raise ValueError(f"last, the number of the last frame, must be positive; it is {last}")
+        if density not in ("integral", "discrete"):
+            raise ValueError(f"density is {density!r}; it is either 'integral' or 'discrete'")
+        if density == "discrete":
+            check_discrete(method)
         self.encoder = encoder
         self.decoder = decoder
         self.potentials = potentials
@@ -125,6 +142,7 @@ class FlowVAE(SequenceModel):
         self.prior.requires_grad_(objective.path_kl > 0)
         self.method = method
         self.gradient = gradient
+        self.density = density
         self._spec: dict[str, Any] | None = None
 
     @classmethod
@@ -135,9 +153,11 @@ class FlowVAE(SequenceModel):
         *,
         last: int = 8,
         latent_dim: int = 48,
+        potential: Literal["ridge", "mlp"] = "ridge",
         width: int = 256,
         frequencies: int = 4,
         autonomous: bool = False,
+        rank: int = 0,
         encoder: dict[str, Any] | None = None,
         decoder: dict[str, Any] | None = None,
         observation: str = "bernoulli",
@@ -146,17 +166,21 @@ class FlowVAE(SequenceModel):
         objective: dict[str, float] | None = None,
         method: dict[str, Any] | None = None,
         gradient: dict[str, Any] | None = None,
+        density: Literal["integral", "discrete"] = "integral",
     ) -> FlowVAE:
-        """Make a model with a ridge bank and convolutional networks, from plain data.
+        """Make a model with a bank of potentials and convolutional networks, from plain data.
 
         Args:
             names: of the K transformations.
             image_shape: ``(C, H, W)``.
             last: the last frame T.
             latent_dim: D.
-            width: the ridge functions of each potential, H.
+            potential: ``ridge``, a :class:`~flowfactor.potentials.RidgePotential`, or ``mlp``, a
+                :class:`~flowfactor.potentials.MLPPotential`.
+            width: the ridge functions, or the units of each hidden layer, of a potential: H.
             frequencies: of the potentials' coefficients in time.
             autonomous: potentials without time.
+            rank: the squares of the potentials' quadratic term; 0 leaves it out.
             encoder: options of :class:`~flowfactor.networks.ConvEncoder`.
             decoder: ``kind``, ``mlp`` or ``conv``, and the options of
                 :class:`~flowfactor.networks.MLPDecoder` or
@@ -167,6 +191,7 @@ class FlowVAE(SequenceModel):
             objective: the weights, options of :class:`Objective`.
             method: a solver's ``name`` and options, ``{"name": "rk4", "steps": 2}``.
             gradient: ``{"name": "direct"}`` or ``{"name": "adjoint", ...}``.
+            density: ``integral``, or ``discrete`` with ``{"name": "euler", ...}``.
 
         Raises:
             ValueError: a size, name or option that is not allowed.
@@ -175,8 +200,16 @@ class FlowVAE(SequenceModel):
         shape = (int(channels), int(height), int(width_px))
         if force not in ("zero", "learned"):
             raise ValueError(f"force is {force!r}; it is either 'zero' or 'learned'")
-        bank = RidgePotential(
-            names, latent_dim, width, horizon=last, frequencies=frequencies, autonomous=autonomous
+        if potential not in POTENTIALS:
+            raise ValueError(f"potential is {potential!r}; it is one of {', '.join(POTENTIALS)}")
+        bank = POTENTIALS[potential](
+            names,
+            latent_dim,
+            width,
+            horizon=last,
+            frequencies=frequencies,
+            autonomous=autonomous,
+            rank=rank,
         )
         model = cls(
             ConvEncoder(shape, latent_dim, **(encoder or {})),
@@ -190,15 +223,18 @@ class FlowVAE(SequenceModel):
             diffusion=diffusion,
             method=solvers.method_from_name(**(method or {"name": "rk4", "steps": 2})),
             gradient=solvers.gradient_from_name(**(gradient or {"name": "direct"})),
+            density=density,
         )
         model._spec = {
             "names": list(names),
             "image_shape": list(shape),
             "last": last,
             "latent_dim": latent_dim,
+            "potential": potential,
             "width": width,
             "frequencies": frequencies,
             "autonomous": autonomous,
+            "rank": rank,
             "encoder": dict(encoder or {}),
             "decoder": dict(decoder or {}),
             "observation": observation,
@@ -207,6 +243,7 @@ class FlowVAE(SequenceModel):
             "objective": dataclasses.asdict(model.objective),
             "method": solvers.to_dict(model.method),
             "gradient": solvers.to_dict(model.gradient),
+            "density": density,
         }
         return model
 
@@ -288,7 +325,9 @@ class FlowVAE(SequenceModel):
         so that training cannot fit the errors of a fixed grid.
         """
         frames = torch.arange(last + 1, dtype=z0.dtype, device=z0.device)
-        density = self.objective.path_kl > 0
+        density: LogDensity = False
+        if self.objective.path_kl > 0:
+            density = "discrete" if self.density == "discrete" else True
         if self.objective.hamilton_jacobi == 0:
             return trace(z0, potential, frames, self, log_density=density), None
         # Away from the ends by a thousandth: times must not repeat.

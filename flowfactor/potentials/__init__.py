@@ -8,17 +8,24 @@ from flowfactor.potentials.bank import (
     WeightedPotentials,
 )
 from flowfactor.potentials.base import Derivatives, LinearCombination, Potential, Time
+from flowfactor.potentials.hutchinson import Hutchinson, LaplacianEstimate
+from flowfactor.potentials.mlp import MLPPotential
 from flowfactor.potentials.ridge import RidgePotential
+from flowfactor.potentials.stacked import StackedPotentials
 
 __all__ = [
     "AutogradPotential",
     "Choice",
     "Derivatives",
+    "Hutchinson",
     "IndependentPotentials",
+    "LaplacianEstimate",
     "LinearCombination",
+    "MLPPotential",
     "Potential",
     "PotentialBank",
     "RidgePotential",
+    "StackedPotentials",
     "Time",
     "WeightedPotentials",
 ]

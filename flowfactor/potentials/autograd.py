@@ -9,20 +9,32 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from flowfactor.potentials.base import Field, Potential, Time, as_time, check_latents
+from flowfactor.potentials.base import (
+    Field,
+    Potential,
+    Time,
+    as_time,
+    as_vector,
+    check_latents,
+)
+from flowfactor.potentials.hutchinson import Hutchinson, LaplacianEstimate
 
 
 class AutogradPotential(Potential):
     """``u(z, t) = function(z, t)`` for a network of your own; the oracle of the closed forms.
 
     The gradient is one backward pass, the exact Laplacian D of them (vectorised), so that a closed
-    form is several times cheaper; use this one to try a network, or to check a closed form.
+    form is several times cheaper; use this one to try a network, or to check a closed form. Where
+    D is large, ``laplacian=Hutchinson(probes=P)`` estimates the Laplacian by P passes.
 
     Args:
         function: takes ``z (B, D)`` and ``t``, a tensor ``()`` or ``(B,)``, and returns ``(B,)``.
             Sample i of the result must depend on sample i of z only (no batch normalisation). A
             module's parameters are trained with the potential.
         dim: the latent size D.
+        laplacian: how to estimate the Laplacian; None computes it exactly. The Hessian, and with
+            it :meth:`log_det`, stay exact. Assign the attribute to change it, for instance the
+            seed after a training step.
 
     Raises:
         ValueError: the function returns another shape than ``(B,)``.
@@ -34,16 +46,27 @@ class AutogradPotential(Potential):
         tensor([9.])
     """
 
-    def __init__(self, function: Callable[[Tensor, Tensor], Tensor], dim: int) -> None:
+    def __init__(
+        self,
+        function: Callable[[Tensor, Tensor], Tensor],
+        dim: int,
+        laplacian: Hutchinson | None = None,
+    ) -> None:
         super().__init__()
         self.dim = dim
         self.function = function
+        self.estimator = laplacian
 
     def evaluate(
-        self, z: Float[Tensor, "b d"], t: Time, fields: Sequence[Field]
+        self,
+        z: Float[Tensor, "b d"],
+        t: Time,
+        fields: Sequence[Field],
+        vector: Float[Tensor, "b d"] | None = None,
     ) -> tuple[Tensor, ...]:
         """Return the asked fields by automatic differentiation, also under ``no_grad``."""
         check_latents(z, self.dim)
+        vector = as_vector(vector, z, fields)
         time = as_time(t, z)
         known: dict[Field, Tensor] = {}
         for field in fields:
@@ -54,12 +77,32 @@ class AutogradPotential(Potential):
             elif field == "gradient":
                 known[field] = self._gradient(z, time)
             elif field == "laplacian":
-                known[field] = self._laplacian(z, time)
+                if self.estimator is None:
+                    known[field] = self._laplacian(z, time)
+                else:
+                    known[field] = self._quadratic_forms(z, time, self.estimator).mean(0)
             elif field == "hessian":
                 known[field] = self._hessian(z, time)
             else:
-                raise ValueError(f"a potential has no field {field!r}")
+                assert vector is not None
+                (known[field],) = self._second_order(z, time)(vector)
         return tuple(known[field] for field in fields)
+
+    def estimate_laplacian(self, z: Float[Tensor, "b d"], t: Time) -> LaplacianEstimate:
+        """Return the estimate of the Laplacian with its standard error, each ``(B,)``.
+
+        Raises:
+            ValueError: the potential computes its Laplacian exactly, or by a single probe, whose
+                error is not known.
+        """
+        check_latents(z, self.dim)
+        if self.estimator is None or self.estimator.probes < 2:
+            raise ValueError(
+                "the standard error of a Laplacian needs at least two probes; the potential has "
+                f"laplacian={self.estimator}, give it laplacian=Hutchinson(probes=16)"
+            )
+        each = self._quadratic_forms(z, as_time(t, z), self.estimator)
+        return LaplacianEstimate(each.mean(0), each.std(0) / self.estimator.probes**0.5)
 
     def tensors(self) -> tuple[Tensor, ...]:
         """Return the tensors of the function: those of a potential, or a module's parameters."""
@@ -92,23 +135,35 @@ class AutogradPotential(Potential):
         return rate
 
     def _hessian(self, z: Tensor, t: Tensor) -> Tensor:
-        pullback, basis = self._second_order(z, t)
-        rows: Tensor = torch.func.vmap(lambda e: pullback(e.expand_as(z))[0])(basis)
+        multiply = self._second_order(z, t)
+        basis = torch.eye(self.dim, dtype=z.dtype, device=z.device)
+        rows: Tensor = torch.func.vmap(lambda e: multiply(e.expand_as(z))[0])(basis)
         return rows.transpose(0, 1)
 
     def _laplacian(self, z: Tensor, t: Tensor) -> Tensor:
-        pullback, basis = self._second_order(z, t)
+        multiply = self._second_order(z, t)
+        basis = torch.eye(self.dim, dtype=z.dtype, device=z.device)
 
         def second(direction: Tensor) -> Tensor:
             """Return ``e . Hessian e`` of every sample, for one unit vector e."""
-            (product,) = pullback(direction.expand_as(z))
-            weighted: Tensor = product * direction
-            return weighted.sum(-1)
+            return _dot(multiply(direction.expand_as(z))[0], direction)
 
         rows: Tensor = torch.func.vmap(second)(basis)
         return rows.sum(0)
 
-    def _second_order(self, z: Tensor, t: Tensor) -> tuple[Any, Tensor]:
-        """Return the map from vectors to Hessian-vector products, and the unit vectors."""
+    def _quadratic_forms(self, z: Tensor, t: Tensor, estimator: Hutchinson) -> Tensor:
+        """Return ``e_p . Hessian e_p``, ``(P, B)``."""
+        multiply = self._second_order(z, t)
+        forms: Tensor = torch.func.vmap(lambda e: _dot(multiply(e)[0], e))(estimator.draw(z))
+        return forms
+
+    def _second_order(self, z: Tensor, t: Tensor) -> Callable[[Tensor], tuple[Tensor]]:
+        """Return the map from vectors ``(B, D)`` to Hessian-vector products."""
         pulled: Any = torch.func.vjp(lambda x: self._gradient(x, t), z)
-        return pulled[1], torch.eye(self.dim, dtype=z.dtype, device=z.device)
+        multiply: Callable[[Tensor], tuple[Tensor]] = pulled[1]
+        return multiply
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    product: Tensor = a * b
+    return product.sum(-1)

@@ -9,7 +9,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from flowfactor.potentials.base import Field, Potential, Time, check_latents
+from flowfactor.potentials.base import (
+    Field,
+    Potential,
+    Time,
+    as_time,
+    as_vector,
+    check_latents,
+)
 
 Choice = int | str | Tensor
 """Which potential: an index, a name, one index per sample ``(B,)``, or weights ``(B, K)``."""
@@ -185,15 +192,31 @@ class _PerSample(Potential):
         self.back = order.argsort()
 
     def evaluate(
-        self, z: Float[Tensor, "b d"], t: Time, fields: Sequence[Field]
+        self,
+        z: Float[Tensor, "b d"],
+        t: Time,
+        fields: Sequence[Field],
+        vector: Float[Tensor, "b d"] | None = None,
     ) -> tuple[Tensor, ...]:
         check_batch(z, self.size, self.dim)
-        parts = []
+        vector = as_vector(vector, z, fields)
+        parts = [
+            member.evaluate(z[rows], at, fields, None if vector is None else vector[rows])
+            for member, rows, at in self._parts(z, t)
+        ]
+        return tuple(torch.cat(field)[self.back] for field in zip(*parts, strict=True))
+
+    def log_det(self, z: Float[Tensor, "b d"], t: Time, h: float | Tensor) -> Float[Tensor, "b"]:
+        check_batch(z, self.size, self.dim)
+        parts = [member.log_det(z[rows], at, h) for member, rows, at in self._parts(z, t)]
+        return torch.cat(parts)[self.back]
+
+    def _parts(self, z: Tensor, t: Time) -> Iterator[tuple[Potential, Tensor, Time]]:
+        """Yield each chosen member, the rows that chose it, and their time."""
+        time = as_time(t, z)
         for member, rows in zip(self.members, self.rows, strict=True):
             assert isinstance(member, Potential)
-            time = t[rows] if isinstance(t, Tensor) and t.ndim else t
-            parts.append(member.evaluate(z[rows], time, fields))
-        return tuple(torch.cat(field)[self.back] for field in zip(*parts, strict=True))
+            yield member, rows, time[rows] if time.ndim else time
 
 
 class WeightedPotentials(Potential):
@@ -211,11 +234,16 @@ class WeightedPotentials(Potential):
         self.weights = weights
 
     def evaluate(
-        self, z: Float[Tensor, "b d"], t: Time, fields: Sequence[Field]
+        self,
+        z: Float[Tensor, "b d"],
+        t: Time,
+        fields: Sequence[Field],
+        vector: Float[Tensor, "b d"] | None = None,
     ) -> tuple[Tensor, ...]:
         """Return the asked fields, each weighted per sample."""
         check_batch(z, self.weights.shape[0], self.dim)
-        each = [p.evaluate(z, t, fields) for p in self.potentials]  # type: ignore[operator]
+        vector = as_vector(vector, z, fields)
+        each = [p.evaluate(z, t, fields, vector) for p in self.potentials]  # type: ignore[operator]
         return tuple(weigh(torch.stack(field), self.weights) for field in zip(*each, strict=True))
 
     def tensors(self) -> tuple[Tensor, ...]:
@@ -224,7 +252,7 @@ class WeightedPotentials(Potential):
 
 
 def weigh(fields: Float[Tensor, "k b *d"], weights: Float[Tensor, "b k"]) -> Tensor:
-    """Return ``sum_k weights[b, k] fields[k, b]``, shape ``(B,)`` or ``(B, D)``."""
+    """Return ``sum_k weights[b, k] fields[k, b]``, shape ``(B,)``, ``(B, D)`` or ``(B, D, D)``."""
     w = weights.mT.reshape(*weights.mT.shape, *([1] * (fields.ndim - 2)))
     return (w * fields).sum(0)
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-Field = Literal["value", "time", "gradient", "laplacian", "hessian"]
+Field = Literal["value", "time", "gradient", "laplacian", "hessian", "hvp"]
 FIELDS: tuple[Field, ...] = ("value", "time", "gradient", "laplacian")
 
 Time = float | int | Tensor
@@ -48,15 +48,26 @@ class Potential(nn.Module, ABC):
 
     @abstractmethod
     def evaluate(
-        self, z: Float[Tensor, "b d"], t: Time, fields: Sequence[Field]
+        self,
+        z: Float[Tensor, "b d"],
+        t: Time,
+        fields: Sequence[Field],
+        vector: Float[Tensor, "b d"] | None = None,
     ) -> tuple[Tensor, ...]:
         """Return the asked ``fields`` in the asked order, computing nothing else.
+
+        Every field is linear in the potential, so that sums and mixtures add them.
 
         Args:
             z: latents ``(B, D)``.
             t: a number, or a tensor ``()`` or ``(B,)``.
             fields: any of ``"value" (B,)``, ``"time" (B,)``, ``"gradient" (B, D)``,
-                ``"laplacian" (B,)``, ``"hessian" (B, D, D)``.
+                ``"laplacian" (B,)``, ``"hessian" (B, D, D)``, ``"hvp" (B, D)``.
+            vector: ``(B, D)``, what the Hessian is multiplied with in ``"hvp"``.
+
+        Raises:
+            ValueError: shapes that do not fit, a field that does not exist, or ``"hvp"`` without
+                a vector.
         """
 
     def forward(self, z: Float[Tensor, "b d"], t: Time) -> Float[Tensor, "b"]:
@@ -74,10 +85,40 @@ class Potential(nn.Module, ABC):
     def hessian(self, z: Float[Tensor, "b d"], t: Time) -> Float[Tensor, "b d d"]:
         """Return the matrix of second derivatives, shape ``(B, D, D)``.
 
-        With it the discrete Euler map ``z + h grad u`` has the exact log-determinant
-        ``slogdet(I + h Hessian)``; the flow itself needs only the trace.
+        To multiply it with a vector, :meth:`hvp` is cheaper; for the determinant of an Euler step,
+        :meth:`log_det`.
         """
         return self.evaluate(z, t, ("hessian",))[0]
+
+    def hvp(
+        self, z: Float[Tensor, "b d"], v: Float[Tensor, "b d"], t: Time
+    ) -> Float[Tensor, "b d"]:
+        """Return the Hessian times a vector, ``Hessian u(z, t) v``, shape ``(B, D)``.
+
+        Along a path it is the acceleration that the bending of the potential causes: the second
+        derivative of ``z_t`` is ``hvp(z, grad u, t)`` plus the time derivative of the gradient.
+
+        Raises:
+            ValueError: ``v`` has another shape than ``z``.
+        """
+        return self.evaluate(z, t, ("hvp",), v)[0]
+
+    def log_det(self, z: Float[Tensor, "b d"], t: Time, h: float | Tensor) -> Float[Tensor, "b"]:
+        """Return ``log|det(I + h Hessian u(z, t))|``, shape ``(B,)``.
+
+        This is the exact change of volume by the discrete Euler step ``z -> z + h grad u(z, t)``;
+        its first order in h is ``h laplacian u``. Minus infinity where the step folds space.
+
+        Args:
+            z: latents ``(B, D)``.
+            t: a number, or a tensor ``()`` or ``(B,)``.
+            h: the step, a number or a tensor ``()``; negative for a step back in time.
+
+        Raises:
+            ValueError: ``h`` is a tensor of another shape.
+        """
+        size = as_step(h, z)
+        return log_abs_det_of_identity_plus(size * self.hessian(z, t))
 
     def derivatives(self, z: Float[Tensor, "b d"], t: Time) -> Derivatives:
         """Return value, time derivative, gradient and Laplacian together."""
@@ -152,16 +193,29 @@ class LinearCombination(Potential):
         self.potentials = nn.ModuleList([potential for _, potential in pairs])
 
     def evaluate(
-        self, z: Float[Tensor, "b d"], t: Time, fields: Sequence[Field]
+        self,
+        z: Float[Tensor, "b d"],
+        t: Time,
+        fields: Sequence[Field],
+        vector: Float[Tensor, "b d"] | None = None,
     ) -> tuple[Tensor, ...]:
         """Return the asked fields: every one of them is linear in the potential."""
+        vector = as_vector(vector, z, fields)
         total: list[Tensor] | None = None
         for factor, potential in zip(self.factors, self.potentials, strict=True):
             assert isinstance(potential, Potential)
-            parts = [factor * part for part in potential.evaluate(z, t, fields)]
+            parts = [factor * part for part in potential.evaluate(z, t, fields, vector)]
             total = parts if total is None else [a + b for a, b in zip(total, parts, strict=True)]
         assert total is not None
         return tuple(total)
+
+    def log_det(self, z: Float[Tensor, "b d"], t: Time, h: float | Tensor) -> Float[Tensor, "b"]:
+        """Return ``log|det(I + h Hessian)|``; of a single term as cheaply as the term itself."""
+        if len(self.factors) == 1:
+            (potential,) = self.potentials
+            assert isinstance(potential, Potential)
+            return potential.log_det(z, t, as_step(h, z) * self.factors[0])
+        return super().log_det(z, t, h)
 
     def tensors(self) -> tuple[Tensor, ...]:
         """Return the tensors of all terms, and the factors that are tensors, each once."""
@@ -223,3 +277,51 @@ def check_latents(z: Tensor, dim: int) -> None:
         raise ValueError(
             f"z has the shape {tuple(z.shape)}; the potential acts on latents (B, {dim})"
         )
+
+
+def as_vector(vector: Tensor | None, z: Tensor, fields: Sequence[str]) -> Tensor | None:
+    """Return the vector of a Hessian-vector product, or None where none is asked for.
+
+    Raises:
+        ValueError: ``fields`` asks for ``"hvp"`` and the vector is missing or shaped unlike ``z``;
+            or ``fields`` has a name that is no field.
+    """
+    known = get_args(Field)
+    for field in fields:
+        if field not in known:
+            raise ValueError(f"a potential has no field {field!r}; there are {', '.join(known)}")
+    if "hvp" not in fields:
+        return None
+    if vector is None:
+        raise ValueError(
+            f"the field 'hvp' is the Hessian times a vector; give the vector, "
+            f"shape {tuple(z.shape)}, or call hvp(z, v, t)"
+        )
+    if vector.shape != z.shape:
+        raise ValueError(
+            f"the vector has the shape {tuple(vector.shape)}; the Hessian at z multiplies vectors "
+            f"of the shape of z, {tuple(z.shape)}"
+        )
+    return vector.to(z.dtype)
+
+
+def as_step(h: float | Tensor, z: Tensor) -> Tensor:
+    """Return a step size as a tensor ``()`` of the dtype and device of ``z``.
+
+    Raises:
+        ValueError: ``h`` is a tensor of another shape.
+    """
+    step = torch.as_tensor(h, dtype=z.dtype, device=z.device)
+    if step.ndim:
+        raise ValueError(
+            f"h has the shape {tuple(step.shape)}; a step is one number for the whole batch"
+        )
+    return step
+
+
+def log_abs_det_of_identity_plus(matrices: Float[Tensor, "*b n n"]) -> Float[Tensor, "*b"]:
+    """Return ``log|det(I + M)|`` of a batch of square matrices M."""
+    size = matrices.shape[-1]
+    identity = torch.eye(size, dtype=matrices.dtype, device=matrices.device)
+    determinant: Tensor = torch.linalg.slogdet(identity + matrices).logabsdet
+    return determinant

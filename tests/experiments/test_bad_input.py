@@ -20,6 +20,12 @@ CONFIGURATIONS = {
         ["--set", "model.solver={name: rk4, rtol: 0.1}"],
         "rk4.*rtol.*steps",
     ),
+    "unknown potential": (["--set", "model.potential=gp"], "model.potential.*ridge.*mlp"),
+    "negative rank": (["--set", "model.rank=-1"], "model.rank.*greater"),
+    "density of another solver": (
+        ["--set", "model.density=discrete"],
+        "model: density `discrete`.*solver is rk4.*euler",
+    ),
     "impossible combination": (
         ["--set", "training.frames_per_sequence=9"],
         "frames_per_sequence is 9.*8",

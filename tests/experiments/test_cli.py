@@ -39,6 +39,24 @@ def test_every_configuration_trains_evaluates_and_plots(call, tmp_path, config):
     assert (run / "model.pt").read_bytes() == before
 
 
+def test_every_potential_and_density_trains_and_evaluates(call, tmp_path):
+    run = tmp_path / "run"
+    options = sets(
+        "model.potential=mlp",
+        "model.rank=2",
+        "model.solver={name: euler, steps: 2}",
+        "model.density=discrete",
+        "objective.path_kl=0.1",
+    )
+    for command in (("train", "demo", *options, "--out", run), ("evaluate", run)):
+        code, output = call(*command)
+        assert code == 0, output
+    model = flowfactor.load(run)
+    assert isinstance(model.potentials, flowfactor.MLPPotential)
+    assert model.potentials.rank == 2
+    assert model.density == "discrete"
+
+
 def test_evaluation_is_reproducible(call, tiny_run, tmp_path):
     run = tmp_path / "copy"
     shutil.copytree(tiny_run, run)

@@ -1,5 +1,7 @@
 """The flow: against SciPy, its Jacobian, its inverse, and for every kind of k and t."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from checking import unchecked
 from scipy.integrate import solve_ivp
 
 import flowfactor
-from flowfactor import AutogradPotential, RidgePotential
+from flowfactor import AutogradPotential, MLPPotential, RidgePotential
 from solvers import RK4, Adjoint, Dopri5, Euler, SolverError
 
 DIM = 4
@@ -68,6 +70,98 @@ def test_log_density_is_the_determinant_of_the_jacobian(bank, z):
         assert found.item() == pytest.approx(
             torch.linalg.slogdet(jacobian).logabsdet.item(), abs=1e-7
         )
+
+
+def jacobians(z, u, times, method):
+    """Return the Jacobian of the map that the method computes, one for each latent."""
+
+    def end(x):
+        return flowfactor.flow(x[None], u, times, method=method)[-1, 0]
+
+    return torch.stack([torch.func.jacrev(end)(row) for row in z])
+
+
+@pytest.mark.parametrize("times", [[0.0, 1.0, 3.5], [3.0, 2.5, 0.0], [0.0, -1.5]])
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize(
+    "case", ["wide", "narrow", "network", "narrow network", "sum", "per sample", "weights"]
+)
+def test_discrete_log_density_is_that_of_the_computed_map(z, case, steps, times):
+    kind = MLPPotential if "network" in case else RidgePotential
+    bank = kind(("scaling", "rotation"), DIM, 2 if "narrow" in case else 9, rank=1).double()
+    with torch.no_grad():
+        bank.coefficients.mul_(4)  # one step per frame is then far from the flow
+    weights = torch.tensor([[0.3, 0.8]], dtype=torch.float64)
+    # The choice for the whole batch, and for one latent of it.
+    u, alone = {
+        "sum": (bank[0] + 0.5 * bank[1],) * 2,
+        "per sample": (bank.select(torch.tensor([1] * len(z))), bank[1]),
+        "weights": (bank.select(weights.expand(len(z), 2)), bank.select(weights)),
+    }.get(case, (bank[1], bank[1]))
+    method = Euler(steps=steps)
+    path = flowfactor.trace(z, u, times, method=method, log_density="discrete")
+    plain = flowfactor.trace(z, u, times, method=method)
+    torch.testing.assert_close(path.z, plain.z, rtol=0, atol=1e-12)
+    assert path.stats.accepted == plain.stats.accepted
+    assert path.log_det is not None
+    assert torch.equal(path.log_det[0], torch.zeros_like(path.log_det[0]))
+    for place in range(1, len(times)):
+        expected = torch.linalg.slogdet(jacobians(z, alone, times[: place + 1], method)).logabsdet
+        torch.testing.assert_close(path.log_det[place], expected, rtol=0, atol=1e-9)
+        assert expected.abs().max() > 1e-3
+
+
+def test_discrete_log_density_tends_to_the_integral(bank, z):
+    """Its difference from the integral is of first order in the step, as Euler's method is."""
+    exact = flowfactor.flow(z, bank["hue"], 2.0, method=TIGHT, log_density=True)[1]
+    errors = [
+        (
+            flowfactor.flow(z, bank["hue"], 2.0, method=Euler(steps=n), log_density="discrete")[1]
+            - exact
+        )
+        .norm()
+        .item()
+        for n in (8, 16, 32)
+    ]
+    orders = [np.log2(a / b) for a, b in itertools.pairwise(errors)]
+    assert orders == pytest.approx([1.0, 1.0], abs=0.2)
+
+
+def test_discrete_log_density_is_differentiable(bank, z):
+    """In the latents, the parameters and the times."""
+    z = z[:2].clone().requires_grad_()
+    end = torch.tensor(1.5, dtype=torch.float64, requires_grad=True)
+
+    def log_det(z, end, coefficients):
+        # The bank's parameter is gradcheck's own leaf, which it changes in place.
+        assert coefficients.data_ptr() == bank.coefficients.data_ptr()
+        return flowfactor.flow(z, bank["hue"], end, method=Euler(2), log_density="discrete")[1]
+
+    assert torch.autograd.gradcheck(log_det, (z, end, bank.coefficients), fast_mode=True)
+
+
+def test_discrete_log_density_takes_steps_per_interval_and_times_of_any_number(bank, z):
+    u = bank["hue"]
+    each = flowfactor.trace(z, u, [0.0, 0.5, 1.0], method=Euler((2, 3)), log_density="discrete")
+    first = flowfactor.trace(z, u, [0.0, 0.5], method=Euler(2), log_density="discrete")
+    torch.testing.assert_close(each.log_det[1], first.log_det[1])
+    assert each.stats.accepted == 5
+    moved, log_det = flowfactor.flow(z, u, 0.0, method=Euler(2), log_density="discrete")
+    assert torch.equal(moved, z)
+    assert torch.equal(log_det, torch.zeros(len(z), dtype=torch.float64))
+
+
+@pytest.mark.parametrize("method", [RK4(), TIGHT, None])
+def test_discrete_log_density_needs_euler(bank, z, method):
+    with pytest.raises(ValueError, match=r"method=Euler\(steps=n\)"):
+        flowfactor.flow(z, bank["hue"], 1.0, method=method, log_density="discrete")
+
+
+def test_bad_kinds_of_log_density(bank, z):
+    with pytest.raises(ValueError, match="'exact'; it is True"):
+        unchecked(flowfactor.trace)(z, bank["hue"], 1.0, log_density="exact")
+    with pytest.raises(ValueError, match="2 intervals, but the times have 1"):
+        flowfactor.flow(z, bank["hue"], 1.0, method=Euler((2, 3)), log_density="discrete")
 
 
 def test_there_and_back(bank, z):

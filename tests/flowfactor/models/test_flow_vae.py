@@ -123,8 +123,16 @@ def test_path_kl_is_that_of_the_pushed_normal(model, digits):
         assert ((mean[t] - exact).abs() < 5 * error[t] + 1e-3).all()
 
 
-def test_path_kl_never_averages_below_zero(digits):
-    """Not even when training drives it down: a density that is only approximate would give in."""
+@pytest.mark.parametrize(
+    "solver",
+    [{}, {"method": {"name": "euler", "steps": 1}, "density": "discrete"}],
+    ids=["integral", "discrete"],
+)
+def test_path_kl_never_averages_below_zero(digits, solver):
+    """Not even when training drives it down: a density that is only approximate would give in.
+
+    The discrete determinant is exact with a single Euler step per frame, too.
+    """
     torch.manual_seed(0)
     model = FlowVAE.build(
         digits.names,
@@ -133,6 +141,7 @@ def test_path_kl_never_averages_below_zero(digits):
         encoder={"channels": [4, 8], "hidden": 16},
         decoder={"hidden": [16]},
         objective={"path_kl": 20.0, "beta": 1.0},
+        **solver,
     )
     loader = SequenceLoader(digits, 12, frames_per_sequence=1)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
@@ -150,7 +159,15 @@ def test_path_kl_never_averages_below_zero(digits):
     assert terms.mean() < 100  # it was trained down
 
 
-def test_every_parameter_learns_under_the_full_objective(digits):
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"potential": "mlp", "rank": 2},
+        {"rank": 2, "method": {"name": "euler", "steps": 2}, "density": "discrete"},
+    ],
+)
+def test_every_parameter_learns_under_the_full_objective(digits, options):
     model = FlowVAE.build(
         digits.names,
         latent_dim=4,
@@ -158,6 +175,7 @@ def test_every_parameter_learns_under_the_full_objective(digits):
         objective={"path_kl": 1.0, "hamilton_jacobi": 1.0, "initial": 1.0},
         observation="gaussian_learned",
         force="learned",
+        **options,
     )
     sum(model.loss(batch_of(digits)).values()).backward()
     still = [
@@ -175,28 +193,61 @@ def test_all_solver_configurations_give_gradients(digits, gradient):
     assert all(p.grad is not None for p in model.potentials.parameters())
 
 
-def test_the_spec_builds_the_same_model(digits):
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"method": {"name": "dopri5", "rtol": 1e-3}, "gradient": {"name": "adjoint"}},
+        {
+            "method": {"name": "euler", "steps": 2},
+            "density": "discrete",
+            "objective": {"path_kl": 1.0},
+            "potential": "mlp",
+            "rank": 1,
+        },
+    ],
+)
+def test_the_spec_builds_the_same_model(digits, options):
     import json
 
     model = FlowVAE.build(
-        digits.names,
-        latent_dim=4,
-        width=8,
-        method={"name": "dopri5", "rtol": 1e-3},
-        gradient={"name": "adjoint"},
-        force="learned",
-        observation="gaussian",
+        digits.names, latent_dim=4, width=8, force="learned", observation="gaussian", **options
     )
     again = FlowVAE.build(**json.loads(json.dumps(model.spec())))
     again.load_state_dict(model.state_dict())
     assert again.method == model.method
     assert again.gradient == model.gradient
+    assert again.density == model.density
+    assert type(again.potentials) is type(model.potentials)
     batch = batch_of(digits)
     losses = []
     for each in (model, again):
         torch.manual_seed(0)
         losses.append(sum(each.loss(batch).values()).item())
     assert losses[0] == losses[1]
+
+
+def test_the_discrete_path_term_uses_the_steps_taken(digits):
+    """The path term of the loss is that of the trace with the same draws."""
+    model = FlowVAE.build(
+        digits.names,
+        latent_dim=4,
+        width=8,
+        method={"name": "euler", "steps": 1},
+        density="discrete",
+        objective={"path_kl": 1.0, "hamilton_jacobi": 0.0},
+    )
+    batch = batch_of(digits)
+    torch.manual_seed(3)
+    found = model.loss(batch)["path_kl"]
+    torch.manual_seed(3)
+    posterior = model.encode(batch.frames[:, 0])
+    times = torch.arange(9.0)
+    u = model.potentials.select(batch.factor)
+    path = flowfactor.trace(
+        posterior.rsample(), u, times, method=model.method, log_density="discrete"
+    )
+    expected = path_kl_estimate(posterior, model.prior, path.z, path.log_det, batch.factor, times)
+    torch.testing.assert_close(found, expected[1:].sum(0).mean())
 
 
 def test_networks_of_ones_own(model, digits):
@@ -216,12 +267,21 @@ def test_networks_of_ones_own(model, digits):
         ({"objective": {"path_kl": float("nan")}}, "path_kl"),
         ({"method": {"name": "rk5"}}, "rk4"),
         ({"last": 0}, "last|horizon"),
+        ({"potential": "gp"}, "ridge, mlp"),
+        ({"rank": -1}, "rank"),
+        ({"density": "discrete"}, r"method=Euler\(steps=n\)"),
         ({"encoder": {"channels": []}}, "channels"),
     ],
 )
 def test_bad_options(options, message):
     with pytest.raises(ValueError, match=message):
         unchecked(FlowVAE.build)(**{"names": ("a",), **options})
+
+
+def test_bad_density(model):
+    networks = (model.encoder, model.decoder, model.potentials)
+    with pytest.raises(ValueError, match="'integral' or 'discrete'"):
+        unchecked(FlowVAE.__init__)(model, *networks, density="exact")
 
 
 def test_images_of_another_size(model):

@@ -3,8 +3,11 @@
 import pytest
 import torch
 
-from flowfactor import RidgePotential
+from flowfactor import MLPPotential, RidgePotential
 from flowfactor.potentials import LinearCombination
+from flowfactor.potentials.base import FIELDS
+from flowfactor.potentials.mlp import MLPParameters
+from flowfactor.potentials.ridge import RidgeParameters
 
 DIM = 4
 
@@ -15,7 +18,8 @@ def bank():
 
 
 def fields(u, z, t=1.7):
-    return torch.cat([field.flatten() for field in u.derivatives(z, t)])
+    every = u.evaluate(z, t, (*FIELDS, "hessian", "hvp"), torch.ones_like(z))
+    return torch.cat([field.flatten() for field in every])
 
 
 def test_sums_differences_multiples(bank):
@@ -34,6 +38,36 @@ def test_sums_differences_multiples(bank):
     }
     for name, (u, expected) in cases.items():
         torch.testing.assert_close(fields(u, z), expected, rtol=0, atol=1e-12, msg=name)
+
+
+def test_a_sum_costs_its_terms_and_no_autograd(monkeypatch):
+    """Members of two banks, of two families: each is evaluated once, whatever is asked for."""
+    ridge = RidgePotential(("a",), DIM, 8)
+    mlp = MLPPotential(("b",), DIM, 8, rank=1)
+    calls = []
+    for kind in (RidgeParameters, MLPParameters):
+        evaluate = kind.evaluate
+
+        def counted(self, *arguments, inner=evaluate):
+            calls.append(type(self))
+            return inner(self, *arguments)
+
+        monkeypatch.setattr(kind, "evaluate", counted)
+    for name in ("grad", "vjp", "jvp", "vmap"):
+        monkeypatch.setattr(torch.func, name, None)
+    monkeypatch.setattr(torch.autograd, "grad", None)
+    z = torch.randn(3, DIM)
+    with torch.no_grad():
+        fields(ridge["a"] - 0.5 * mlp["b"], z)
+    assert calls == [RidgeParameters, MLPParameters]
+
+
+def test_log_det_of_a_multiple_is_that_of_a_longer_step(bank):
+    z = torch.randn(3, DIM, dtype=torch.float64)
+    for u in (3 * bank["a"], bank["a"] + 2 * bank["a"], torch.tensor(3.0) * bank["a"]):
+        torch.testing.assert_close(
+            u.log_det(z, 1.7, 0.1), bank["a"].log_det(z, 1.7, 0.3), rtol=0, atol=1e-12
+        )
 
 
 def test_nothing_is_nested(bank):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from checking import unchecked
 
-from flowfactor import IndependentPotentials, RidgePotential
+from flowfactor import AutogradPotential, IndependentPotentials, MLPPotential, RidgePotential
 
 BANK = RidgePotential(("scaling", "rotation"), 3, 4)
 Z = torch.zeros(2, 3)
@@ -49,11 +49,36 @@ def test_a_choice_per_sample_fits_its_batch_only():
 
 
 @pytest.mark.parametrize(
-    ("names", "dim", "width"), [((), 3, 4), (("a", "a"), 3, 4), (("a",), 0, 4), (("a",), 3, 0)]
+    "potential", [BANK["rotation"], BANK.select(torch.tensor([0, 1])), 2 * BANK[0] + BANK[1]]
 )
-def test_bad_banks(names, dim, width):
+@pytest.mark.parametrize("wrap", [False, True])
+def test_bad_arguments_of_second_derivatives(potential, wrap):
+    u = AutogradPotential(potential, 3) if wrap else potential
+    evaluate = unchecked(u.evaluate)
+    with pytest.raises(ValueError, match="give the vector"):
+        evaluate(Z, 0.0, ("hvp",))
+    with pytest.raises(ValueError, match=r"shape \(2, 4\).*\(2, 3\)"):
+        evaluate(Z, 0.0, ("hvp",), torch.zeros(2, 4))
+    with pytest.raises(ValueError, match="no field 'curl'; there are value, time"):
+        evaluate(Z, 0.0, ("curl",))
+    with pytest.raises(ValueError, match="one number for the whole batch"):
+        u.log_det(Z, 0.0, torch.ones(2))
+
+
+@pytest.mark.parametrize("kind", [RidgePotential, MLPPotential])
+@pytest.mark.parametrize(
+    ("names", "dim", "width", "rank"),
+    [
+        ((), 3, 4, 0),
+        (("a", "a"), 3, 4, 0),
+        (("a",), 0, 4, 0),
+        (("a",), 3, 0, 0),
+        (("a",), 3, 4, -1),
+    ],
+)
+def test_bad_banks(kind, names, dim, width, rank):
     with pytest.raises(ValueError, match=r"must|needs"):
-        RidgePotential(names, dim, width)
+        kind(names, dim, width, rank=rank)
 
 
 def test_a_bank_of_nothing():

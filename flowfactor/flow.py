@@ -49,6 +49,7 @@ def trace(
     method: Method | None = None,
     gradient: Gradient | None = None,
     log_density: LogDensity = False,
+    per_sample: bool = False,
 ) -> Path:
     """Follow ``dz/dt = grad u^k(z, t)`` and return the whole :class:`Path`.
 
@@ -67,6 +68,8 @@ def trace(
     times = _as_times(t, z)
     grid, wanted = _fit_grid(times, method)
     if log_density == "discrete":
+        if per_sample:
+            raise ValueError("per_sample is for adaptive methods, a discrete log-density is not")
         return _trace_discrete(z, potential, times, grid, wanted, method, gradient)
     if not isinstance(log_density, bool):
         raise ValueError(
@@ -82,7 +85,7 @@ def trace(
         return velocity, divergence
 
     start: State = (z, z.new_zeros(z.shape[0])) if log_density else z
-    solution = _solve(field, start, grid, method, gradient, potential, z)
+    solution = _solve(field, start, grid, method, gradient, potential, z, per_sample)
     ys = solution.ys if wanted is None else _take(solution.ys, wanted)
     if isinstance(ys, Tensor):
         return Path(ys, None, times, solution.stats)
@@ -99,6 +102,7 @@ def flow(
     method: Method | None = None,
     gradient: Gradient | None = None,
     log_density: Literal[False] = False,
+    per_sample: bool = False,
 ) -> Tensor: ...
 
 
@@ -112,6 +116,7 @@ def flow(
     method: Method | None = None,
     gradient: Gradient | None = None,
     log_density: Literal[True, "discrete"],
+    per_sample: bool = False,
 ) -> tuple[Tensor, Tensor]: ...
 
 
@@ -124,6 +129,7 @@ def flow(
     method: Method | None = None,
     gradient: Gradient | None = None,
     log_density: LogDensity = False,
+    per_sample: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     r"""Move latents along the flow of a potential: solve ``dz/dt = grad u^k(z, t)``.
 
@@ -143,6 +149,8 @@ def flow(
             the Laplacian along the path, as exact as the method. ``"discrete"``: of the map that
             Euler's method computes, ``sum over its steps of log|det(I + h Hessian)|``, which is
             exact for any size of step; needs ``Euler(steps=n)``.
+        per_sample: let an adaptive method choose its steps for every sample by itself, so that
+            the result does not depend on the rest of the batch.
 
     Returns:
         ``z_t``: ``(B, D)`` for a number t, else ``(T, B, D)``, the first being the start. With
@@ -168,7 +176,16 @@ def flow(
         >>> torch.allclose(back, z, atol=1e-3)
         True
     """
-    path = trace(z, k, t, model, method=method, gradient=gradient, log_density=log_density)
+    path = trace(
+        z,
+        k,
+        t,
+        model,
+        method=method,
+        gradient=gradient,
+        log_density=log_density,
+        per_sample=per_sample,
+    )
     number = isinstance(t, (int, float)) or (isinstance(t, Tensor) and t.ndim == 0)
     moved = path.z[-1] if number else path.z
     if path.log_det is None:
@@ -184,11 +201,18 @@ def _solve(
     gradient: Gradient,
     potential: Potential,
     z: Tensor,
+    per_sample: bool = False,
 ) -> Solution:
     try:
         with full_precision(z):
             return solvers.solve(
-                field, start, grid, method, gradient, parameters=potential.tensors()
+                field,
+                start,
+                grid,
+                method,
+                gradient,
+                parameters=potential.tensors(),
+                per_sample=per_sample,
             )
     except SolverError as error:
         raise _explained(error, z) from error

@@ -45,12 +45,18 @@ class DiffusingPrior(nn.Module):
         """The coefficients ``D_k``, in squared latent units per frame."""
         return F.softplus(self.raw_diffusion)
 
-    def variance(self, k: Int[Tensor, "b"], t: Float[Tensor, "t"]) -> Float[Tensor, "t b"]:
-        """Return ``1 + 2 D_k t`` for every time and sample."""
-        return 1 + 2 * torch.outer(t, self.diffusion[k])
+    def variance(
+        self, k: Int[Tensor, "b"] | Float[Tensor, "b k"], t: Float[Tensor, "t"]
+    ) -> Float[Tensor, "t b"]:
+        """Return ``1 + 2 D_k t`` for every time and sample; with weights k, their mean ``D_k``."""
+        chosen = k @ self.diffusion if k.is_floating_point() else self.diffusion[k]
+        return 1 + 2 * torch.outer(t, chosen)
 
     def log_prob(
-        self, z: Float[Tensor, "t b d"], k: Int[Tensor, "b"], t: Float[Tensor, "t"]
+        self,
+        z: Float[Tensor, "t b d"],
+        k: Int[Tensor, "b"] | Float[Tensor, "b k"],
+        t: Float[Tensor, "t"],
     ) -> Float[Tensor, "t b"]:
         """Return ``log p_t(z_t | k)`` in nats, for the latents of a path."""
         variance = self.variance(k, t)

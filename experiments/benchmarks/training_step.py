@@ -9,8 +9,6 @@ machine that changes speed changes all of them; what counts are the ratios of me
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from typing import Any
 import torch
 
 from experiments import environment
+from experiments.benchmarks.timing import medians
 from experiments.config import read_config
 from experiments.runs import build_model, write_json
 from flowfactor import AutogradPotential, RidgePotential
@@ -67,19 +66,6 @@ def step_of(model: FlowVAE, chosen: int | None = None) -> Callable[[], None]:
         optimizer.step()
 
     return step
-
-
-def medians(cases: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
-    """Return milliseconds, the median over rounds in which the cases take turns."""
-    for run in cases.values():
-        run()
-    times: dict[str, list[float]] = {name: [] for name in cases}
-    for _ in range(rounds):
-        for name, run in cases.items():
-            begin = time.perf_counter()
-            run()
-            times[name].append(1e3 * (time.perf_counter() - begin))
-    return {name: statistics.median(each) for name, each in times.items()}
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 
@@ -289,30 +289,48 @@ class FlowVAE(SequenceModel):
         With some frames of each sequence only, the reconstruction is an unbiased estimate of that
         over all frames. Terms of weight 0 are left out and cost nothing.
         """
-        frames, k = sequences.frames, sequences.factor
-        weights = self.objective
-        posterior = self.encode(frames[:, 0])
-        z0 = posterior.rsample()
+        posterior = self.encode(sequences.frames[:, 0])
+        z0, entropy = posterior.rsample(), posterior.entropy()
+        costs = self.costs(sequences, sequences.factor, entropy, z0)
+        terms = {"reconstruction": costs.pop("reconstruction")}
+        terms["kl"] = self.objective.beta * kl_to_standard_normal(posterior)
+        return {name: cost.mean() for name, cost in (terms | costs).items()}
+
+    def costs(
+        self,
+        sequences: Sequences,
+        k: Int[Tensor, "b"] | Float[Tensor, "b k"],
+        entropy: Float[Tensor, "b"],
+        z0: Float[Tensor, "b d"],
+    ) -> dict[str, Float[Tensor, "b"]]:
+        """Return the weighted terms that depend on the flow, for each sequence, in nats.
+
+        Args:
+            sequences: the frames to explain, of which frame 0 may be missing; their factor is not
+                looked at.
+            k: the transformation of each sequence, or weights ``(B, K)`` of a mixture.
+            entropy: of ``q(z_0 | x_0)``.
+            z0: a sample of it, where the flow starts.
+        """
+        frames, weights = sequences.frames, self.objective
         potential = self.potentials.select(k)
         path, between = self._path(z0, potential, sequences.last)
-
         place = sequences.times.unsqueeze(-1).expand(-1, -1, z0.shape[-1])
         z = path.z.transpose(0, 1).gather(1, place)
         logits = self.decode_logits(z.flatten(0, 1)).unflatten(0, frames.shape[:2])
-        log_likelihood = (self.observation.log_prob(logits, frames) * sequences.weights).sum(1)
-        terms = {"reconstruction": -log_likelihood.mean()}
-        terms["kl"] = weights.beta * kl_to_standard_normal(posterior).mean()
+        log_likelihood = self.observation.log_prob(logits, frames) * sequences.weights
+        costs = {"reconstruction": -log_likelihood.sum(1)}
         if path.log_det is not None:
-            path_kl = path_kl_estimate(posterior, self.prior, path.z, path.log_det, k, path.times)
-            terms["path_kl"] = weights.path_kl * path_kl[1:].sum(0).mean()
+            path_kl = path_kl_estimate(entropy, self.prior, path.z, path.log_det, k, path.times)
+            costs["path_kl"] = weights.path_kl * path_kl[1:].sum(0)
         if between is not None:
             residual = along_path(potential, between, self.force).residual
-            terms["hamilton_jacobi"] = weights.hamilton_jacobi * residual.square().mean()
+            costs["hamilton_jacobi"] = weights.hamilton_jacobi * residual.square().mean(0)
         if weights.initial > 0:
             with full_precision(z0):
                 start = potential.gradient(z0, 0.0).square().sum(-1)
-            terms["initial"] = weights.initial * start.mean()
-        return terms
+            costs["initial"] = weights.initial * start
+        return costs
 
     def _path(
         self, z0: Float[Tensor, "b d"], potential: Potential, last: int
@@ -350,7 +368,7 @@ def kl_to_standard_normal(posterior: Distribution) -> Float[Tensor, "b"]:
 
 
 def path_kl_estimate(
-    posterior: Distribution,
+    entropy: Float[Tensor, "b"],
     prior: DiffusingPrior,
     z: Float[Tensor, "t b d"],
     log_det: Float[Tensor, "t b"],
@@ -359,9 +377,9 @@ def path_kl_estimate(
 ) -> Float[Tensor, "t b"]:
     """Estimate ``KL(q_t(. | x_0, k) || p_t(. | k))`` from one sample of each path, in nats.
 
-    ``E[log q_t(z_t)] = -entropy(q_0) - E[log_det_t]``: the entropy is exact, and only the rest is
+    ``E[log q_t(z_t)] = -entropy(q_0) - E[log_det_t]``: the ``entropy`` is exact, and only the rest is
     sampled, which keeps the estimate unbiased and lowers its variance. Single values may be
     negative; their mean is not, except by noise.
     """
-    log_q = -posterior.entropy() - log_det
+    log_q = -entropy - log_det
     return log_q - prior.log_prob(z, k, times)

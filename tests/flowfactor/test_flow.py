@@ -300,3 +300,22 @@ def test_images_that_are_not_finite_are_named(model):
     x[1, 0, 2, 2] = float("nan")
     with pytest.raises(SolverError, match=r"1 of 3 latents.*sample 1.*images"):
         model.flow(model.encode(x).mean, "hue", 2.0)
+
+
+def test_steps_per_sample_make_samples_independent_of_their_batch() -> None:
+    bank = RidgePotential(("slow", "fast"), dim=3, width=8).double()
+    with torch.no_grad():
+        bank.coefficients[1] *= 30
+    z = torch.randn(2, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    options = {"method": Dopri5(rtol=1e-5, atol=1e-5), "log_density": True}
+
+    def moved(rows: list[int], per_sample: bool) -> torch.Tensor:
+        potential = bank.select(torch.tensor(rows))
+        z_t, log_det = flowfactor.flow(z[rows], potential, 2.0, per_sample=per_sample, **options)
+        return torch.cat([z_t[0], log_det[:1]])
+
+    together, alone = moved([0, 1], True), moved([0], True)
+    assert (together - alone).abs().max() < 1e-13  # rounding: products of another size
+    assert (moved([0, 1], False) - moved([0], False)).abs().max() > 1e-9
+    with pytest.raises(ValueError, match="per_sample is for adaptive methods"):
+        flowfactor.flow(z, bank["slow"], 1.0, per_sample=True)

@@ -125,9 +125,11 @@ def limited(method: Method, max_steps: int | None, intervals: int) -> Method:
     if max_steps is None:
         return method
     positive_int("max_steps", max_steps)
-    if isinstance(method, AdaptiveMethod | TorchDiffEq):
+    if isinstance(method, AdaptiveMethod) or (
+        isinstance(method, TorchDiffEq) and method.kind != "fixed"
+    ):
         return replace(method, max_steps=max_steps)
-    assert isinstance(method, FixedMethod)
+    assert isinstance(method, FixedMethod | TorchDiffEq)
     needed = method.steps * intervals if isinstance(method.steps, int) else sum(method.steps)
     if needed > max_steps:
         raise ValueError(
@@ -167,6 +169,20 @@ def check_gradient(gradient: object, method: Method, intervals: int) -> None:
             )
 
 
+def check_spacing(method: Method, values: list[float]) -> None:
+    """Refuse unequal steps for methods that take them for equal."""
+    if not isinstance(method, TorchDiffEq) or "adams" not in method.solver or len(values) < 3:
+        return
+    counts = method.steps if isinstance(method.steps, tuple) else (method.steps,) * len(values)
+    sizes = [(b - a) / n for (a, b), n in zip(pairwise(values), counts, strict=False)]
+    if max(map(abs, sizes)) > (1 + 1e-4) * min(map(abs, sizes)):
+        raise ValueError(
+            f"torchdiffeq's {method.solver} takes all steps for equally long, but here they are "
+            f"between {min(map(abs, sizes)):g} and {max(map(abs, sizes)):g}; give equally spaced "
+            "times, steps=(...) that make up for it, or another method"
+        )
+
+
 def check_features(
     z0: State, method: Method, gradient: Gradient, per_sample: bool, dense: bool
 ) -> None:
@@ -188,6 +204,8 @@ def check_features(
     parts = z0 if isinstance(z0, tuple) else (z0,)
     for i, part in enumerate(parts):
         where = f"z0[{i}]" if isinstance(z0, tuple) else "z0"
+        if torch._C._functorch.is_batchedtensor(part):
+            raise ValueError("per_sample does not work within vmap; put the batch into the state")
         if part.ndim == 0:
             raise ValueError(f"per_sample needs a batch in front, but {where} is a scalar")
         if len(part) != len(parts[0]):

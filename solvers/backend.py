@@ -20,7 +20,7 @@ from solvers.gradients import Adjoint
 from solvers.guard import StepGuard
 from solvers.methods import AdaptiveMethod, FixedMethod, Method, TorchDiffEq
 from solvers.problem import Problem
-from solvers.solution import State
+from solvers.solution import State, Status
 from solvers.stepping import Parts
 
 
@@ -82,10 +82,18 @@ class _WatchedField:
     def __init__(self, problem: Problem) -> None:
         self._field: CountedField = problem.field
         self._low, self._high = min(problem.values), max(problem.values)
+        method = translated(problem.method)
+        self._stats = problem.stats
+        # SciPy's integrators know no limit of their own.
+        self._limit = 20 * method.max_steps if method.kind == "other" else None
+        self._start = (problem.values[0], problem.z0)
         self._dtype = problem.z0[0].dtype
 
     def __call__(self, t: Float[Tensor, ""], z: State) -> State:
         """``dz/dt`` at ``(t, z)``, in the structure of the state."""
+        if self._limit is not None and self._stats.evaluations >= self._limit:
+            start, z0 = self._start
+            raise Stopped(Status.MAX_STEPS, start, [z0])
         parts = z if isinstance(z, tuple) else (z,)
         # torchdiffeq's guess of the first step promotes a 0-dimensional float32 state.
         parts = tuple(part.to(self._dtype) for part in parts)

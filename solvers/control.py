@@ -33,16 +33,15 @@ def error_ratio(
     ratios = []
     used = [(w, k) for w, k in zip(method.tableau.error, stages, strict=True) if w]
     for i, (a, b) in enumerate(zip(z, end, strict=True)):
-        start = underlying(a)
-        if not start.numel():
+        if not a.numel():
             continue
         (weight, first), *others = used
-        error = underlying(first[i]) * weight
+        error = first[i].detach() * weight
         for w, k in others:
-            error.add_(underlying(k[i]), alpha=w)
-        allowed = torch.maximum(start.abs(), underlying(b).abs())
-        allowed.mul_(method.rtol).add_(method.atol)
-        ratios.append(_norm(error.div_(allowed), per_sample))
+            error = torch.add(error, k[i].detach(), alpha=w)
+        allowed = torch.maximum(a.detach().abs(), b.detach().abs()) * method.rtol + method.atol
+        # Only now: within vmap the tensors may differ in which of them has samples, and where.
+        ratios.append(_norm(underlying(error / allowed), per_sample))
     # amax, unlike Python's max, hands a NaN on: the step is then rejected.
     return ratios[0] if len(ratios) == 1 else torch.stack(ratios).amax(0)
 
@@ -60,7 +59,8 @@ def resized(method: AdaptiveMethod, ratio: float, after_rejection: bool) -> floa
 
 def resized_per_sample(method: AdaptiveMethod, ratio: Tensor, after_rejection: Tensor) -> Tensor:
     """:func:`resized` for every sample."""
-    factor = (SAFETY * ratio ** (-1 / method.order)).clamp(SMALLEST, LARGEST)
+    # Not by a power, whose last bits depend on the place in the batch.
+    factor = (SAFETY * (ratio.log() / -method.order).exp()).clamp(SMALLEST, LARGEST)
     factor = torch.where(after_rejection, factor.clamp(max=1.0), factor)
     return torch.where(ratio.isfinite(), factor, SMALLEST)
 
@@ -71,12 +71,11 @@ def magnitudes(
     """The norms of ``others``, in units of what the tolerance allows at ``z``."""
     found: list[list[Tensor]] = [[] for _ in others]
     for i, part in enumerate(z):
-        start = underlying(part)
-        if not start.numel():
+        if not part.numel():
             continue
-        allowed = start.abs().mul_(method.rtol).add_(method.atol)
+        allowed = part.detach().abs() * method.rtol + method.atol
         for norms, other in zip(found, others, strict=True):
-            norms.append(_norm(underlying(other[i]) / allowed, per_sample))
+            norms.append(_norm(underlying(other[i].detach() / allowed), per_sample))
     return [torch.stack(norms).amax(0) for norms in found]
 
 

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from solvers.control import underlying
+from solvers.control import carries_gradient, underlying
+from solvers.methods import FixedMethod
 from solvers.problem import Problem
 from solvers.stepping import Parts, Step, take_step
 
@@ -25,17 +26,13 @@ class DenseOutput(ABC):
     def __init__(self, problem: Problem) -> None:
         self._problem = problem
 
-    def at(self, t: float | Sequence[float] | Tensor) -> Parts:
+    def at(self, t: float | Sequence[float | Tensor] | Tensor) -> Parts:
         """The parts of the state at ``t``, in rows if there are several times.
 
         Raises:
             TypeError, ValueError: ``t`` is no number and no row of numbers, or outside.
         """
-        like = self._problem.z0[0]
-        try:
-            times = torch.as_tensor(t, dtype=like.dtype, device=like.device)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise TypeError(f"t must be a number or a sequence of numbers, got {t!r}") from error
+        times = self._times(t)
         if times.ndim > 1:
             raise ValueError(
                 f"t must be a number or one-dimensional, got shape {tuple(times.shape)}"
@@ -55,12 +52,41 @@ class DenseOutput(ABC):
             return tuple(z.new_empty(0, *z.shape) for z in self._problem.z0)
         return tuple(torch.stack(parts) for parts in zip(*found, strict=True))
 
+    def _times(self, t: float | Sequence[float | Tensor] | Tensor) -> Tensor:
+        like = self._problem.z0[0]
+        try:
+            if not isinstance(t, Tensor | float | int) and any(isinstance(x, Tensor) for x in t):
+                # Made of numbers, the result would not carry the gradient of these tensors.
+                t = torch.stack([torch.as_tensor(x).to(like.device, like.dtype) for x in t])
+            times = torch.as_tensor(t)
+            if times.dtype == torch.bool or times.is_complex():
+                raise TypeError(f"got {times.dtype}")
+            return torch.as_tensor(t, dtype=like.dtype, device=like.device)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(f"t must be a number or a sequence of numbers, got {t!r}") from error
+
+    def _moving(self, starts: Tensor) -> Tensor:
+        """Times at which steps start, as functions of the output times that they move with."""
+        problem = self._problem
+        if not carries_gradient(problem.times):
+            return starts
+        sign, plain = problem.direction, underlying(problem.times).double()
+        place = (sign * plain <= sign * starts.detach()[..., None]).sum(-1) - 1
+        shifts = problem.times - problem.times.detach()
+        if isinstance(problem.method, FixedMethod):  # these stretch with the interval around
+            after = (place + 1).clamp(max=len(plain) - 1)
+            length = (plain[after] - plain[place]).where(after > place, 1.0)
+            part = ((starts - plain[place]) / length).to(shifts.dtype)
+            return starts + shifts[place] + part * (shifts[after] - shifts[place])
+        return starts + shifts[place]
+
     @abstractmethod
     def _one(self, t: Tensor, value: float) -> Parts:
         """The state at one time, given as a scalar and on the host."""
 
     def _stepped(self, start: Tensor, t: Tensor, z: Parts) -> Parts:
         tableau = self._problem.tableau
+        start = self._moving(start)
         size = (t - start).to(z[0].dtype)
         start = start.to(z[0].dtype)
         times = [t.expand_as(start) if c == 1.0 else start + c * size for c in tableau.c]
@@ -85,7 +111,7 @@ class SharedDenseOutput(DenseOutput):
         sign = self._problem.direction
         step = bisect_right(self._starts, sign * value, key=lambda start: sign * start) - 1
         start = self._starts[step]
-        if value == start and not t.requires_grad:
+        if value == start and not (carries_gradient(t) or carries_gradient(self._problem.times)):
             return self._states[step]
         return self._stepped(torch.full_like(t, start, dtype=torch.float64), t, self._states[step])
 
@@ -105,6 +131,8 @@ class PerSampleDenseOutput(DenseOutput):
 
     def _one(self, t: Tensor, value: float) -> Parts:
         sign = self._problem.direction
+        if not self._starts:  # there was nothing to integrate
+            return self._problem.z0
         starts = torch.stack(self._starts)
         step = (sign * starts <= sign * value).sum(0) - 1
         rows = torch.arange(len(step), device=step.device)

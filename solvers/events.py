@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -70,6 +70,8 @@ def solve_until(
               dz^* = \partial z + f \, dt^*,
 
     the partial derivatives being those of the integration to a fixed time, by ``gradient``.
+
+    These are first derivatives; those of second order are not available.
 
     With one event per sample every sample ends at its own time. ``field`` and ``event`` must then
     take times of shape ``()`` and ``(B,)``, and treat the samples independently.
@@ -174,6 +176,8 @@ class _Search:
         problem = self._problem
         end = problem.values[1]
         value = self.event(problem.times[0], problem.z0)
+        if not value.numel():  # a batch without samples
+            return torch.full_like(value, end), torch.zeros_like(value, dtype=torch.bool)
         self._before = value
         self._occurred = torch.zeros_like(value, dtype=torch.bool)
         # The step in which it occurred: start, state there, size, and values at its two ends.
@@ -289,12 +293,9 @@ def _with_gradient(
         time = t.detach().requires_grad_()
         at = tuple(part.detach().requires_grad_() for part in z)
         value = event(time, at)
-        if not value.requires_grad:
-            raise ValueError(
-                "event(t, z) is no differentiable function of t and z, so that its time has no "
-                "gradient; use no_grad or inference_mode if none is needed"
-            )
-        slopes = torch.autograd.grad(value.sum(), (time, *at), allow_unused=True)
+        slopes: Sequence[Tensor | None] = (None,) * (1 + len(z))
+        if value.requires_grad:
+            slopes = torch.autograd.grad(value.sum(), (time, *at), allow_unused=True)
     with torch.no_grad():
         velocity = field(t, tuple(part.detach() for part in z))
         rate = torch.zeros_like(t) if slopes[0] is None else slopes[0]
@@ -303,12 +304,19 @@ def _with_gradient(
                 product = slope * v
                 rate = rate + product.reshape(*t.shape, -1).sum(-1)
         touching = occurred & (rate == 0)
-    if bool(touching.any()):
+    miss = event(t, z)
+    wanted = miss.requires_grad or any(part.requires_grad for part in z)
+    if wanted and not value.requires_grad:
+        raise ValueError(
+            "event(t, z) is no differentiable function of t and z, so that its time has no "
+            "gradient; use no_grad or inference_mode if none is needed"
+        )
+    if wanted and bool(touching.any()):
         raise ValueError(
             "event(t, z) touches 0 without crossing it (its derivative along the path is 0), so "
             "that its time has no gradient"
         )
-    rate = torch.where(occurred, rate, 1.0)
-    delay = torch.where(occurred, -event(t, z) / rate, 0.0)
+    moves = occurred & ~touching
+    delay = torch.where(moves, -miss / torch.where(moves, rate, 1.0), 0.0)
     moved = tuple(part + like(delay, part) * v for part, v in zip(z, velocity, strict=True))
     return t + delay, moved

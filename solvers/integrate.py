@@ -12,6 +12,7 @@ from solvers.arguments import (
     check_features,
     check_gradient,
     check_method,
+    check_spacing,
     check_state,
     checked_parameters,
     checked_times,
@@ -186,6 +187,7 @@ def prepared(
     intervals = len(values) - 1
     check_method(method, intervals)
     method = limited(method, max_steps, intervals)
+    check_spacing(method, values)
     check_gradient(gradient, method, intervals)
     check_features(z0, method, gradient, per_sample, dense)
     through: tuple[Tensor, ...] = ()

@@ -257,14 +257,17 @@ class TorchDiffEq(Method):
     For methods that have no class here, such as ``heun3``, ``fehlberg2`` and the multistep
     methods ``explicit_adams`` and ``implicit_adams``, or ``scipy_solver``, which reaches SciPy's
     implicit ones without gradients. Interpolation, events, ``per_sample`` and
-    :class:`solvers.Checkpoint` are not available.
+    :class:`solvers.Checkpoint` are not available. The Adams methods (``*_adams``) remember earlier
+    steps as if all were of one size, so that output times must then be equally spaced.
 
     Args:
         solver: the name in torchdiffeq.
         steps: steps in every output interval, for the methods that work on a fixed grid.
         rtol: relative tolerance, of steps or, for ``implicit_adams``, of its iteration.
         atol: absolute tolerance, likewise.
-        max_steps: attempted steps allowed in the whole integration, for methods that choose them.
+        max_steps: attempted steps allowed in the whole integration, for methods that choose them;
+            for ``scipy_solver``, whose steps are out of sight, a twentieth of the evaluations
+            allowed.
         options: further options of torchdiffeq, such as ``{"max_iters": 8}`` for
             ``implicit_adams`` or ``{"solver": "LSODA"}`` for ``scipy_solver``.
 
@@ -288,7 +291,7 @@ class TorchDiffEq(Method):
     rtol: float = 1e-5
     atol: float = 1e-6
     max_steps: int = 10_000
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         known = torchdiffeq_solvers()

@@ -27,9 +27,9 @@ def integrate_per_sample(
 ) -> tuple[list[Parts], Samples]:
     """The states at the output times, and how each sample got there.
 
-    All samples attempt their steps together, each of its own size. One that has arrived at the
-    next output waits there, by steps of size 0, until the last has; one that has failed waits
-    for ever, and is NaN in the outputs that it did not reach.
+    All samples attempt their steps together, each of its own size and towards its own next output.
+    One that has arrived at the last output, or failed, waits there by steps of size 0 until all
+    have; in the outputs that it did not reach it is NaN.
 
     Args:
         problem: its method is adaptive, and all its parts have the batch in front.
@@ -42,68 +42,83 @@ def integrate_per_sample(
     resolution = torch.finfo(dtype).eps
     # Zeros that carry the gradients with respect to the output times, if there are any.
     moving = carries_gradient(problem.times)
-    shifts = (problem.times - problem.times.detach()).unbind()
+    shifts = problem.times - problem.times.detach()
+    targets = torch.tensor(values, dtype=torch.float64, device=z[0].device)
+    last = len(values) - 1
 
     # Times are kept in double precision: in that of the state, the sum of the steps would drift.
     t = torch.full((len(z[0]),), values[0], dtype=torch.float64, device=z[0].device)
     status = torch.full_like(t, _SUCCESS, dtype=torch.long)
     accepted, rejected = torch.zeros_like(status), torch.zeros_like(status)
     was_rejected = was_nan = torch.zeros_like(status, dtype=torch.bool)
-    rows = [z]
+    rows: list[Parts] = [z]
 
     first: Parts | None = field(t.to(dtype) + shifts[0], z)
     assert first is not None
     h = _first_steps(problem, t, first)
-    status = torch.where(h.isfinite(), status, _NON_FINITE)
-    for i, target in enumerate(values[1:]):
-        while True:
-            remaining = target - t
-            running = (remaining != 0) & (status == _SUCCESS)
-            is_last = h.abs() >= remaining.abs()
-            # Two equal steps rather than one and a rest.
-            size = torch.where(h.abs() > remaining.abs() / 2, remaining / 2, h)
-            stuck = running & ~is_last & ((size.abs() <= resolution * t.abs()) | (size == 0))
-            exhausted = running & (accepted + rejected == method.max_steps)
-            status = torch.where(
-                stuck, torch.where(was_nan, _NON_FINITE, _DT_UNDERFLOW), status
-            ).where(~exhausted, _MAX_STEPS)
-            running = running & ~stuck & ~exhausted
-            is_last = is_last & running
-            size = torch.where(is_last, remaining, size).where(running, 0.0)
-            if observe is not None:
-                observe(t, z)
-            if not bool(running.any()):
-                break
+    lost = ~h.isfinite()
+    status = torch.where(lost, _NON_FINITE, status)
+    if bool(lost.any()) and not bool(lost.all()):
+        # Their places are taken by copies of another sample: a derivative that is not finite, even
+        # one that is not used, would make the gradients of shared parameters NaN.
+        z = chosen(lost, tuple(part[~lost][:1].detach() for part in z), z)
+        first = field(t.to(dtype) + shifts[0], z)
+    goal = torch.ones_like(status)  # the number of the next output of every sample
+    nowhere = tuple(torch.full_like(part, torch.nan) for part in z)
+    rows += [nowhere] * last
+    while True:
+        running = (goal <= last) & (status == _SUCCESS)
+        target = targets[goal.clamp(max=last)]
+        remaining = target - t
+        is_last = h.abs() >= remaining.abs()
+        # Two equal steps rather than one and a rest.
+        size = torch.where(h.abs() > remaining.abs() / 2, remaining / 2, h)
+        stuck = running & ~is_last & ((size.abs() <= resolution * t.abs()) | (size == 0))
+        exhausted = running & (accepted + rejected == method.max_steps)
+        status = torch.where(stuck, torch.where(was_nan, _NON_FINITE, _DT_UNDERFLOW), status).where(
+            ~exhausted, _MAX_STEPS
+        )
+        running = running & ~stuck & ~exhausted
+        is_last = is_last & running
+        size = torch.where(is_last, remaining, size).where(running, 0.0)
+        if observe is not None:
+            observe(t, z)
+        if not bool(running.any()):
+            break
 
-            end = torch.where(is_last, target, t + size)
-            step = Step(
-                [(end if c == 1.0 else t + c * size).to(dtype) for c in tableau.c], size.to(dtype)
+        end = torch.where(is_last, target, t + size)
+        step = Step(
+            [(end if c == 1.0 else t + c * size).to(dtype) for c in tableau.c], size.to(dtype)
+        )
+        if moving:
+            step = _shifted(
+                step, tableau.c, is_last, shifts[goal - 1], shifts[goal.clamp(max=last)]
             )
-            if moving:
-                step = _shifted(step, tableau.c, is_last, shifts[i], shifts[i + 1])
-            after, stages = take_step(tableau, field, step, z, first)
-            ratio = size.abs() * error_ratio(method, z, after, stages, per_sample=True)
-            accept = running & (ratio <= 1.0)  # a NaN is not
-            is_nan = running & ~ratio.isfinite()
-            if torch.is_grad_enabled() and bool(is_nan.any()):
-                # What is not used must be finite too, or its gradient of 0 becomes NaN.
-                times = [torch.where(accept, time, step.times[0]) for time in step.times]
-                step = Step(times, torch.where(accept, step.size, 0.0))
-                after, stages = take_step(tableau, field, step, z, stages[0])
+        after, stages = take_step(tableau, field, step, z, first)
+        ratio = size.abs() * error_ratio(method, z, after, stages, per_sample=True)
+        accept = running & (ratio <= 1.0)  # a NaN is not
+        is_nan = running & ~ratio.isfinite()
+        if torch.is_grad_enabled() and bool(is_nan.any()):
+            # What is not used must be finite too, or its gradient of 0 becomes NaN.
+            times = [torch.where(accept, time, step.times[0]) for time in step.times]
+            step = Step(times, torch.where(accept, step.size, 0.0))
+            after, stages = take_step(tableau, field, step, z, stages[0])
 
-            z = chosen(accept, after, z)
-            first = chosen(accept, stages[-1], stages[0]) if tableau.first_same_as_last else None
-            t = torch.where(accept, end, t)
-            factor = resized_per_sample(method, ratio, was_rejected)
-            # A step cut short by an output may be too short to tell how long the next can be.
-            longest = is_last & (factor == LARGEST) & (h.abs() > (size * factor).abs())
-            h = torch.where(running & ~longest, size * factor, h)
-            was_rejected = torch.where(running, ~accept, was_rejected)
-            was_nan = torch.where(running, is_nan, was_nan)
-            accepted = accepted + accept
-            rejected = rejected + (running & ~accept)
-        arrived = status == _SUCCESS
-        rows.append(chosen(arrived, z, tuple(torch.full_like(part, torch.nan) for part in z)))
+        z = chosen(accept, after, z)
+        first = chosen(accept, stages[-1], stages[0]) if tableau.first_same_as_last else None
+        t = torch.where(accept, end, t)
+        arrived = accept & is_last
+        for i in goal[arrived].unique().tolist():
+            rows[i] = chosen(arrived & (goal == i), z, rows[i])
+        goal = goal + arrived
+        factor = resized_per_sample(method, ratio, was_rejected)
+        # A step cut short by an output may be too short to tell how long the next can be.
+        longest = is_last & (factor == LARGEST) & (h.abs() > (size * factor).abs())
+        h = torch.where(running & ~longest, size * factor, h)
+        was_rejected = torch.where(running, ~accept, was_rejected)
+        was_nan = torch.where(running, is_nan, was_nan)
+        accepted = accepted + accept
+        rejected = rejected + (running & ~accept)
 
     stats = problem.stats
     stats.accepted, stats.rejected = int(accepted.sum()), int(rejected.sum())
@@ -133,11 +148,20 @@ def _first_steps(problem: Problem, t: Float[Tensor, " b"], first: Parts) -> Floa
         bend = magnitudes(method, z, (change,), per_sample=True)[0].double() / h
         steepest = torch.maximum(slope, bend)
         longer = torch.where(
-            steepest <= 1e-15, (1e-3 * h).clamp(min=1e-6), (0.01 / steepest) ** (1 / method.order)
+            steepest <= 1e-15, (1e-3 * h).clamp(min=1e-6), _power(0.01 / steepest, 1 / method.order)
         )
         best = torch.minimum(100 * h, longer).clamp(max=span)
         best = torch.where(bend.isfinite(), best, h)
         return direction * torch.where((size + slope).isfinite(), best, torch.nan)
+
+
+def _power(x: Tensor, exponent: float) -> Tensor:
+    """``x ** exponent`` for ``x >= 0``, the same bits wherever in the tensor an entry is.
+
+    torch's own power rounds the last entries of a tensor differently from the others, which would
+    make a sample depend on its place in the batch.
+    """
+    return (exponent * x.log()).exp()
 
 
 def _shifted(

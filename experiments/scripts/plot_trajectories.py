@@ -7,8 +7,11 @@ import argparse
 import sys
 from pathlib import Path
 
+import torch
+
 import flowfactor
 from experiments.runs import load_data, read_run_config
+from flowfactor.data import in_turn
 from flowfactor.diagnostics import plot_trajectories, save
 from flowfactor.errors import FlowFactorError
 from solvers import SolverError
@@ -42,9 +45,10 @@ def main() -> Path:
     options = arguments()
     model = flowfactor.load(options.run)
     config = read_run_config(options.run)
-    digits = load_data(config, config.evaluation.split)
+    data = load_data(config, config.evaluation.split)
+    chosen = torch.arange(options.images)
     # Frame 0 is the digit before any transformation.
-    images = digits.sample(list(range(options.images)), 0).frames[:, 0]
+    images = data.sample(chosen, in_turn(data, chosen)).frames[:, 0]
     figure = plot_trajectories(model, images, names=options.transformation, last=options.last)
     return save(figure, options.out or options.run / "figures" / "trajectories.png")
 

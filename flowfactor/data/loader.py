@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flowfactor.data.sequences import Sequences, SequenceSource
+from flowfactor.data.sequences import GivenFactor, Sequences, SequenceSource
 from flowfactor.errors import DataError
 
 # First numbers of the seeds of two kinds of random stream, so that they never coincide.
@@ -22,6 +22,11 @@ class SequenceLoader:
     the batches of one step share no sample within an epoch. Transformations are balanced: within
     a batch their counts differ by at most one, and which ones get the remainder is random. The
     batch is sorted by transformation, so that the samples of each are one slice of it.
+
+    Where samples have a transformation of their own (`GivenFactor`, such as `Recordings`), those
+    of each transformation are visited in their own random order, in turn with the others: batches
+    are balanced just the same, and samples of a rare transformation are seen more often. Samples
+    whose transformation is not known count as one more, -1.
 
     A training that was interrupted goes on exactly by asking for the next `step`, and draws the
     same batches on any device.
@@ -85,13 +90,18 @@ class SequenceLoader:
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
+        self._factors, self._groups = _given_factors(source)
         # Pure in the epoch, so that keeping the current order changes nothing but the time.
-        self._order = functools.lru_cache(maxsize=2)(self._draw_order)
+        kept = 2 * max(1, len(self._groups))
+        self._order = functools.lru_cache(maxsize=kept)(self._draw_order)
 
     @property
     def steps_per_epoch(self) -> int:
         """Steps until every sample was visited (the last may reach into the next epoch)."""
-        return -(-len(self.source) // (self.batch_size * self.world_size))
+        total = len(self.source)
+        if self._groups:
+            total = len(self._groups) * max(map(len, self._groups))
+        return -(-total // (self.batch_size * self.world_size))
 
     def batch(self, step: int) -> Sequences:
         """Batch number `step`, from 0, of this process.
@@ -101,7 +111,8 @@ class SequenceLoader:
         """
         indices = self.indices(step)
         generator = _generator(self.seed, _STEP, step, self.rank)
-        factor = self._draw_factors(generator)
+        given = self._factors
+        factor = self._draw_factors(generator) if given is None else given[indices]
         times = self._draw_times(generator)
         start = None
         if self.random_starts:
@@ -121,16 +132,30 @@ class SequenceLoader:
         # All epochs' orders in a row are one endless queue, of which every process and step takes
         # the next batch_size.
         begin = (step * self.world_size + self.rank) * self.batch_size
-        end, total = begin + self.batch_size, len(self.source)
+        end = begin + self.batch_size
+        if not self._groups:
+            return self._queue(begin, end, len(self.source))
+        # Each transformation has a queue of its own, and place p belongs to number p mod count.
+        count = len(self._groups)
+        chosen = []
+        for number, group in enumerate(self._groups):
+            # How many of the places before this one are its own.
+            first, beyond = (-((number - place) // count) for place in (begin, end))
+            chosen.append(group[self._queue(first, beyond, len(group), number)])
+        return torch.cat(chosen)
+
+    def _queue(self, begin: int, end: int, total: int, *group: int) -> Tensor:
+        """What is from place `begin` until `end` of the endless queue of `total` samples."""
         parts = [
-            self._order(epoch)[max(begin - epoch * total, 0) : end - epoch * total]
+            self._order(epoch, *group)[max(begin - epoch * total, 0) : end - epoch * total]
             for epoch in range(begin // total, (end - 1) // total + 1)
         ]
-        return torch.cat(parts)
+        return torch.cat(parts) if parts else torch.empty(0, dtype=torch.long)
 
-    def _draw_order(self, epoch: int) -> Tensor:
-        generator = _generator(self.seed, _EPOCH, epoch)
-        return torch.randperm(len(self.source), generator=generator)
+    def _draw_order(self, epoch: int, *group: int) -> Tensor:
+        generator = _generator(self.seed, _EPOCH, epoch, *group)
+        total = len(self._groups[group[0]]) if group else len(self.source)
+        return torch.randperm(total, generator=generator)
 
     def _draw_factors(self, generator: torch.Generator) -> Tensor:
         count = len(self.source.names)
@@ -146,6 +171,14 @@ class SequenceLoader:
         order = torch.rand(self.batch_size, last, generator=generator).argsort(dim=1)
         later = order[:, : self.frames_per_sequence].sort(dim=1).values + 1
         return torch.nn.functional.pad(later, (1, 0))
+
+
+def _given_factors(source: SequenceSource) -> tuple[Tensor | None, list[Tensor]]:
+    """Each sample's own transformation and the samples of each, if they are given at all."""
+    if not isinstance(source, GivenFactor):
+        return None, []
+    factors = source.given_factor.cpu()
+    return factors, [(factors == k).nonzero()[:, 0] for k in factors.unique()]
 
 
 def _generator(*key: int) -> torch.Generator:

@@ -164,3 +164,36 @@ class SequenceSource(Protocol):
         start: Float[Tensor, "b s"] | None = None,
     ) -> Sequences:
         """The frames `times` of samples `indices` under transformations `factor`, unchecked."""
+
+
+@runtime_checkable
+class GivenFactor(Protocol):
+    """A data set whose samples each come with their own transformation, that cannot be chosen.
+
+    What a `SequenceSource` also is if it was recorded. It can only be asked for sample `i` under
+    transformation `given_factor[i]`, and `SequenceLoader` balances the samples and not a choice.
+    """
+
+    @property
+    def given_factor(self) -> Int[Tensor, " n"]:
+        """The transformation of each sample, -1 where it is not known."""
+
+
+def samples_of(source: SequenceSource, factor: int) -> Int[Tensor, " m"]:
+    """Numbers of the samples that can be had under transformation `factor`.
+
+    All of them, but of recorded ones those that underwent it. On the device of `source`.
+    """
+    if isinstance(source, GivenFactor):
+        return (source.given_factor == factor).nonzero()[:, 0]
+    return torch.arange(len(source), device=source.device)
+
+
+def in_turn(source: SequenceSource, indices: Int[Tensor, " b"]) -> Int[Tensor, " b"]:
+    """A transformation for each of some samples: sample `i` gets `i mod K`, or its own.
+
+    For validation and figures, which need all transformations but no chance.
+    """
+    if isinstance(source, GivenFactor):
+        return source.given_factor[indices]
+    return indices % len(source.names)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from flowfactor.data import SequenceDataset
-from flowfactor.models import SequenceModel
+from flowfactor.data import TransformedSequences, samples_of
+from flowfactor.models import SequenceModel, WeakFlowVAE
 from solvers import Method
 
 
@@ -73,11 +74,12 @@ class EquivarianceError:
 @torch.no_grad()
 def equivariance_error(
     model: SequenceModel,
-    data: SequenceDataset,
+    data: TransformedSequences,
     indices: Tensor | Sequence[int] | None = None,
     *,
     frames: int = 7,
     method: Method | None = None,
+    choose: Literal["given", "inferred"] = "given",
     batch_size: int = 250,
 ) -> dict[str, EquivarianceError]:
     r"""Return the equivariance error of every transformation.
@@ -91,10 +93,12 @@ def equivariance_error(
 
     Args:
         model: in evaluation mode.
-        data: held-out images; its transformations are those of the model.
+        data: held-out images; its transformations are the model's, or the first of them.
         indices: which images; None is all of them.
         frames: T.
         method: another solver than the model's.
+        choose: take the flow of each transformation, or let a
+            :class:`~flowfactor.models.WeakFlowVAE` infer that of each sequence from its frames.
         batch_size: images at a time; it does not change the result.
 
     Raises:
@@ -102,18 +106,20 @@ def equivariance_error(
 
     Example:
         >>> import torch, flowfactor
-        >>> from flowfactor.data import SequenceDataset
+        >>> from flowfactor.data import TransformedSequences, samples_of
         >>> data = SequenceDataset(torch.randint(256, (4, 1, 28, 28), dtype=torch.uint8))
         >>> model = flowfactor.FlowVAE.build(data.names, latent_dim=4, width=8).eval()
         >>> errors = equivariance_error(model, data)
         >>> errors["rotation"].flow.shape
         torch.Size([4, 7])
     """
-    if data.names != model.names:
+    if data.names != model.names[: len(data.names)]:
         raise ValueError(
             f"the data undergoes {', '.join(data.names)}, but the model knows "
             f"{', '.join(model.names)}; they must be the same, in the same order"
         )
+    if choose == "inferred" and not isinstance(model, WeakFlowVAE):
+        raise ValueError(f"a {type(model).__name__} does not infer transformations; they are given")
     if not 1 <= frames <= data.last:
         raise ValueError(
             f"frames must be in 1..{data.last}, the frames of the data; it is {frames}"
@@ -121,13 +127,21 @@ def equivariance_error(
     device = next(model.parameters()).device
     chosen = torch.arange(len(data)) if indices is None else torch.as_tensor(indices)
     errors = {}
-    for k, name in enumerate(model.names):
+    for k, name in enumerate(data.names):
         parts: list[tuple[Tensor, Tensor]] = []
-        for batch in chosen.split(batch_size):
-            x = data.sample(batch, k).frames[:, : frames + 1].to(device)
+        wanted = chosen[torch.isin(chosen, samples_of(data, k).cpu())]
+        if not len(wanted):
+            raise ValueError(f"none of the samples undergoes {name}")
+        for batch in wanted.split(batch_size):
+            sequences = data.sample(batch, k).to(device)
+            flows: int | Tensor = k
+            if choose == "inferred":
+                assert isinstance(model, WeakFlowVAE)
+                flows = model.infer(sequences).argmax(-1)
+            x = sequences.frames[:, : frames + 1]
             z0 = model.encode(x[:, 0]).mean
             times = torch.arange(frames + 1, dtype=z0.dtype, device=device)
-            z = model.flow(z0, k, times, method=method)
+            z = model.flow(z0, flows, times, method=method)
             moved = model.decode(z.flatten(0, 1)).unflatten(0, z.shape[:2]).transpose(0, 1)
             flow_error = (x - moved).abs().flatten(2).sum(-1)
             # The flow starts at z_0, so that its frame 0 is also what an unmoved latent decodes to.

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from flowfactor.data import SequenceDataset
+from flowfactor.data import TransformedSequences
 from flowfactor.metrics.equivariance import EquivarianceError, equivariance_error
 from flowfactor.models import SequenceModel
 from solvers import Dopri5, Method
@@ -29,7 +29,7 @@ class SolverChange(NamedTuple):
 
 def solver_independence(
     model: SequenceModel,
-    data: SequenceDataset,
+    data: TransformedSequences,
     indices: Tensor | Sequence[int] | None = None,
     *,
     frames: int = 7,

@@ -14,7 +14,7 @@ import solvers
 from flowfactor.data import Sequences
 from flowfactor.flow import LogDensity, Path, check_discrete, full_precision, trace
 from flowfactor.models.base import SequenceModel
-from flowfactor.networks import ConvEncoder, make_decoder
+from flowfactor.networks import make_decoder, make_encoder
 from flowfactor.observation import Bernoulli, Observation, observation_from_name
 from flowfactor.potentials import MLPPotential, Potential, PotentialBank, RidgePotential
 from flowfactor.priors import DiffusingPrior
@@ -181,10 +181,13 @@ class FlowVAE(SequenceModel):
             frequencies: of the potentials' coefficients in time.
             autonomous: potentials without time.
             rank: the squares of the potentials' quadratic term; 0 leaves it out.
-            encoder: options of :class:`~flowfactor.networks.ConvEncoder`.
-            decoder: ``kind``, ``mlp`` or ``conv``, and the options of
-                :class:`~flowfactor.networks.MLPDecoder` or
-                :class:`~flowfactor.networks.ConvDecoder`.
+            encoder: ``kind``, ``conv`` or ``residual``, and the options of
+                :class:`~flowfactor.networks.ConvEncoder` or
+                :class:`~flowfactor.networks.ResidualEncoder`.
+            decoder: ``kind``, ``mlp``, ``conv`` or ``residual``, and the options of
+                :class:`~flowfactor.networks.MLPDecoder`,
+                :class:`~flowfactor.networks.ConvDecoder` or
+                :class:`~flowfactor.networks.ResidualDecoder`.
             observation: ``bernoulli``, ``gaussian`` or ``gaussian_learned``.
             force: ``zero``, or ``learned`` and non-positive.
             diffusion: the value that the coefficients ``D_k`` of the prior start from.
@@ -212,7 +215,7 @@ class FlowVAE(SequenceModel):
             rank=rank,
         )
         model = cls(
-            ConvEncoder(shape, latent_dim, **(encoder or {})),
+            make_encoder(shape, latent_dim, **{"kind": "conv", **(encoder or {})}),
             make_decoder(shape, latent_dim, **{"kind": "mlp", **(decoder or {})}),
             bank,
             shape,
@@ -377,8 +380,8 @@ def path_kl_estimate(
 ) -> Float[Tensor, "t b"]:
     """Estimate ``KL(q_t(. | x_0, k) || p_t(. | k))`` from one sample of each path, in nats.
 
-    ``E[log q_t(z_t)] = -entropy(q_0) - E[log_det_t]``: the ``entropy`` is exact, and only the rest is
-    sampled, which keeps the estimate unbiased and lowers its variance. Single values may be
+    ``E[log q_t(z_t)] = -entropy(q_0) - E[log_det_t]``: the ``entropy`` is exact, and only the rest
+    is sampled, which keeps the estimate unbiased and lowers its variance. Single values may be
     negative; their mean is not, except by noise.
     """
     log_q = -entropy - log_det

@@ -61,7 +61,7 @@ CONFIGURATIONS = {
     ),
     "own images have no classes": (
         ["--set", "data.source=images", "--set", "data.exclude_digits=[1]"],
-        "needs digits with labels",
+        "exclude_digits: unknown key",
     ),
     "scale of zero": (
         ["--set", "data.transformations={shrink: {kind: scaling, step: -0.2}}"],

@@ -140,7 +140,7 @@ def test_ones_own_images_from_an_array_and_a_folder(call, tmp_path):
         model = flowfactor.load(run)
         assert model.image_shape == (3, 32, 32)
         weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
-        assert json.loads((run / "training.json").read_text())["training_digits"] == 24
+        assert json.loads((run / "training.json").read_text())["training_samples"] == 24
     assert torch.equal(*weights)
 
 

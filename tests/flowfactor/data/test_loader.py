@@ -3,7 +3,7 @@ import itertools
 import pytest
 import torch
 
-from flowfactor.data import SequenceDataset, SequenceLoader, Sequences
+from flowfactor.data import Recordings, SequenceDataset, SequenceLoader, Sequences
 from flowfactor.errors import DataError
 
 
@@ -122,6 +122,77 @@ def test_steps_per_epoch(dataset: SequenceDataset):
     assert SequenceLoader(dataset, 10).steps_per_epoch == 3
     assert SequenceLoader(dataset, 8).steps_per_epoch == 4
     assert SequenceLoader(dataset, 8, rank=1, world_size=2).steps_per_epoch == 2
+
+
+def recorded(*labels: int | None) -> Recordings:
+    """Sequences of two frames, the second of the brightness of their number."""
+    frames = torch.zeros(len(labels), 2, 1, 2, 2, dtype=torch.uint8)
+    frames[:, 1] = torch.arange(len(labels))[:, None, None, None]
+    return Recordings(frames, list(labels), names=["a", "b", "c"])
+
+
+# Nine sequences of the first transformation, three of the second, none of the third.
+UNEVEN = (0, 0, 1, 0, 0, 0, 1, 0, 1, 0, 0, 0)
+
+
+@pytest.mark.parametrize("world_size", [1, 3])
+@pytest.mark.parametrize("batch_size", [1, 2, 5, 12, 40])
+def test_given_transformations_are_balanced(batch_size: int, world_size: int):
+    """All of one transformation are visited before any again, whatever the batches and ranks."""
+    source = recorded(*UNEVEN)
+    loaders = [
+        SequenceLoader(source, batch_size, rank=rank, world_size=world_size)
+        for rank in range(world_size)
+    ]
+    visited: dict[int, list[int]] = {0: [], 1: []}
+    for step in range(-(-72 // (batch_size * world_size))):
+        for loader in loaders:
+            batch = loader.batch(step)
+            numbers = (batch.frames[:, 1, 0, 0, 0] * 255).round().long()
+            assert torch.equal(numbers, loader.indices(step))
+            assert torch.equal(batch.factor, source.given_factor[numbers])
+            assert torch.equal(batch.factor, batch.factor.sort().values)
+            counts = batch.factor.bincount(minlength=2)
+            assert abs(counts[0] - counts[1]) <= 1
+            for number, factor in zip(numbers.tolist(), batch.factor.tolist(), strict=True):
+                visited[factor].append(number)
+    for factor, members in visited.items():
+        own = [i for i, label in enumerate(UNEVEN) if label == factor]
+        for begin in range(0, 36 - len(own), len(own)):
+            epoch = members[begin : begin + len(own)]
+            # Within a batch of several epochs the order is that of the queue all the same.
+            assert sorted(epoch) == own
+    assert loaders[0].steps_per_epoch == -(-18 // (batch_size * world_size))
+
+
+def test_given_transformations_are_drawn_anew_each_epoch_and_purely():
+    source = recorded(*UNEVEN)
+    loader = SequenceLoader(source, 18, seed=3)
+    batches = [loader.batch(step) for step in range(4)]
+    assert len({tuple(loader.indices(step).tolist()) for step in range(4)}) == 4
+    again = SequenceLoader(source, 18, seed=3)
+    for step in (3, 0, 2):
+        assert same(again.batch(step), batches[step])
+    other = SequenceLoader(source, 18, seed=4)
+    assert not torch.equal(other.indices(0), loader.indices(0))
+
+
+def test_transformations_that_are_not_known():
+    loader = SequenceLoader(recorded(*[None] * 6), 4)
+    assert loader.batch(0).factor.tolist() == [-1] * 4
+    visited = torch.cat([loader.indices(step) for step in range(3)])
+    assert visited[:6].sort().values.tolist() == visited[6:].sort().values.tolist()
+    some = SequenceLoader(recorded(1, None, None, 0, 1), 6)
+    assert some.batch(0).factor.tolist() == [-1, -1, 0, 0, 1, 1]
+
+
+def test_batches_of_transformations_that_are_chosen_have_not_changed(dataset: SequenceDataset):
+    """What a seed draws is part of every result ever reported."""
+    loader = SequenceLoader(dataset, 5, frames_per_sequence=2, seed=7)
+    batch = loader.batch(13)
+    assert loader.indices(13).tolist() == [8, 12, 21, 25, 23]
+    assert batch.factor.tolist() == [0, 0, 1, 2, 2]
+    assert batch.times.tolist() == [[0, 2, 5], [0, 2, 6], [0, 6, 7], [0, 5, 8], [0, 3, 7]]
 
 
 @pytest.mark.parametrize(

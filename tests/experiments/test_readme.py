@@ -57,3 +57,22 @@ def test_configuration_sections_are_explained():
     for section in ("data", "model", "objective", "training", "evaluation"):
         assert f"| `{section}` |" in README
         assert section in Config.model_fields
+
+
+def test_the_page_on_solvers_holds_the_measured_ratios():
+    results = json.loads((ROOT / "experiments/benchmarks/results/solver_speed.json").read_text())
+    page = (ROOT / "docs/solvers.md").read_text()
+    columns = [
+        (density, method)
+        for method in ("rk4", "dopri5")
+        for density in ("with log-density", "without log-density")
+    ]
+    names = {name for density, method in columns for name in results[density][method]}
+    assert len(names) > 10
+    for name in names:
+        cells = [
+            f"{found['relative to ours']:.2f}" if found else ""
+            for density, method in columns
+            for found in [results[density][method].get(name)]
+        ]
+        assert f"| {name} | {' | '.join(cells)} |" in page.replace("|  |", "|  |"), name

@@ -93,7 +93,7 @@ def equivariance_error(
 
     Args:
         model: in evaluation mode.
-        data: held-out images; its transformations are the model's, or the first of them.
+        data: held-out images; its transformations are the model's, which may have spare flows.
         indices: which images; None is all of them.
         frames: T.
         method: another solver than the model's.
@@ -106,14 +106,16 @@ def equivariance_error(
 
     Example:
         >>> import torch, flowfactor
-        >>> from flowfactor.data import TransformedSequences, samples_of
+        >>> from flowfactor.data import SequenceDataset
         >>> data = SequenceDataset(torch.randint(256, (4, 1, 28, 28), dtype=torch.uint8))
         >>> model = flowfactor.FlowVAE.build(data.names, latent_dim=4, width=8).eval()
         >>> errors = equivariance_error(model, data)
         >>> errors["rotation"].flow.shape
         torch.Size([4, 7])
     """
-    if data.names != model.names[: len(data.names)]:
+    # Weak supervision may have left flows to spare, which come last.
+    known = model.names[: len(data.names)] if isinstance(model, WeakFlowVAE) else model.names
+    if data.names != known:
         raise ValueError(
             f"the data undergoes {', '.join(data.names)}, but the model knows "
             f"{', '.join(model.names)}; they must be the same, in the same order"

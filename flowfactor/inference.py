@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from flowfactor.networks import ImageShape
+from flowfactor.networks import ImageShape, halving_convolutions, reduced_shape
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,21 +97,11 @@ class TransformationPosterior(nn.Module):
         hidden: int = 128,
     ) -> None:
         super().__init__()
-        c, height, width = image_shape
-        factor = 2 ** len(channels)
-        if height % factor or width % factor:
-            raise ValueError(
-                f"images of {height} x {width} pixels cannot be halved {len(channels)} times"
-            )
-        layers: list[nn.Module] = []
-        before = 2 * c
-        for after in channels:
-            layers += [nn.Conv2d(before, after, 4, 2, 1), nn.SiLU()]
-            before = after
+        c, height, width = reduced_shape(image_shape, channels)
         self.pair = nn.Sequential(
-            *layers,
+            *halving_convolutions(2 * image_shape[0], channels),
             nn.Flatten(),
-            nn.Linear(before * (height // factor) * (width // factor), hidden),
+            nn.Linear(c * height * width, hidden),
         )
         self.time = nn.Linear(1, hidden)
         self.head = nn.Sequential(nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU())

@@ -37,13 +37,9 @@ class ConvEncoder(nn.Module):
     ) -> None:
         super().__init__()
         channels = default_channels(image_shape) if channels is None else channels
-        c, h, w = _reduced(image_shape, channels)
+        c, h, w = reduced_shape(image_shape, channels)
         _check_sizes("hidden", [hidden])
-        layers: list[nn.Module] = []
-        before = image_shape[0]
-        for after in channels:
-            layers += [nn.Conv2d(before, after, 4, 2, 1), nn.SiLU()]
-            before = after
+        layers = halving_convolutions(image_shape[0], channels)
         head = nn.Linear(hidden, 2 * latent_dim)
         self.network = nn.Sequential(
             *layers, nn.Flatten(), nn.Linear(c * h * w, hidden), nn.SiLU(), head
@@ -119,7 +115,7 @@ class ConvDecoder(nn.Module):
     ) -> None:
         super().__init__()
         channels = default_channels(image_shape) if channels is None else channels
-        c, h, w = _reduced(image_shape, channels)
+        c, h, w = reduced_shape(image_shape, channels)
         _check_sizes("hidden", [hidden])
         layers: list[nn.Module] = []
         inwards = list(channels)[::-1]
@@ -209,7 +205,7 @@ class ResidualEncoder(nn.Module):
     ) -> None:
         super().__init__()
         channels = default_channels(image_shape) if channels is None else channels
-        c, h, w = _reduced(image_shape, channels)
+        c, h, w = reduced_shape(image_shape, channels)
         _check_sizes("hidden", [hidden])
         _check_sizes("blocks", [blocks])
         layers: list[nn.Module] = []
@@ -276,7 +272,7 @@ class ResidualDecoder(nn.Module):
     ) -> None:
         super().__init__()
         channels = default_channels(image_shape) if channels is None else channels
-        c, h, w = _reduced(image_shape, channels)
+        c, h, w = reduced_shape(image_shape, channels)
         _check_sizes("hidden", [hidden])
         _check_sizes("blocks", [blocks])
         layers: list[nn.Module] = []
@@ -330,6 +326,15 @@ def make_decoder(image_shape: ImageShape, latent_dim: int, kind: str, **options:
         ValueError: no such decoder, or an option that it does not have.
     """
     return _made("decoder", DECODERS, kind, image_shape, latent_dim, options)
+
+
+def halving_convolutions(before: int, channels: Sequence[int]) -> list[nn.Module]:
+    """Return a strided convolution and a SiLU for each of ``channels``, on ``before`` channels."""
+    layers: list[nn.Module] = []
+    for after in channels:
+        layers += [nn.Conv2d(before, after, 4, 2, 1), nn.SiLU()]
+        before = after
+    return layers
 
 
 def default_channels(image_shape: ImageShape) -> tuple[int, ...]:
@@ -436,7 +441,7 @@ def _check_sizes(what: str, sizes: Sequence[int]) -> None:
         raise ValueError(f"{what} must be one or more positive numbers; it is {list(sizes)}")
 
 
-def _reduced(image_shape: ImageShape, channels: Sequence[int]) -> tuple[int, int, int]:
+def reduced_shape(image_shape: ImageShape, channels: Sequence[int]) -> tuple[int, int, int]:
     """Return the shape after ``len(channels)`` halvings.
 
     Raises:

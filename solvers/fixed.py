@@ -21,7 +21,7 @@ def integrate_fixed(problem: Problem, observe: Observer | None = None) -> list[P
     values = grid_values(problem.values, method)
     outputs = set(output_places(problem.values, method))
     rows = [z]
-    for i, step in enumerate(fixed_steps(problem), start=1):
+    for i, step in enumerate(_steps(problem, method, values), start=1):
         after, _ = take_step(method.tableau, problem.field, step, z)
         stats.steps += 1
         stats.accepted += 1
@@ -34,13 +34,11 @@ def integrate_fixed(problem: Problem, observe: Observer | None = None) -> list[P
     return rows
 
 
-def fixed_steps(problem: Problem) -> list[Step]:
-    """All steps of the integration."""
-    method = problem.method
-    assert isinstance(method, FixedMethod)
+def _steps(problem: Problem, method: FixedMethod, values: list[float]) -> list[Step]:
+    """All steps of the integration, between the ``values`` of its grid."""
     if carries_gradient(problem.times):
         return steps_on_grid(method.tableau, step_grid(problem.times, method.steps), [])
-    return steps_on_grid(method.tableau, problem.times, grid_values(problem.values, method))
+    return steps_on_grid(method.tableau, problem.times, values)
 
 
 def output_places(values: list[float], method: FixedMethod) -> list[int]:

@@ -173,6 +173,8 @@ class ObjectiveConfig(Section):
     path_kl: Weight = Objective.path_kl
     hamilton_jacobi: Weight = Objective.hamilton_jacobi
     initial: Weight = Objective.initial
+    consistency: Weight = Objective.consistency
+    commutator: Weight = Objective.commutator
 
 
 class TrainingConfig(Section):
@@ -207,11 +209,13 @@ class TrainingConfig(Section):
 
 
 class EvaluationConfig(Section):
-    """What is measured on held-out digits."""
+    """What is measured on held-out samples."""
 
     split: Literal["validation", "test"] = "test"
     images: Positive = 1000
     frames: Positive = 7
+    composition: bool = False
+    extrapolation: bool = False
     likelihood_sequences: Positive = 300
     likelihood_samples: Positive = 50
 
@@ -229,6 +233,11 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _supervision_fits(self) -> Config:
+        if self.evaluation.composition and self.data.source == "recordings":
+            raise ValueError(
+                "evaluation.composition needs frames that undergo two transformations, which "
+                "recorded sequences do not have"
+            )
         if self.model.supervision == "full":
             if self.model.flows is not None:
                 raise ValueError(

@@ -110,6 +110,21 @@ class DataSection(Section):
         """
         raise NotImplementedError
 
+    def held_out_values(self) -> str | None:
+        """Say what training never sees, as in `digits 8, 9`; None if nothing is left out."""
+        return None
+
+    def load_held_out(self, split: str, seed: int) -> TransformedSequences:
+        """Return sequences of exactly what training never sees.
+
+        Raises:
+            DataError: nothing is left out, or it cannot be read.
+        """
+        raise DataError(
+            "Nothing was left out of this training: data.exclude_digits, or data.held_out of a "
+            "grid of images, does that."
+        )
+
 
 class StillConfig(DataSection):
     """Grey images that are scaled, rotated and coloured."""
@@ -157,8 +172,23 @@ class DigitsConfig(StillConfig):
         """Say which digits `auto` stands for, so that all commands take the same."""
         return self.model_copy(update={"source": resolve_source(self.source, self.root)})
 
-    def load(self, split: str, seed: int, *, only_excluded: bool = False) -> SequenceDataset:
-        """Return the digits of a split, or exactly the classes that training leaves out."""
+    def load(self, split: str, seed: int) -> SequenceDataset:
+        """Return the digits of a split, without the classes that training leaves out."""
+        return self._load(split, only_excluded=False)
+
+    def held_out_values(self) -> str | None:
+        """Say which digits training never sees."""
+        if not self.exclude_digits:
+            return None
+        return f"digits {', '.join(map(str, self.exclude_digits))}"
+
+    def load_held_out(self, split: str, seed: int) -> TransformedSequences:
+        """Return the digits of the classes that training leaves out."""
+        if not self.exclude_digits:
+            return super().load_held_out(split, seed)
+        return self._load(split, only_excluded=True)
+
+    def _load(self, split: str, *, only_excluded: bool) -> SequenceDataset:
         images, labels = load_mnist(
             self.source,
             self.root,
@@ -243,6 +273,20 @@ class GridSection(DataSection):
     held_out: dict[str, tuple[Natural, ...]] = {}
     validation: Positive | None = None
     test: Positive | None = None
+
+    def held_out_values(self) -> str | None:
+        """Say which positions of the still factors training never sees."""
+        if not self.held_out:
+            return None
+        return "; ".join(
+            f"{name} {', '.join(map(str, positions))}" for name, positions in self.held_out.items()
+        )
+
+    def load_held_out(self, split: str, seed: int) -> TransformedSequences:
+        """Return the sequences at the positions that training leaves out, whatever the split."""
+        if not self.held_out:
+            return super().load_held_out(split, seed)
+        return self.load("held_out", seed)
 
     def _options(self, split: str, seed: int) -> dict[str, Any]:
         return {

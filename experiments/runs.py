@@ -22,6 +22,7 @@ import flowfactor
 from experiments import environment
 from experiments.config import Config, differences, dump, read_config
 from experiments.datasets import DigitsConfig
+from experiments.generalization import composition, extrapolation
 from flowfactor import checkpoints
 from flowfactor.data import (
     HiddenFactors,
@@ -370,12 +371,12 @@ def evaluate(
     images: int | None = None,
     on_stage: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
-    """Measure a trained run on held-out digits and write ``evaluation.json``.
+    """Measure a trained run on held-out samples and write ``evaluation.json``.
 
     Args:
         run: the folder.
         split: ``validation`` or ``test``; None is what the configuration says.
-        images: how many digits; None is what the configuration says.
+        images: how many samples; None is what the configuration says.
         on_stage: called with what is being measured.
 
     Raises:
@@ -407,13 +408,20 @@ def evaluate(
         result["inferred"] = _inferred(model, data, indices, config)
     report("log-likelihoods")
     result["log_likelihood"] = _likelihoods(model, data, config)
-    if isinstance(config.data, DigitsConfig) and config.data.exclude_digits:
-        report("digit classes that were held out")
-        unseen = config.data.load(split, config.seed, only_excluded=True)
+    if options.composition:
+        report("flows at once, in turn, and backwards")
+        result["composition"] = composition(model, data, indices, frames=options.frames)
+    if options.extrapolation:
+        report("frames after those of the training")
+        result["extrapolation"] = extrapolation(model, data, indices)
+    left_out = config.data.held_out_values()
+    if left_out is not None:
+        report("what was held out of the training")
+        unseen = config.data.load_held_out(split, config.seed)
         others = torch.arange(min(images or options.images, len(unseen)))
         unseen_errors = equivariance_error(model, unseen, others, frames=options.frames)
-        result["held_out_digits"] = {
-            "digits": list(config.data.exclude_digits),
+        result["held_out"] = {
+            "what": left_out,
             "images": len(others),
             "mean_error": mean_error(unseen_errors),
             "errors": {name: error.summary() for name, error in unseen_errors.items()},

@@ -140,18 +140,19 @@ class SequenceDataset(TransformedSequences):
     def _frames(
         self,
         indices: Int[Tensor, " b"],
-        times: Int[Tensor, "b f"],
+        elapsed: Sequence[Int[Tensor, "b f"]],
         active: Sequence[Bool[Tensor, " b"]],
         start: Float[Tensor, "b s"] | None,
     ) -> Float[Tensor, "b f c h w"]:
         """Frames in which transformation `k` acts on the samples where `active[k]` is true."""
-        t = times.float()
         parameters: dict[Parameter, Tensor] = {
-            name: torch.full_like(t, neutral) for name, neutral in NEUTRAL.items()
+            name: torch.full(elapsed[0].shape, neutral, device=self.device)
+            for name, neutral in NEUTRAL.items()
         }
         # Every transformation is evaluated for every sample: K is small, a time is one number,
         # and nothing has to be looked up or brought back from the device.
         for k, (transformation, mask) in enumerate(zip(self.transformations, active, strict=True)):
+            t = elapsed[k].float()
             name = transformation.parameter
             resting: float | Tensor = NEUTRAL[name]
             moving = transformation.value(t)

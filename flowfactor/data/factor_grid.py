@@ -278,24 +278,24 @@ class FactorGrid(TransformedSequences):
     def _frames(
         self,
         indices: Int[Tensor, " b"],
-        times: Int[Tensor, "b f"],
+        elapsed: Sequence[Int[Tensor, "b f"]],
         active: Sequence[Bool[Tensor, " b"]],
         start: Float[Tensor, "b s"] | None,
     ) -> Float[Tensor, "b f c h w"]:
         """Frames in which factor `k` moves on the samples where `active[k]` is true."""
-        numbers = self._frame_numbers(indices, times, active, start)
-        return self.store.read(numbers.flatten()).reshape(*times.shape, *self.image_shape)
+        numbers = self._frame_numbers(indices, elapsed, active, start)
+        return self.store.read(numbers.flatten()).reshape(*numbers.shape, *self.image_shape)
 
     def _frame_numbers(
         self,
         indices: Int[Tensor, " b"],
-        times: Int[Tensor, "b f"],
+        elapsed: Sequence[Int[Tensor, "b f"]],
         active: Sequence[Bool[Tensor, " b"]],
         start: Float[Tensor, "b s"] | None,
     ) -> Int[Tensor, "b f"]:
         """Which image of the grid each frame is."""
         base = self._numbers[indices]
-        numbers = base[:, None].expand(times.shape)
+        numbers = base[:, None].expand(elapsed[0].shape)
         for k, (move, (low, high), mask) in enumerate(
             zip(self.moves, self._rooms, active, strict=True)
         ):
@@ -307,7 +307,7 @@ class FactorGrid(TransformedSequences):
                 begin = own.clamp(low, high)
             else:
                 begin = torch.full_like(own, move.start % count)
-            target = begin[:, None] + move.step * times
+            target = begin[:, None] + move.step * elapsed[k]
             if move.factor in self.cyclic:
                 target = target % count
             numbers = torch.where(

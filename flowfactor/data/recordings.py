@@ -265,6 +265,8 @@ class Recordings(TransformedSequences):
         factors: Sequence[int | str],
         times: Tensor | None = None,
         start: Tensor | None = None,
+        *,
+        elapsed: Sequence[Tensor] | None = None,
     ) -> Sequences:
         """Not to be had: what was recorded cannot undergo anything else.
 
@@ -279,13 +281,13 @@ class Recordings(TransformedSequences):
     def _frames(
         self,
         indices: Int[Tensor, " b"],
-        times: Int[Tensor, "b f"],
+        elapsed: Sequence[Int[Tensor, "b f"]],
         active: Sequence[Bool[Tensor, " b"]],
         start: Float[Tensor, "b s"] | None,
     ) -> Float[Tensor, "b f c h w"]:
         """The recorded frames, whatever is said to act."""
         chosen = indices.cpu()
-        numbers = self._begins[chosen][:, None] + self._every * times.cpu()
+        numbers = self._begins[chosen][:, None] + self._every * elapsed[0].cpu()
         frames = self._films.frames(self.recordings[chosen], numbers)
         return frames.to(self.device).float().div_(255)
 

@@ -66,11 +66,14 @@ class TransformedSequences(ABC):
     def _frames(
         self,
         indices: Int[Tensor, " b"],
-        times: Int[Tensor, "b f"],
+        elapsed: Sequence[Int[Tensor, "b f"]],
         active: Sequence[Bool[Tensor, " b"]],
         start: Float[Tensor, "b s"] | None,
     ) -> Float[Tensor, "b f c h w"]:
-        """Frames in which transformation `k` acts on the samples where `active[k]` is true."""
+        """Frames in which transformation `k` acts on the samples where `active[k]` is true.
+
+        It has then acted for `elapsed[k]` frames.
+        """
 
     def sample(
         self,
@@ -114,7 +117,7 @@ class TransformedSequences(ABC):
         device at every training step.
         """
         active = [factor == k for k in range(len(self.names))]
-        frames = self._frames(indices, times, active, start)
+        frames = self._frames(indices, [times] * len(active), active, start)
         return Sequences(frames, times, factor, self.last)
 
     def compose(
@@ -123,8 +126,10 @@ class TransformedSequences(ABC):
         factors: Sequence[int | str],
         times: Tensor | None = None,
         start: Tensor | None = None,
+        *,
+        elapsed: Sequence[Tensor] | None = None,
     ) -> Sequences:
-        """Sequences that truly undergo several transformations at the same time.
+        """Sequences that truly undergo several transformations, at the same time or in turn.
 
         The truth against which a superposition of learned flows is measured. Two transformations
         of one parameter add up (scales multiply).
@@ -134,20 +139,30 @@ class TransformedSequences(ABC):
             factors: indices or names of the transformations, at least one.
             times: as for `sample`.
             start: as for `sample`.
+            elapsed: for each of `factors` how many frames it has acted for at each frame, whole
+                numbers in `0..T` of shape `(B, F)`; `times` for all of them if not given. One that
+                stands still while another one moves makes a sequence that switches.
 
         Returns:
             Sequences whose `factor` is -1, for no single transformation describes them.
 
         Raises:
-            DataError: an image, a transformation or a frame that does not exist.
+            DataError: an image, a transformation or a frame that does not exist; `elapsed` that
+                is not for the factors, or a factor named twice.
 
         Example:
             >>> import torch
             >>> images = torch.randint(256, (10, 1, 28, 28), dtype=torch.uint8)
             >>> from flowfactor.data import SequenceDataset
-            >>> both = SequenceDataset(images).compose([0, 1], ("rotation", "hue"))
+            >>> data = SequenceDataset(images)
+            >>> both = data.compose([0, 1], ("rotation", "hue"))
             >>> tuple(both.frames.shape)
             (2, 9, 3, 28, 28)
+            >>> clock = torch.arange(9).expand(2, -1)
+            >>> first, then = clock.clamp(max=5), (clock - 5).clamp(min=0)
+            >>> turned = data.compose([0, 1], ("rotation", "hue"), elapsed=[first, then])
+            >>> bool((turned.frames[:, 5] == data.sample([0, 1], "rotation").frames[:, 5]).all())
+            True
         """
         if not factors:
             raise DataError(f"Name at least one transformation to compose, of {self.names}.")
@@ -156,10 +171,24 @@ class TransformedSequences(ABC):
             times = torch.arange(self.last + 1, device=self.device).expand(len(indices), -1)
         else:
             times = self._times(times, len(indices))
-        chosen = {self._factor(factor) for factor in factors}
+        chosen = [self._factor(factor) for factor in factors]
+        clocks = [times] * len(self.names)
+        if elapsed is not None:
+            if len(elapsed) != len(factors) or len(set(chosen)) < len(chosen):
+                raise DataError(
+                    f"elapsed must hold one tensor for each of the factors, which must differ; "
+                    f"there are {len(elapsed)} for {list(factors)}."
+                )
+            for k, clock in zip(chosen, elapsed, strict=True):
+                if clock.shape != times.shape:
+                    raise DataError(
+                        f"elapsed must have the shape {tuple(times.shape)} of the frames, but "
+                        f"that of {self.names[k]} has {tuple(clock.shape)}."
+                    )
+                clocks[k] = self._times(clock, len(indices))
         everywhere = torch.ones(len(indices), dtype=torch.bool, device=self.device)
         active = [everywhere if k in chosen else ~everywhere for k in range(len(self.names))]
-        frames = self._frames(indices, times, active, self._starts(start, len(indices)))
+        frames = self._frames(indices, clocks, active, self._starts(start, len(indices)))
         return Sequences(frames, times, torch.full_like(indices, -1), self.last)
 
     def _indices(self, indices: Tensor | Sequence[int]) -> Tensor:

@@ -244,20 +244,22 @@ class Sprites(TransformedSequences):
     def _frames(
         self,
         indices: Int[Tensor, " b"],
-        times: Int[Tensor, "b f"],
+        elapsed: Sequence[Int[Tensor, "b f"]],
         active: Sequence[Bool[Tensor, " b"]],
         start: Float[Tensor, "b s"] | None,
     ) -> Float[Tensor, "b f c h w"]:
         """Frames in which transformation `k` acts on the samples where `active[k]` is true."""
-        t = times.float()
-        factors = {name: torch.full_like(t, value) for name, value in USUAL.items()}
+        shape = elapsed[0].shape
+        factors = {
+            name: torch.full(shape, value, device=self.device) for name, value in USUAL.items()
+        }
         for k, (motion, mask) in enumerate(zip(self.transformations, active, strict=True)):
             begin: Tensor | float = motion.start
             if start is not None:
                 low, high = motion.starts
                 anywhere = low + start[:, k : k + 1] * (high - low)
                 begin = torch.where(start[:, -1:] < self.random_fraction, anywhere, motion.start)
-            factors[motion.parameter] = begin + motion.step * t * mask[:, None]
+            factors[motion.parameter] = begin + motion.step * elapsed[k].float() * mask[:, None]
         return draw(self.attributes(indices), **factors, size=self.size)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -17,11 +17,11 @@ from solvers import Method
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class EquivarianceError:
-    """Errors of one transformation; sums of absolute pixel errors, pixels in [0, 1].
+    """Errors of one transformation, or of several; sums of absolute pixel errors, pixels in [0, 1].
 
     Attributes:
-        flow: ``(images, T)``: ``sum_{channels, pixels} |x_t - decode(flow(z_0, k, t))|`` for
-            t = 1..T.
+        flow: ``(images, T)``: ``sum_{channels, pixels} |x_t - decode(z_t)|`` for t = 1..T, where
+            ``z_t = flow(z_0, k, t)``.
         identity: ``(images, T)``: the same with ``z_t = z_0``, a model that moves nothing.
         reconstruction: ``(images,)``: the error of decoding frame 0 from its own latent.
         pixels: channels times pixels of a frame.
@@ -113,24 +113,14 @@ def equivariance_error(
         >>> errors["rotation"].flow.shape
         torch.Size([4, 7])
     """
-    # Weak supervision may have left flows to spare, which come last.
-    known = model.names[: len(data.names)] if isinstance(model, WeakFlowVAE) else model.names
-    if data.names != known:
-        raise ValueError(
-            f"the data undergoes {', '.join(data.names)}, but the model knows "
-            f"{', '.join(model.names)}; they must be the same, in the same order"
-        )
+    check_comparable(model, data, frames)
     if choose == "inferred" and not isinstance(model, WeakFlowVAE):
         raise ValueError(f"a {type(model).__name__} does not infer transformations; they are given")
-    if not 1 <= frames <= data.last:
-        raise ValueError(
-            f"frames must be in 1..{data.last}, the frames of the data; it is {frames}"
-        )
     device = next(model.parameters()).device
     chosen = torch.arange(len(data)) if indices is None else torch.as_tensor(indices)
     errors = {}
     for k, name in enumerate(data.names):
-        parts: list[tuple[Tensor, Tensor]] = []
+        parts = []
         wanted = chosen[torch.isin(chosen, samples_of(data, k).cpu())]
         if not len(wanted):
             raise ValueError(f"none of the samples undergoes {name}")
@@ -143,22 +133,62 @@ def equivariance_error(
             x = sequences.frames[:, : frames + 1]
             z0 = model.encode(x[:, 0]).mean
             times = torch.arange(frames + 1, dtype=z0.dtype, device=device)
-            z = model.flow(z0, flows, times, method=method)
-            moved = model.decode(z.flatten(0, 1)).unflatten(0, z.shape[:2]).transpose(0, 1)
-            flow_error = (x - moved).abs().flatten(2).sum(-1)
-            # The flow starts at z_0, so that its frame 0 is also what an unmoved latent decodes to.
-            identity_error = (x - moved[:, :1]).abs().flatten(2).sum(-1)
-            parts.append((flow_error.double().cpu(), identity_error.double().cpu()))
-        flow_all, identity_all = (torch.cat(part) for part in zip(*parts, strict=True))
-        errors[name] = EquivarianceError(
-            flow=flow_all[:, 1:],
-            identity=identity_all[:, 1:],
-            reconstruction=flow_all[:, 0],
-            pixels=data.image_shape[0] * data.image_shape[1] * data.image_shape[2],
-        )
+            parts.append(frame_errors(model, x, model.flow(z0, flows, times, method=method)))
+        errors[name] = joined(parts)
     return errors
 
 
-def mean_error(errors: Mapping[str, EquivarianceError]) -> float:
-    """Return the mean of ``E_k`` over the transformations."""
+def check_comparable(model: SequenceModel, data: TransformedSequences, frames: int) -> None:
+    """Refuse data that a model cannot be measured on.
+
+    Raises:
+        ValueError: other transformations than the model's, another image shape, too few frames.
+    """
+    # Weak supervision may have left flows to spare, which come last.
+    known = model.names[: len(data.names)] if isinstance(model, WeakFlowVAE) else model.names
+    if data.names != known:
+        raise ValueError(
+            f"the data undergoes {', '.join(data.names)}, but the model knows "
+            f"{', '.join(model.names)}; they must be the same, in the same order"
+        )
+    if tuple(data.image_shape) != tuple(model.image_shape):
+        raise ValueError(
+            f"the images of the data have the shape {tuple(data.image_shape)}, but the model takes "
+            f"{tuple(model.image_shape)}"
+        )
+    if not 1 <= frames <= data.last:
+        raise ValueError(
+            f"frames must be in 1..{data.last}, the frames of the data; it is {frames}"
+        )
+
+
+def frame_errors(
+    model: SequenceModel, x: Float[Tensor, "b f c h w"], z: Float[Tensor, "f b d"]
+) -> EquivarianceError:
+    """Return the errors of frames that are decoded from a path against the true ones.
+
+    Args:
+        model: decodes.
+        x: the true frames.
+        z: the path; it starts at the latent of the first frame, which is what an unmoved latent
+            decodes to.
+    """
+    moved = model.decode(z.flatten(0, 1)).unflatten(0, z.shape[:2]).transpose(0, 1)
+    flow = (x - moved).abs().flatten(2).sum(-1).double().cpu()
+    identity = (x - moved[:, :1]).abs().flatten(2).sum(-1).double().cpu()
+    return EquivarianceError(flow[:, 1:], identity[:, 1:], flow[:, 0], x[0, 0].numel())
+
+
+def joined(parts: Sequence[EquivarianceError]) -> EquivarianceError:
+    """Return the errors of all images of some batches."""
+    return EquivarianceError(
+        torch.cat([part.flow for part in parts]),
+        torch.cat([part.identity for part in parts]),
+        torch.cat([part.reconstruction for part in parts]),
+        parts[0].pixels,
+    )
+
+
+def mean_error(errors: Mapping[Any, EquivarianceError]) -> float:
+    """Return the mean of ``E_k`` over the transformations, or over pairs of them."""
     return sum(error.error for error in errors.values()) / len(errors)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any, Literal
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 
 import solvers
+from flowfactor.commutator import lie_bracket
 from flowfactor.data import Sequences
 from flowfactor.flow import LogDensity, Path, check_discrete, full_precision, trace
 from flowfactor.models.base import SequenceModel
@@ -37,6 +39,10 @@ class Objective:
         path_kl: of ``sum_{t>=1} KL(q_t || p_t)`` against the diffusing prior; 1 in the paper.
         hamilton_jacobi: of the mean squared residual of the Hamilton-Jacobi equation.
         initial: of the mean ``||grad u(z_0, 0)||^2``, which lets every flow start from rest.
+        consistency: of ``sum_{t>=1} KL(q_t(. | x_0, k) || q(. | x_t))``: what has flowed to
+            frame t is to be what that frame is encoded as, so that any flow can go on from there.
+        commutator: of the mean squared Lie bracket of the sequence's flow and another one, where
+            transformations are known to commute.
 
     Raises:
         ValueError: a weight that is negative or not finite.
@@ -46,6 +52,8 @@ class Objective:
     path_kl: float = 0.0
     hamilton_jacobi: float = 0.01
     initial: float = 0.0
+    consistency: float = 0.0
+    commutator: float = 0.0
 
     def __post_init__(self) -> None:
         for name, weight in dataclasses.asdict(self).items():
@@ -64,9 +72,12 @@ class FlowVAE(SequenceModel):
         + path_kl         sum_{t=1..T} KL(q_t(. | x_0, k) || p_t(. | k))
         + hamilton_jacobi mean_{t in [0, T]} (du/dt + 1/2 ||grad u||^2 - f)^2
         + initial         ||grad u(z_0, 0)||^2
+        + consistency     sum_{t=1..T} KL(q_t(. | x_0, k) || q(. | x_t))
+        + commutator      ||[grad u^k, grad u^j](z_t, t)||^2
 
     averaged over the batch, where ``z_t`` is the flow of ``z_0 ~ q(z_0|x_0)``, ``q_t`` its density
-    and ``p_t`` the diffusing prior. The first line is the negative evidence bound for
+    and ``p_t`` the diffusing prior, and j is another transformation and t a time at random in the
+    last line. The first line is the negative evidence bound for
     ``beta = 1``; the transitions are deterministic, so that it needs no further term.
 
     Args:
@@ -85,7 +96,8 @@ class FlowVAE(SequenceModel):
             however large they are.
 
     Raises:
-        ValueError: ``last`` is not positive, or ``density`` is unknown or does not fit the method.
+        ValueError: ``last`` is not positive, ``density`` is unknown or does not fit the method, or
+            the objective weighs the commutator of a single transformation.
 
     Use :meth:`build` to make one with the networks of this package.
 
@@ -127,6 +139,8 @@ class FlowVAE(SequenceModel):
             raise ValueError(f"density is {density!r}; it is either 'integral' or 'discrete'")
         if density == "discrete":
             check_discrete(method)
+        if objective.commutator > 0 and len(potentials) < 2:
+            raise ValueError("the weight commutator takes at least two transformations")
         self.encoder = encoder
         self.decoder = decoder
         self.potentials = potentials
@@ -275,11 +289,16 @@ class FlowVAE(SequenceModel):
                 f"the images have the shape {tuple(x.shape)}; this model takes "
                 f"(B, {', '.join(map(str, self.image_shape))})"
             )
+        mean, log_scale = self._posterior(x)
+        return Independent(
+            Normal(mean, log_scale.exp(), validate_args=False), 1, validate_args=False
+        )
+
+    def _posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and log standard deviation of ``q(z | x)``."""
         mean, log_scale = self.encoder(x).float().chunk(2, dim=-1)
         # Beyond these bounds the exponential is useless and its gradient explodes.
-        return Independent(
-            Normal(mean, log_scale.clamp(-8, 4).exp(), validate_args=False), 1, validate_args=False
-        )
+        return mean, log_scale.clamp(-8, 4)
 
     def decode_logits(self, z: Float[Tensor, "b d"]) -> Float[Tensor, "b c h w"]:
         """Return the logits of every pixel."""
@@ -326,6 +345,12 @@ class FlowVAE(SequenceModel):
         if path.log_det is not None:
             path_kl = path_kl_estimate(entropy, self.prior, path.z, path.log_det, k, path.times)
             costs["path_kl"] = weights.path_kl * path_kl[1:].sum(0)
+        if weights.consistency > 0:
+            assert path.log_det is not None
+            change = path.log_det.mT.gather(1, sequences.times)
+            divergence = self._divergence(z, frames, entropy, change)
+            divergence = divergence * sequences.weights * (sequences.times > 0)
+            costs["consistency"] = weights.consistency * divergence.sum(1)
         if between is not None:
             residual = along_path(potential, between, self.force).residual
             costs["hamilton_jacobi"] = weights.hamilton_jacobi * residual.square().mean(0)
@@ -333,7 +358,41 @@ class FlowVAE(SequenceModel):
             with full_precision(z0):
                 start = potential.gradient(z0, 0.0).square().sum(-1)
             costs["initial"] = weights.initial * start
+        if weights.commutator > 0:
+            costs["commutator"] = weights.commutator * self._bracket(path, potential, k)
         return costs
+
+    def _divergence(
+        self,
+        z: Float[Tensor, "b f d"],
+        frames: Float[Tensor, "b f c h w"],
+        entropy: Float[Tensor, "b"],
+        log_det: Float[Tensor, "b f"],
+    ) -> Float[Tensor, "b f"]:
+        """Estimate ``KL(q_t(. | x_0, k) || q(. | x_t))`` from one sample of each path, in nats."""
+        mean, log_scale = self._posterior(frames.flatten(0, 1))
+        at = z.flatten(0, 1)
+        squares = ((at - mean) * (-log_scale).exp()).square() + math.log(2 * math.pi)
+        minus_log_q = (0.5 * squares + log_scale).sum(-1).view(frames.shape[:2])
+        return minus_log_q - entropy.unsqueeze(1) - log_det
+
+    def _bracket(
+        self, path: Path, potential: Potential, k: Int[Tensor, "b"] | Float[Tensor, "b k"]
+    ) -> Float[Tensor, "b"]:
+        """Return the squared Lie bracket with another flow, at a random frame of each sample.
+
+        It teaches the potentials only: shrinking the latents does not make flows commute.
+        """
+        count, device = len(self.potentials), path.z.device
+        if k.is_floating_point():
+            k = k.argmax(-1)
+        other = (k + torch.randint(1, count, k.shape, device=device)) % count
+        at = torch.randint(len(path.times), k.shape, device=device)
+        z = path.z.detach()[at, torch.arange(len(k), device=device)]
+        with full_precision(z):
+            bracket = lie_bracket(potential, self.potentials.select(other), z, path.times[at])
+            squared: Tensor = bracket.square().sum(-1)
+            return squared
 
     def _path(
         self, z0: Float[Tensor, "b d"], potential: Potential, last: int
@@ -347,7 +406,7 @@ class FlowVAE(SequenceModel):
         """
         frames = torch.arange(last + 1, dtype=z0.dtype, device=z0.device)
         density: LogDensity = False
-        if self.objective.path_kl > 0:
+        if self.objective.path_kl > 0 or self.objective.consistency > 0:
             density = "discrete" if self.density == "discrete" else True
         if self.objective.hamilton_jacobi == 0:
             return trace(z0, potential, frames, self, log_density=density), None

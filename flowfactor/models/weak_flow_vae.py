@@ -189,7 +189,8 @@ class WeakFlowVAE(FlowVAE):
         )
         costs = {name: cost.view(K, B).mT for name, cost in each.items()}
         with torch.no_grad():
-            total = costs["reconstruction"] + costs.get("path_kl", 0.0)
+            evidence = ("reconstruction", "path_kl", "consistency")
+            total = torch.stack([costs[name] for name in evidence if name in costs]).sum(0)
             gap = total - total.min(dim=1, keepdim=True).values
             responsibilities = torch.softmax(-gap / self._temperature(gap, progress), dim=1)
             labels = F.one_hot(sequences.factor.clamp(min=0), K).to(responsibilities)

@@ -101,8 +101,8 @@ def test_held_out_classes_are_evaluated_apart(call, tmp_path):
     assert code == 0, output
     assert "8, 9" in output
     result = json.loads((run / "evaluation.json").read_text())
-    assert result["held_out_digits"]["digits"] == [8, 9]
-    assert result["held_out_digits"]["images"] == 4  # 2 of each of the 20 test digits' classes
+    assert result["held_out"]["what"] == "digits 8, 9"
+    assert result["held_out"]["images"] == 4  # 2 of each of the 20 test digits' classes
 
 
 def test_configs_lists_what_ships(call):

@@ -233,7 +233,7 @@ def test_one_step_changes_one_label(small, written):
         active = [*still[:k], torch.tensor([True]), *still[k + 1 :]]
         # Two hues have two positions only, and would be back at the first at frame 2.
         times_k = times.clamp(max=FACTORS[name] - 1)
-        numbers = small._frame_numbers(indices, times_k, active, None)[0]
+        numbers = small._frame_numbers(indices, [times_k] * len(active), active, None)[0]
         rows = labels[numbers.numpy()]
         for before, after in itertools.pairwise(rows):
             assert set(np.flatnonzero(before != after)) <= {column}

@@ -1,0 +1,122 @@
+"""How far a trained model reaches beyond its training: composed flows, later frames, other data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from flowfactor.data import TransformedSequences
+from flowfactor.errors import DataError
+from flowfactor.metrics import (
+    EquivarianceError,
+    commutation_error,
+    equivariance_error,
+    mean_error,
+    reversal_error,
+    superposition_error,
+    switching_error,
+)
+from flowfactor.models import SequenceModel
+
+
+def composition(
+    model: SequenceModel,
+    data: TransformedSequences,
+    indices: Tensor,
+    *,
+    frames: int = 7,
+    random_starts: bool = False,
+) -> dict[str, Any]:
+    """Measure flows at once, in turn, backwards and in either order.
+
+    Args:
+        model: in evaluation mode.
+        data: held-out images.
+        indices: which of them.
+        frames: T.
+        random_starts: of superposition and switching.
+
+    Returns:
+        Plain data: ``superposition`` by ``a + b``, ``switching`` by ``a, b``, ``reversal`` by
+        ``a`` and ``commutation`` by ``a, b``, with the mean error of each.
+
+    Raises:
+        ValueError: data that the model cannot be measured on.
+        DataError: recordings, which cannot undergo anything else.
+    """
+    options: dict[str, Any] = {"frames": frames, "random_starts": random_starts}
+    together = superposition_error(model, data, indices=indices, **options)
+    in_turn = switching_error(model, data, indices=indices, **options)
+    backwards = reversal_error(model, data, indices, frames=frames)
+    either = commutation_error(model, data, indices=indices)
+    return {
+        "images": len(indices),
+        "frames": frames,
+        "random_starts": random_starts,
+        "superposition": _summaries({" + ".join(pair): e for pair, e in together.items()}),
+        "switching": _summaries({", ".join(pair): e for pair, e in in_turn.items()}),
+        "reversal": _summaries(backwards),
+        "commutation": {", ".join(pair): each._asdict() for pair, each in either.items()},
+        "means": {
+            "superposition": mean_error(together) if together else None,
+            "switching": mean_error(in_turn) if in_turn else None,
+            "reversal": mean_error(backwards),
+        },
+    }
+
+
+def extrapolation(
+    model: SequenceModel, data: TransformedSequences, indices: Tensor
+) -> dict[str, Any]:
+    """Measure every flow up to twice the last frame of the training.
+
+    Args:
+        model: in evaluation mode.
+        data: held-out images.
+        indices: which of them.
+
+    Returns:
+        Plain data: the last frame that there is truth for, and for each transformation the errors
+        of each frame, with those of the trained frames (``within``) and of the later ones
+        (``beyond``) as means of a frame. ``beyond`` is None where the data has no later frames.
+    """
+    longer = _longest(data, 2 * model.last)
+    errors = equivariance_error(model, longer, indices, frames=longer.last)
+    return {
+        "images": len(indices),
+        "trained_last": model.last,
+        "last": longer.last,
+        "errors": {name: _parts(error, model.last) for name, error in errors.items()},
+    }
+
+
+def _longest(data: TransformedSequences, last: int) -> TransformedSequences:
+    """The same data in the longest sequences up to a last frame that it has."""
+    for candidate in range(last, data.last, -1):
+        try:
+            return data.with_last(candidate)
+        except DataError:  # the grid or the recordings end before
+            continue
+    return data
+
+
+def _parts(error: EquivarianceError, last: int) -> dict[str, Any]:
+    flow, identity = error.flow.mean(0), error.identity.mean(0)
+
+    def means(part: slice) -> dict[str, float] | None:
+        if not len(flow[part]):
+            return None
+        return {"error": float(flow[part].mean()), "identity": float(identity[part].mean())}
+
+    return {
+        "within": means(slice(0, last)),
+        "beyond": means(slice(last, None)),
+        "per_frame": flow.tolist(),
+        "identity_per_frame": identity.tolist(),
+        "floor_per_frame": float(error.reconstruction.mean()),
+    }
+
+
+def _summaries(errors: dict[str, EquivarianceError]) -> dict[str, Any]:
+    return {name: error.summary() for name, error in errors.items()}

@@ -135,6 +135,7 @@ class StillConfig(DataSection):
     )
     last: Positive = 8
     centre: Literal["true", "authors"] = "true"
+    moving_start: Literal["random", "canonical"] = "random"
     random_fraction: Fraction = 0.8
     train: Positive | None = None
     validation: Positive | None = None
@@ -147,6 +148,7 @@ class StillConfig(DataSection):
             [each.build(name) for name, each in self.transformations.items()],
             last=self.last,
             centre=self.centre,
+            moving_start=self.moving_start,
             random_fraction=self.random_fraction,
             start_ranges={
                 name: each.start_range
@@ -243,6 +245,7 @@ class SpritesConfig(DataSection):
     motions: Annotated[dict[str, MotionConfig], Field(min_length=1)] | None = None
     shapes: tuple[Literal["square", "ellipse", "heart"], ...] = SHAPES  # type: ignore[assignment]
     last: Positive = 8
+    moving_start: Literal["random", "canonical"] = "random"
     random_fraction: Fraction = 0.8
     train: Positive = 60_000
     validation: Positive = 1000
@@ -261,6 +264,7 @@ class SpritesConfig(DataSection):
             last=self.last,
             split=split,
             shapes=self.shapes,
+            moving_start=self.moving_start,
             random_fraction=self.random_fraction,
         )
 

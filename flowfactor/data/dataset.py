@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from flowfactor.data.rendering import check_centre, render
-from flowfactor.data.source import TransformedSequences
+from flowfactor.data.source import TransformedSequences, check_moving_start
 from flowfactor.data.transforms import NEUTRAL, Hue, Parameter, Rotation, Scaling, Transformation
 from flowfactor.errors import DataError
 
@@ -31,6 +31,9 @@ class SequenceDataset(TransformedSequences):
         centre: fixed point of scaling and rotation, see `render`.
         start_ranges: for transformations by name, between which values of its parameter a random
             start lies; by default between the values at frames 0 and `T`.
+        moving_start: where at a random start the transformations begin that then act: `random` like
+            those that rest, or `canonical`, so that the sequences stay within what the canonical
+            ones and their compositions show.
         random_fraction: the part of the random starts that are not canonical after all, so that
             the images themselves are among the frames, is 1 minus this.
         device: where images are held and frames are rendered; that of `images` by default.
@@ -59,6 +62,7 @@ class SequenceDataset(TransformedSequences):
         last: int = 8,
         centre: str = "true",
         start_ranges: Mapping[str, tuple[float, float]] | None = None,
+        moving_start: str = "random",
         random_fraction: float = 0.8,
         device: torch.device | str | None = None,
     ) -> None:
@@ -77,6 +81,8 @@ class SequenceDataset(TransformedSequences):
         if not 0 <= random_fraction <= 1:
             raise DataError(f"random_fraction must be in [0, 1], but it is {random_fraction}.")
         self.start_ranges = _start_ranges(transformations, last, start_ranges or {})
+        check_moving_start(moving_start)
+        self.moving_start = moving_start
         self.random_fraction = random_fraction
         self.images: UInt8[Tensor, "n 1 h h"] = images.to(device)
         self.labels: Int[Tensor, " n"] = labels.to(self.images.device)
@@ -133,6 +139,7 @@ class SequenceDataset(TransformedSequences):
             last=self.last if last is None else last,
             centre=self.centre,
             start_ranges=dict(zip(self.names, self.start_ranges, strict=True)),
+            moving_start=self.moving_start,
             random_fraction=self.random_fraction,
             device=device,
         )
@@ -161,7 +168,8 @@ class SequenceDataset(TransformedSequences):
                 anywhere = low + start[:, k : k + 1] * (high - low)
                 random = start[:, -1:] < self.random_fraction
                 resting = torch.where(random, anywhere, resting)
-                moving = torch.where(random, transformation.value(t, anywhere), moving)
+                if self.moving_start == "random":
+                    moving = torch.where(random, transformation.value(t, anywhere), moving)
             value = torch.where(mask[:, None], moving, resting)
             before = parameters[name]
             parameters[name] = before * value if name == "scale" else before + value

@@ -13,6 +13,18 @@ from flowfactor.data.sequences import Sequences
 from flowfactor.errors import DataError
 
 
+def check_moving_start(moving_start: str) -> None:
+    """Refuse a way to start what moves that does not exist.
+
+    Raises:
+        DataError: neither `random` nor `canonical`.
+    """
+    if moving_start not in ("random", "canonical"):
+        raise DataError(
+            f"moving_start must be 'random' or 'canonical', but it is {moving_start!r}."
+        )
+
+
 class TransformedSequences(ABC):
     """Images that undergo transformations, rendered or looked up on demand.
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from flowfactor.data.mnist import Split
 from flowfactor.data.rendering import hue_to_rgb
-from flowfactor.data.source import TransformedSequences
+from flowfactor.data.source import TransformedSequences, check_moving_start
 from flowfactor.errors import DataError
 
 #: The shapes, in the order of their label.
@@ -110,6 +110,9 @@ class Sprites(TransformedSequences):
         last: `T`, the number of the last frame.
         split: `train`, `validation` or `test`; they share no sample.
         shapes: which of `SHAPES` there are, in equal parts.
+        moving_start: where at a random start the motions begin that then act: `random` like those
+            that rest, or `canonical`; those that rest are then anywhere on their canonical way, so
+            that the sequences stay within what canonical ones and their compositions show.
         random_fraction: the part of the random starts that are not canonical after all is this.
         seed: of the samples.
         device: where frames are drawn.
@@ -136,6 +139,7 @@ class Sprites(TransformedSequences):
         last: int = 8,
         split: str = "train",
         shapes: Sequence[str] = SHAPES,
+        moving_start: str = "random",
         random_fraction: float = 0.8,
         seed: int = 0,
         device: torch.device | str | None = None,
@@ -162,6 +166,8 @@ class Sprites(TransformedSequences):
         self.transformations = tuple(transformations)
         self.split = split
         self.shapes = tuple(shapes)
+        check_moving_start(moving_start)
+        self.moving_start = moving_start
         self.random_fraction = random_fraction
         self.seed = seed
         self._count = count
@@ -221,6 +227,7 @@ class Sprites(TransformedSequences):
             last=self.last if last is None else last,
             split=self.split,
             shapes=self.shapes,
+            moving_start=self.moving_start,
             random_fraction=self.random_fraction,
             seed=self.seed,
             device=self.device if device is None else device,
@@ -257,8 +264,12 @@ class Sprites(TransformedSequences):
             begin: Tensor | float = motion.start
             if start is not None:
                 low, high = motion.starts
+                random = start[:, -1:] < self.random_fraction
+                if self.moving_start == "canonical":
+                    low, high = motion.start, motion.value(self.last)
+                    random = random & ~mask[:, None]
                 anywhere = low + start[:, k : k + 1] * (high - low)
-                begin = torch.where(start[:, -1:] < self.random_fraction, anywhere, motion.start)
+                begin = torch.where(random, anywhere, motion.start)
             factors[motion.parameter] = begin + motion.step * elapsed[k].float() * mask[:, None]
         return draw(self.attributes(indices), **factors, size=self.size)
 

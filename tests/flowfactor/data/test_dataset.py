@@ -227,3 +227,24 @@ def test_bad_start_numbers(dataset: SequenceDataset):
         dataset.sample([0, 1], 0, start=torch.zeros(2, 3))
     with pytest.raises(DataError, match=r"start must hold numbers in \[0, 1\]"):
         dataset.sample([0], 0, start=torch.full((1, 4), 2.0))
+
+
+def test_what_moves_can_start_canonically_while_the_rest_is_random():
+    """Everything stays in the box that canonical sequences and their compositions span."""
+    images = torch.randint(256, (3, 1, 12, 12), dtype=torch.uint8)
+    data = SequenceDataset(images, moving_start="canonical", random_fraction=1.0)
+    start = torch.tensor([[1.0, 0.5, 0.25, 0.0]] * 3)
+    moving = data.sample([0, 1, 2], "rotation", start=start).frames
+    # Scale 1.8, hue 40 degrees: at frame 4 as after eight frames of scaling and two of hue.
+    clock = torch.tensor([[0, 1, 2, 3, 4]]).expand(3, -1)
+    both = data.compose(
+        [0, 1, 2],
+        ("scaling", "rotation", "hue"),
+        clock,
+        elapsed=[clock * 2, clock, clock // 2],
+    ).frames
+    torch.testing.assert_close(moving[:, 4], both[:, 4], atol=1e-5, rtol=0)
+    usual = SequenceDataset(images, random_fraction=1.0)
+    assert not torch.equal(usual.sample([0, 1, 2], "rotation", start=start).frames, moving)
+    with pytest.raises(DataError, match="'random' or 'canonical'"):
+        SequenceDataset(images, moving_start="anywhere")

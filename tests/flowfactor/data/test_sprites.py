@@ -244,3 +244,17 @@ def test_bad_sprites(arguments, message):
 def test_bad_motion(parameter, step, message):
     with pytest.raises(DataError, match=message):
         Motion(parameter, 0.0, step, (0.0, 1.0), "m")
+
+
+def test_what_moves_can_start_canonically_while_the_rest_is_random():
+    data = Sprites(3, 16, moving_start="canonical", random_fraction=1.0)
+    start = torch.tensor([[0.5, 0.9, 0.25, 0.0, 1.0, 0.0]] * 3)
+    moving = data.sample([0, 1, 2], "rotation", start=start).frames
+    clock = torch.tensor([[0, 2, 4]]).expand(3, -1)
+    both = data.compose(
+        [0, 1, 2],
+        ("scaling", "rotation", "x", "hue"),
+        clock,
+        elapsed=[clock, clock, clock // 2, 2 * clock],
+    ).frames
+    torch.testing.assert_close(moving[:, 4], both[:, 2], atol=1e-4, rtol=0)

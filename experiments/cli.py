@@ -20,7 +20,7 @@ from rich.progress import (
     TextColumn,
 )
 from rich.progress import Progress as Bar
-from rich.table import Table
+from rich.table import Column, Table
 
 from experiments.tables import mean_identity, observation_label, percent
 from flowfactor.errors import FlowFactorError
@@ -54,7 +54,7 @@ Split = Annotated[
     str | None, typer.Option(help="validation or test; default: what the configuration says.")
 ]
 Images = Annotated[
-    int | None, typer.Option(min=1, help="Held-out digits; default: what the configuration says.")
+    int | None, typer.Option(min=1, help="Held-out samples; default: what the configuration says.")
 ]
 
 
@@ -78,7 +78,7 @@ def train(
 def evaluate(
     run: RunFolder, split: Split = None, images: Images = None, debug: Debug = False
 ) -> None:
-    """Measure a run on held-out digits and print the table."""
+    """Measure a run on held-out samples and print the table."""
     with _errors(debug):
         _check_split(split)
         _evaluate(run, split, images)
@@ -89,6 +89,39 @@ def plot(run: RunFolder, debug: Debug = False) -> None:
     """Draw the figures of a run and its report."""
     with _errors(debug):
         _plot(run)
+
+
+@app.command(name="explore-latent")
+def explore_latent(
+    run: RunFolder,
+    images: Annotated[int, typer.Option(min=1, help="How many held-out images.")] = 4,
+    weights: Annotated[
+        tuple[str, str] | None,
+        typer.Option(metavar="A B", help="Two flows to go between; default: the first two."),
+    ] = None,
+    times: Annotated[
+        str | None,
+        typer.Option(
+            metavar="T,T,...",
+            help="In frames, increasing, negative ones too: --times=-2,0,4,8; default: five from "
+            "0 to the last frame of the training.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="File of the first figure; default: in the run."),
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Draw held-out images under every flow, and one of them between two flows."""
+    with _errors(debug):
+        chosen = _numbers(times)
+        from experiments import explore
+
+        for path in explore.explore_latent(
+            run, images=images, weights=weights, times=chosen, out=out
+        ):
+            out_console.print(f"Figure: {path}", soft_wrap=True)
 
 
 @app.command(name="run")
@@ -196,6 +229,16 @@ def _check_split(split: str | None) -> None:
         raise typer.BadParameter(f"--split is {split!r}; it is validation or test.")
 
 
+def _numbers(text: str | None) -> list[float] | None:
+    """Read numbers that commas separate."""
+    try:
+        return None if text is None else [float(word) for word in text.split(",")]
+    except ValueError:
+        raise typer.BadParameter(
+            f"--times is {text!r}; give numbers with commas between them, as in --times 0,2.5,8."
+        ) from None
+
+
 # ---- what is shown
 
 
@@ -203,8 +246,8 @@ def tables(result: dict[str, Any]) -> list[Table]:
     """Return the tables of an evaluation, for the console."""
     frames = result["frames"]
     errors = Table(
-        "flow",
-        title=f"Equivariance error on {result['images']} {result['split']} digits, "
+        _names("flow"),
+        title=f"Equivariance error on {result['images']} {result['split']} samples, "
         f"sum over t=1..{frames}",
         title_justify="left",
     )
@@ -244,19 +287,88 @@ def tables(result: dict[str, Any]) -> list[Table]:
             f"{bound['per_frame']:.1f}",
         )
     found = [errors, bounds]
-    if unseen := result.get("held_out_digits"):
-        digits = ", ".join(map(str, unseen["digits"]))
-        table = Table(
-            "flow",
-            title=f"Digits {digits}, which training never saw ({unseen['images']} digits)",
-            title_justify="left",
+    if inferred := result.get("inferred"):
+        found.append(
+            _error_table(
+                f"Transformations inferred from the frames: {inferred['accuracy']:.2%} as named on "
+                f"validation sequences",
+                inferred["errors"],
+            )
         )
-        for column in ("E", "identity", "floor"):
+    if unseen := result.get("held_out"):
+        found.append(
+            _error_table(
+                f"Held out of the training: {unseen['what']} ({unseen['images']} samples)",
+                unseen["errors"],
+            )
+        )
+    if composed := result.get("composition"):
+        found += composition_tables(composed)
+    if later := result.get("extrapolation"):
+        found.append(extrapolation_table(later))
+    return found
+
+
+def composition_tables(result: dict[str, Any]) -> list[Table]:
+    """Return the tables of composed flows, for the console."""
+    titles = {
+        "superposition": "Two flows at once, sum over t=1..{frames}",
+        "switching": "One flow, then the other, sum over t=1..{frames}",
+        "reversal": "From frame {frames} backwards to frame 0",
+    }
+    found = [
+        _error_table(title.format(**result), result[name])
+        for name, title in titles.items()
+        if result[name]
+    ]
+    if result["commutation"]:
+        table = Table(_names("flows"), title="Either order, four frames each", title_justify="left")
+        for column in ("latent, relative", "pixels apart", "pixels moved"):
             table.add_column(column, justify="right")
-        for name, error in unseen["errors"].items():
-            table.add_row(name, *(f"{error[key]:.1f}" for key in ("error", "identity", "floor")))
+        for name, each in result["commutation"].items():
+            table.add_row(
+                name, f"{each['latent']:.3f}", f"{each['pixels']:.1f}", f"{each['moved']:.1f}"
+            )
         found.append(table)
     return found
+
+
+def extrapolation_table(result: dict[str, Any]) -> Table:
+    """Return the errors of a frame within and beyond the times of the training."""
+    last, end = result["trained_last"], result["last"]
+    table = Table(
+        _names("flow"),
+        title=f"Error of a frame within the training (t=1..{last}) and beyond "
+        + (f"(t={last + 1}..{end})" if end > last else "(the data ends)"),
+        title_justify="left",
+    )
+    for column in ("E within", "identity", "E beyond", "identity"):
+        table.add_column(column, justify="right")
+    for name, error in result["errors"].items():
+        cells: list[str] = []
+        for part in (error["within"], error["beyond"]):
+            cells += ["", ""] if part is None else [f"{part[k]:.1f}" for k in ("error", "identity")]
+        table.add_row(name, *cells)
+    return table
+
+
+def _names(header: str) -> Column:
+    """Return a column that is never cut: names are long at times, and other headings can break."""
+    return Column(header, no_wrap=True)
+
+
+def _error_table(title: str, errors: dict[str, Any]) -> Table:
+    table = Table(_names("flow"), title=title, title_justify="left")
+    for column in ("E", "± s.e.", "identity", "floor"):
+        table.add_column(column, justify="right")
+    for name, error in errors.items():
+        keys = ("error", "standard_error", "identity", "floor")
+        table.add_row(name, *(f"{error[key]:.1f}" for key in keys))
+    if len(errors) > 1:
+        mean = [sum(e[key] for e in errors.values()) / len(errors) for key in ("error", "identity")]
+        table.add_section()
+        table.add_row("mean", f"{mean[0]:.1f}", "", f"{mean[1]:.1f}")
+    return table
 
 
 @contextlib.contextmanager

@@ -209,11 +209,11 @@ class TrainingConfig(Section):
 
 
 class EvaluationConfig(Section):
-    """What is measured on held-out samples."""
+    """What is measured on held-out samples; frames are seven, or all if there are fewer."""
 
     split: Literal["validation", "test"] = "test"
     images: Positive = 1000
-    frames: Positive = 7
+    frames: Positive | None = None
     composition: bool = False
     extrapolation: bool = False
     likelihood_sequences: Positive = 300
@@ -270,7 +270,7 @@ class Config(Section):
                 f"training.frames_per_sequence is {some}, but the sequences have only "
                 f"{last} frames after the first (data.last)"
             )
-        if self.evaluation.frames > last:
+        if self.evaluation.frames is not None and self.evaluation.frames > last:
             raise ValueError(
                 f"evaluation.frames is {self.evaluation.frames}, but the sequences end at frame "
                 f"{last} (data.last)"

@@ -67,6 +67,9 @@ _MAY_CHANGE = (
 
 _INFERRED_AT_ONCE = 250
 
+# Of the equivariance error, in the published protocol.
+_FRAMES = 7
+
 logger = logging.getLogger(__name__)
 
 
@@ -259,7 +262,7 @@ def _check_frames(config: Config, last: int) -> None:
             f"training.frames_per_sequence is {some}, but the sequences have only {last} frames "
             "after the first."
         )
-    if config.evaluation.frames > last:
+    if config.evaluation.frames is not None and config.evaluation.frames > last:
         raise ConfigError(
             f"evaluation.frames is {config.evaluation.frames}, but the sequences end at frame "
             f"{last}."
@@ -389,28 +392,29 @@ def evaluate(
     model = flowfactor.load(run)
     data = load_data(config, split)
     indices = torch.arange(min(images or options.images, len(data)))
+    frames = frames_measured(config, data)
 
     report(f"equivariance errors on {len(indices)} samples")
-    errors = equivariance_error(model, data, indices, frames=options.frames)
+    errors = equivariance_error(model, data, indices, frames=frames)
     report("the same with an accurate solver")
-    changes = solver_independence(model, data, indices, frames=options.frames, trained=errors)
+    changes = solver_independence(model, data, indices, frames=frames, trained=errors)
     result: dict[str, Any] = {
         "split": split,
         "source": config.data.source,
         "images": len(indices),
-        "frames": options.frames,
+        "frames": frames,
         "mean_error": mean_error(errors),
         "errors": {name: error.summary() for name, error in errors.items()},
         "solver_independence": {name: change._asdict() for name, change in changes.items()},
     }
     if isinstance(model, WeakFlowVAE):
         report("which flow is which transformation")
-        result["inferred"] = _inferred(model, data, indices, config)
+        result["inferred"] = _inferred(model, data, indices, frames)
     report("log-likelihoods")
     result["log_likelihood"] = _likelihoods(model, data, config)
     if options.composition:
         report("flows at once, in turn, and backwards")
-        result["composition"] = composition(model, data, indices, frames=options.frames)
+        result["composition"] = composition(model, data, indices, frames=frames)
     if options.extrapolation:
         report("frames after those of the training")
         result["extrapolation"] = extrapolation(model, data, indices)
@@ -419,7 +423,7 @@ def evaluate(
         report("what was held out of the training")
         unseen = config.data.load_held_out(split, config.seed)
         others = torch.arange(min(images or options.images, len(unseen)))
-        unseen_errors = equivariance_error(model, unseen, others, frames=options.frames)
+        unseen_errors = equivariance_error(model, unseen, others, frames=frames)
         result["held_out"] = {
             "what": left_out,
             "images": len(others),
@@ -434,15 +438,18 @@ def evaluate(
     return result
 
 
+def frames_measured(config: Config, data: TransformedSequences) -> int:
+    """Return up to which frame a run is measured."""
+    return config.evaluation.frames or min(_FRAMES, data.last)
+
+
 def _inferred(
-    model: WeakFlowVAE, data: TransformedSequences, indices: Tensor, config: Config
+    model: WeakFlowVAE, data: TransformedSequences, indices: Tensor, frames: int
 ) -> dict[str, Any]:
     """Measure a weakly supervised model with the transformation inferred, not given."""
     batches = (data.sample(part, in_turn(data, part)) for part in indices.split(_INFERRED_AT_ONCE))
     matching = match_flows(model, batches, len(data.names))
-    errors = equivariance_error(
-        model, data, indices, frames=config.evaluation.frames, choose="inferred"
-    )
+    errors = equivariance_error(model, data, indices, frames=frames, choose="inferred")
     return {
         # With the names from validation; the test sequences may not choose them.
         "accuracy": sum(int(matching.counts[k, k]) for k in range(len(data.names))) / len(indices),

@@ -9,12 +9,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from flowfactor.data.sequences import Sequences, SequenceSource
+from flowfactor.data.sequences import GivenFactor, Sequences, SequenceSource
 from flowfactor.errors import DataError
 
 
 class HiddenFactors:
     """A data set whose sequences hide their transformation: their ``factor`` is -1.
+
+    What the source offers it offers too: if it is a :class:`~flowfactor.data.sequences.GivenFactor`
+    this is one, so that a loader still draws only what was recorded.
 
     Args:
         source: the data set.
@@ -42,6 +45,8 @@ class HiddenFactors:
         generator = torch.Generator().manual_seed(seed)
         drawn = torch.rand(len(source), generator=generator) < labelled_fraction
         self.labelled = drawn.to(source.device)
+        if isinstance(source, GivenFactor):
+            self.given_factor = source.given_factor
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -7,6 +7,12 @@ a function beside it that only computes (``landscape_data``) and one that only d
 """
 
 from flowfactor.diagnostics.animation import Animation, animate
+from flowfactor.diagnostics.composition_strips import (
+    CompositionStrips,
+    composition_data,
+    draw_composition,
+    plot_composition,
+)
 from flowfactor.diagnostics.curves import plot_training
 from flowfactor.diagnostics.error_curves import ErrorCurve, plot_errors
 from flowfactor.diagnostics.film_strips import (
@@ -20,6 +26,16 @@ from flowfactor.diagnostics.landscape import (
     draw_landscape,
     landscape_data,
     plot_landscape,
+)
+from flowfactor.diagnostics.latent_grid import (
+    LatentGrid,
+    LatentWeights,
+    draw_latent_grid,
+    draw_weights,
+    explore_latent,
+    latent_grid_data,
+    plot_weights,
+    weights_data,
 )
 from flowfactor.diagnostics.plane import Plane
 from flowfactor.diagnostics.report import Illustration, Section, Table, write_report
@@ -40,10 +56,13 @@ from flowfactor.diagnostics.transport_plots import (
 
 __all__ = [
     "Animation",
+    "CompositionStrips",
     "ErrorCurve",
     "FilmStrips",
     "Illustration",
     "Landscape",
+    "LatentGrid",
+    "LatentWeights",
     "LineStyle",
     "Plane",
     "Section",
@@ -51,22 +70,31 @@ __all__ = [
     "Trajectories",
     "TransportCurves",
     "animate",
+    "composition_data",
+    "draw_composition",
     "draw_film_strips",
     "draw_landscape",
+    "draw_latent_grid",
     "draw_trajectories",
     "draw_transport",
+    "draw_weights",
+    "explore_latent",
     "film_strip_data",
     "landscape_data",
+    "latent_grid_data",
     "line_styles",
     "paper_style",
+    "plot_composition",
     "plot_errors",
     "plot_film_strips",
     "plot_landscape",
     "plot_training",
     "plot_trajectories",
     "plot_transport",
+    "plot_weights",
     "save",
     "trajectory_data",
     "transport_data",
+    "weights_data",
     "write_report",
 ]

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
@@ -25,6 +29,15 @@ from flowfactor.models.base import SequenceModel
 
 # Colour and dashes of the rim of frames that no training has seen.
 _BEFORE, _BEYOND = (PALETTE[4], (0, (2.5, 1.2))), (PALETTE[1], (0, None))
+
+# The line where a second flow takes over from a first.
+_TURN: dict[str, Any] = {"color": PALETTE[2], "linewidth": 2.0}
+
+# Between frames, in widths of a frame, on each side.
+_GAP = 0.03
+
+# More columns than this are so narrow that the usual rims would touch each other.
+_MANY = 13
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -131,95 +144,172 @@ def draw_film_strips(
     data: FilmStrips, *, difference: bool = False, width: float = PAGE_WIDTH
 ) -> Figure:
     """Draw computed film strips; see :func:`plot_film_strips`."""
-    rows = [("truth", data.truth), ("flow", data.flow)]
-    if difference:
-        rows.append(("|difference|", (data.truth - data.flow).abs()))
-    count, columns = len(data.names), len(data.times)
-    outside = _outside(data).any()
+    strips = []
+    for name, truth, flow in zip(data.names, data.truth, data.flow, strict=True):
+        rows = [("truth", truth), ("flow", flow)]
+        if difference:
+            rows.append(("|difference|", (truth - flow).abs()))
+        strips.append(Strip(name, rows))
+    return draw_strips(
+        strips, data.times, data.last, width=width, left=0.95 if difference else 0.72
+    )
+
+
+# ---- shared by all figures of rows of frames
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Strip:
+    """Rows of frames at the same times, to be drawn below one another.
+
+    Attributes:
+        label: what they show, written along their left side.
+        rows: the name of each row and its frames ``(N, C, H, W)``; NaN where there is none.
+        turn: the place of the frame at which one flow takes over from another; None if none does.
+    """
+
+    label: str
+    rows: Sequence[tuple[str, Float[Tensor, "n c h w"]]]
+    turn: int | None = None
+
+
+def draw_strips(
+    strips: Sequence[Strip],
+    times: Float[np.ndarray, "n"],
+    last: int,
+    *,
+    width: float,
+    left: float,
+) -> Figure:
+    """Draw strips below one another, all of as many rows, on one axis of time.
+
+    Args:
+        strips: at least one.
+        times: in frames, of the columns.
+        last: the last frame of the training; frames outside of 0 to it have a rim.
+        width: of the figure in inches.
+        left: room for the labels in inches.
+    """
+    rows = strips[0].rows
+    count, columns = len(strips), len(times)
+    outside = bool(((times < 0) | (times > last)).any())
+    turns = any(strip.turn is not None for strip in strips)
     # Cells are laid out by hand: all must have one size, and nothing else may take their room.
-    left, right, between = 0.95 if difference else 0.72, 0.05, 0.07
-    bottom = 0.4 + 0.22 * outside
-    height, width_px = data.flow.shape[-2:]
-    strip = (width - left - right) / columns * height / width_px * len(rows)
-    tall = (strip + between) * count + bottom
+    right, between = 0.05, 0.07
+    bottom = 0.4 + 0.22 * (outside or turns)
+    height, width_px = rows[0][1].shape[-2:]
+    strip_height = (width - left - right) / columns * height / width_px * len(rows)
+    tall = (strip_height + between) * count + bottom
     figure = new_figure(width, tall)
     figure.set_layout_engine("none")
-    for i in range(count):
-        low = tall - (strip + between) * (i + 1) + between / 2
+    for i, strip in enumerate(strips):
+        low = tall - (strip_height + between) * (i + 1) + between / 2
         axes = figure.add_axes(
-            (left / width, low / tall, (width - left - right) / width, strip / tall)
+            (left / width, low / tall, (width - left - right) / width, strip_height / tall)
         )
-        _draw_strip(axes, data, rows, i)
+        _draw_strip(axes, strip, times, last)
+        lines = strip.label.count("\n") + 1
         figure.text(
-            0.13 / width,
-            (low + strip / 2) / tall,
-            data.names[i],
+            (0.13 + 0.06 * (lines - 1)) / width,
+            (low + strip_height / 2) / tall,
+            strip.label,
             rotation=90,
             ha="center",
             va="center",
-            fontsize=8.5,
+            multialignment="center",
+            linespacing=1.1,
+            fontsize=8.5 if lines == 1 else 8,
         )
         if i == count - 1:
             axes.set_xlabel("time $t$ (frames)")
             axes.tick_params(labelbottom=True)
-    if outside:
-        handles = [
-            Rectangle((0, 0), 1, 1, fill=False, edgecolor=colour, linestyle=dash, label=label)
-            for label, (colour, dash), there in (
-                ("before the first frame", _BEFORE, data.times.min() < 0),
-                (f"beyond training ($t$ > {data.last})", _BEYOND, data.times.max() > data.last),
-            )
-            if there
-        ]
-        figure.legend(handles=handles, loc="lower center", ncols=2, handlelength=1.6)
+    handles: list[Artist] = list(rim_handles(times, last))
+    if turns:
+        handles.append(Line2D([], [], **_TURN, label="the second flow takes over"))
+    if handles:
+        figure.legend(handles=handles, loc="lower center", ncols=len(handles), handlelength=1.6)
     return figure
 
 
-def _outside(data: FilmStrips) -> np.ndarray:
-    return (data.times < 0) | (data.times > data.last)
+def rim_handles(times: Float[np.ndarray, "n"], last: int) -> list[Rectangle]:
+    """Return what a legend shows for those rims that frames at some times have."""
+    return [
+        Rectangle((0, 0), 1, 1, fill=False, edgecolor=colour, linestyle=dash, label=label)
+        for label, (colour, dash), there in (
+            ("before the first frame", _BEFORE, times.min() < 0),
+            (f"beyond training ($t$ > {last})", _BEYOND, times.max() > last),
+        )
+        if there
+    ]
 
 
-def _draw_strip(axes: Axes, data: FilmStrips, rows: list[tuple[str, Tensor]], i: int) -> None:
-    """Draw the frames of one sequence, one unit wide, with narrow gaps between them."""
-    height, width = data.flow.shape[-2:]
+def draw_frame(
+    axes: Axes,
+    frame: Float[Tensor, "c h w"],
+    left: float,
+    top: float,
+    *,
+    t: float = 0.0,
+    last: int = 0,
+    rim: float = 1.5,
+) -> None:
+    """Draw a frame one unit wide, with a narrow gap around it and a rim outside of the training.
+
+    Args:
+        axes: of equal aspect.
+        frame: pixels in [0, 1], or NaN where nothing is known.
+        left: where it begins.
+        top: where it ends.
+        t: its time.
+        last: the last frame of the training.
+        rim: its line width in points.
+    """
+    aspect = frame.shape[-2] / frame.shape[-1]
+    if bool(frame.isnan().any()):
+        middle = left + 0.5, top - aspect / 2
+        axes.text(*middle, "–", ha="center", va="center", color=MUTED, fontsize=8)
+        return
+    axes.imshow(
+        as_pixels(frame),
+        extent=(left + _GAP, left + 1 - _GAP, top - aspect + _GAP, top - _GAP),
+        cmap="gray",
+        vmin=0,
+        vmax=1,
+        interpolation="nearest",
+    )
+    if t < 0 or t > last:
+        colour, dash = _BEFORE if t < 0 else _BEYOND
+        axes.add_patch(
+            Rectangle(
+                (left + _GAP, top - aspect + _GAP),
+                1 - 2 * _GAP,
+                aspect - 2 * _GAP,
+                fill=False,
+                edgecolor=colour,
+                linestyle=dash,
+                linewidth=rim,
+                zorder=3,
+            )
+        )
+
+
+def _draw_strip(axes: Axes, strip: Strip, times: Float[np.ndarray, "n"], last: int) -> None:
+    """Draw the frames of one sequence, one unit wide."""
+    height, width = strip.rows[0][1].shape[-2:]
     aspect = height / width
-    gap = 0.03
-    for row, (_, frames) in enumerate(rows):
-        top = -row * aspect
-        for column, t in enumerate(data.times):
-            left = column - 0.5 + gap
-            known = not bool(frames[i, column].isnan().any())
-            if not known:
-                axes.text(
-                    column, top - aspect / 2, "–", ha="center", va="center", color=MUTED, fontsize=8
-                )
-            else:
-                axes.imshow(
-                    as_pixels(frames[i, column]),
-                    extent=(left, column + 0.5 - gap, top - aspect + gap, top - gap),
-                    cmap="gray",
-                    vmin=0,
-                    vmax=1,
-                    interpolation="nearest",
-                )
-            if (t < 0 or t > data.last) and known:
-                colour, dash = _BEFORE if t < 0 else _BEYOND
-                axes.add_patch(
-                    Rectangle(
-                        (left, top - aspect + gap),
-                        1 - 2 * gap,
-                        aspect - 2 * gap,
-                        fill=False,
-                        edgecolor=colour,
-                        linestyle=dash,
-                        linewidth=1.5,
-                        zorder=3,
-                    )
-                )
-    axes.set_xlim(-0.5, len(data.times) - 0.5)
-    axes.set_ylim(-aspect * len(rows), 0)
+    rim = 1.5 if len(times) <= _MANY else 0.9
+    for row, (_, frames) in enumerate(strip.rows):
+        for column, t in enumerate(times):
+            place = column - 0.5, -row * aspect
+            draw_frame(axes, frames[column], *place, t=float(t), last=last, rim=rim)
+    if strip.turn is not None:
+        axes.axvline(strip.turn + 0.5, **_TURN, zorder=4)
+    axes.set_xlim(-0.5, len(times) - 0.5)
+    axes.set_ylim(-aspect * len(strip.rows), 0)
     axes.set_aspect("equal")
-    axes.set_yticks([-(row + 0.5) * aspect for row in range(len(rows))], [name for name, _ in rows])
-    axes.set_xticks(range(len(data.times)), [number(float(t)) for t in data.times])
+    axes.set_yticks(
+        [-(row + 0.5) * aspect for row in range(len(strip.rows))], [name for name, _ in strip.rows]
+    )
+    axes.set_xticks(range(len(times)), [number(float(t)) for t in times])
     axes.tick_params(length=0, labelsize=8, labelbottom=False, colors=INK)
     axes.spines[:].set_visible(False)

@@ -8,34 +8,49 @@ import sys
 import pytest
 import torch
 import yaml
-from tiny import sets
+from tiny import sets, sets_of
 
 import flowfactor
-from experiments.config import shipped
+from experiments.config import read_config, shipped
 
 
 @pytest.mark.parametrize("config", shipped())
-def test_every_configuration_trains_evaluates_and_plots(call, tmp_path, config):
-    run = tmp_path / "run"
-    code, output = call("run", config, *sets(), "--out", run)
+def test_every_configuration_trains_and_evaluates(call, tmp_path, config):
+    run, options = tmp_path / "run", sets_of(config, tmp_path)
+    code, output = call("train", config, *options, "--out", run)
     assert code == 0, output
     for name in ("config.yaml", "train.log", "metrics.jsonl", "model.pt", "checkpoint.pt"):
         assert (run / name).is_file(), name
+    code, output = call("evaluate", run)
+    assert code == 0, output
     result = json.loads((run / "evaluation.json").read_text())
     assert set(result["errors"]) == set(flowfactor.load(run).names)
     assert result["mean_error"] > 0
     assert result["training"]["seed"] == 0
     assert result["training"]["steps"] == 4
+    for name in result["errors"]:
+        assert name in output
+    for measured in ("composition", "extrapolation"):
+        asked_for = getattr(read_config(config)[1].evaluation, measured)
+        assert (measured in result) == asked_for
+
+
+@pytest.mark.parametrize("config", ["demo", "factor_grid", "recordings"])
+def test_run_does_it_all(call, tmp_path, config):
+    """One configuration for each way in which samples come: rendered, on a grid, recorded."""
+    run, options = tmp_path / "run", sets_of(config, tmp_path)
+    code, output = call("run", config, *options, "--out", run)
+    assert code == 0, output
     report = (run / "report.html").read_text()
     assert report.count("data:image/") >= 8
     assert (run / "figures" / "film_strips.png").is_file()
-    for name in result["errors"]:
-        assert name in output
     # A second call reuses the training.
     before = (run / "model.pt").read_bytes()
-    code, output = call("run", config, *sets(), "--out", run)
+    (run / "evaluation.json").unlink()
+    code, output = call("run", config, *options, "--out", run)
     assert code == 0
     assert "trained already" in output
+    assert (run / "evaluation.json").is_file()
     assert (run / "model.pt").read_bytes() == before
 
 
@@ -155,3 +170,65 @@ def test_two_processes_train_together(tmp_path):
     lines = [json.loads(line) for line in (run / "metrics.jsonl").open()]
     assert [line["step"] for line in lines if line["split"] == "train"] == [1, 2, 3, 4]
     assert all(torch.isfinite(p).all() for p in flowfactor.load(run).parameters())
+
+
+def test_recordings_of_ones_own_without_labels_of_most(call, tmp_path):
+    """Weak supervision of recorded sequences: what they undergo can be neither chosen nor seen."""
+    run, options = tmp_path / "run", sets_of("recordings", tmp_path)
+    weak = ("model.supervision=weak", "model.flows=3", "data.labelled_fraction=0.2")
+    words = [word for change in weak for word in ("--set", change)]
+    code, output = call("train", "recordings", *options, *words, "--out", run)
+    assert code == 0, output
+    code, output = call("evaluate", run)
+    assert code == 0, output
+    result = json.loads((run / "evaluation.json").read_text())
+    assert set(result["errors"]) == {"down", "right"}
+    assert result["frames"] == 4
+    assert flowfactor.load(run).names[2:] == ("spare 1",)
+
+
+def test_videos_of_ones_own(call, tmp_path):
+    """A folder of mp4 files, by the command line alone."""
+    import av
+    import numpy as np
+
+    (tmp_path / "films").mkdir()
+    for number in range(10):
+        with av.open(str(tmp_path / "films" / f"{number}.mp4"), "w") as file:
+            stream = file.add_stream("libx264", rate=10)
+            stream.width = stream.height = 16
+            stream.pix_fmt = "yuv420p"
+            for t in range(5):
+                frame = np.full((16, 16, 3), 20 * number, dtype=np.uint8)
+                frame[:, t : t + 4] = 255
+                picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
+                file.mux(stream.encode(picture))
+            file.mux(stream.encode())
+    run = tmp_path / "run"
+    options = sets_of("recordings", tmp_path)
+    films = (f"data.path={tmp_path / 'films'}", "data.labels=null", "data.names=[slide]")
+    words = [word for change in films for word in ("--set", change)]
+    code, output = call("train", "recordings", *options, *words, "--out", run)
+    assert code == 0, output
+    assert flowfactor.load(run).names == ("slide",)
+
+
+@pytest.mark.parametrize(
+    ("config", "change", "message"),
+    [
+        ("sprites", "data.motions={spin: {parameter: angel}}", "data.motions.spin.parameter"),
+        ("shapes3d", "data.moves={shape: {stride: 2}}", "unknown key"),
+        ("falcor3d", "data.path=nowhere", "nowhere"),
+        ("isaac3d", "data.pth=x", "did you mean `path`"),
+        ("factor_grid", "data.factors={hue: 0}", "data.factors.hue"),
+        ("recordings", "data.start=random", "start: canonical"),
+        ("recordings", "evaluation.composition=true", "two transformations"),
+        ("sprites", "data.moving_start=anywhere", "'random' or 'canonical'"),
+        ("mnist_composition", "objective.commutator=-1", "objective.commutator"),
+    ],
+)
+def test_bad_keys_of_every_data_set_are_named(call, tmp_path, config, change, message):
+    code, output = call("train", config, "--set", change, "--out", tmp_path / "run")
+    assert code == 2
+    assert message in output
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,41 @@
+"""Data sets that hide what their sequences undergo."""
+
+import pytest
+import torch
+
+from flowfactor.data import HiddenFactors, Recordings, SequenceLoader, Sprites
+from flowfactor.data.sequences import GivenFactor
+from flowfactor.errors import DataError
+
+
+@pytest.fixture
+def films():
+    generator = torch.Generator().manual_seed(0)
+    frames = torch.randint(256, (12, 5, 1, 8, 8), dtype=torch.uint8, generator=generator)
+    return Recordings(frames.numpy(), ["up", "down", "up", "up"] * 3)
+
+
+def test_recordings_keep_their_own_transformation(films):
+    hidden = HiddenFactors(films)
+    assert isinstance(hidden, GivenFactor)
+    assert torch.equal(hidden.given_factor, films.given_factor)
+    assert not isinstance(HiddenFactors(Sprites(4, 8)), GivenFactor)
+
+
+def test_a_loader_draws_what_was_recorded_and_sees_no_label(films):
+    loader = SequenceLoader(HiddenFactors(films), 4, seed=0)
+    seen = [loader.batch(step) for step in range(6)]
+    assert all((batch.factor == -1).all() for batch in seen)
+    known = films.sample(range(12)).frames.flatten(1)
+    for batch in seen:
+        for film in batch.frames[:, : films.last + 1].flatten(1):
+            assert (known == film).all(1).any()
+
+
+def test_a_part_keeps_its_label(films):
+    half = HiddenFactors(films, labelled_fraction=0.5, seed=1)
+    factor = half.sample(range(12), None).factor
+    assert torch.equal(factor, torch.where(half.labelled, films.given_factor, -1))
+    assert 0 < int(half.labelled.sum()) < 12
+    with pytest.raises(DataError, match=r"in \[0, 1\]"):
+        HiddenFactors(films, labelled_fraction=1.5)

@@ -135,7 +135,7 @@ def test_what_cannot_be_measured_is_refused():
     model, data = Reader(), Halves()
     with pytest.raises(ValueError, match="not a pair of the transformations left, right"):
         superposition_error(model, data, [("left", "up")])
-    with pytest.raises(ValueError, match="frames must be in 1..8"):
+    with pytest.raises(ValueError, match=r"frames must be in 1\.\.8"):
         switching_error(model, data, frames=9)
     with pytest.raises(ValueError, match="at least 2 frames"):
         switching_error(model, data, frames=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,9 @@ from flowfactor.models import SequenceModel
 from flowfactor.training import read_metrics
 
 FIGURES = "figures"
+
+# Of flows that are drawn together.
+_PAIRS = 3
 
 
 def plot(run: Path, *, on_stage: Callable[[str], None] | None = None) -> Path:
@@ -56,6 +60,8 @@ def plot(run: Path, *, on_stage: Callable[[str], None] | None = None) -> Path:
 
     sections = [_overview(result, run, config)]
     sections.append(_films(model, data, chosen, run, report))
+    if result.get("composition", {}).get("superposition"):
+        sections.append(_composition(model, data, result, run, report))
     sections.append(_landscapes(model, data, chosen, run, report))
     sections.append(_transport(model, data, run, report))
     sections.append(_numbers(result, run, config, model.last, report))
@@ -166,6 +172,72 @@ def _films(
             Illustration(strips, "Truth and flow, two held-out digits for each transformation."),
             Illustration(outside, "Before the first and beyond the last frame of the training."),
         ],
+    )
+
+
+def composition_strips(
+    model: SequenceModel,
+    data: TransformedSequences,
+    pairs: list[tuple[str, str]],
+    *,
+    random_starts: bool = False,
+    seed: int = 0,
+) -> list[diagnostics.CompositionStrips]:
+    """Return two strips of each pair, of one sample: both flows at once, then in turn.
+
+    Args:
+        model: of the run.
+        data: held-out samples.
+        pairs: names of two transformations each.
+        random_starts: transform frame 0 at random beforehand.
+        seed: of the samples, and of these starts.
+    """
+    found = []
+    generator = torch.Generator().manual_seed(seed)
+    clock = torch.arange(data.last + 1)[None]
+    turn = math.ceil(data.last / 2)
+    in_turn = [clock.clamp(max=turn), (clock - turn).clamp(min=0)]
+    for pair in pairs:
+        sample = torch.randint(len(data), (1,), generator=generator)
+        start = torch.rand(1, data.start_size, generator=generator) if random_starts else None
+        both = data.compose(sample, pair, start=start)
+        found.append(diagnostics.composition_data(model, both, pair))
+        switched = data.compose(sample, pair, start=start, elapsed=in_turn)
+        found.append(diagnostics.composition_data(model, switched, pair, turn=turn))
+    return found
+
+
+def _composition(
+    model: SequenceModel,
+    data: TransformedSequences,
+    result: dict[str, Any],
+    run: Path,
+    report: Callable[[str], None],
+) -> Section:
+    report("flows put together")
+    composed = result["composition"]
+    pairs = [(a, b) for a, _, b in (name.partition(" + ") for name in composed["superposition"])]
+    figure = diagnostics.draw_composition(composition_strips(model, data, pairs[:_PAIRS]))
+    diagnostics.save(figure, run / FIGURES / "composition.png")
+    columns = ("E", "identity", "floor")
+    tables = []
+    for kind, caption in (
+        ("superposition", "two flows at once"),
+        ("switching", "one flow, then the other"),
+        ("reversal", "backwards from the last frame that is measured"),
+    ):
+        rows: list[list[str | int | float]] = [
+            [name, *(round(error[key], 1) for key in ("error", "identity", "floor"))]
+            for name, error in composed[kind].items()
+        ]
+        tables.append(Table((caption, *columns), rows))
+    return Section(
+        "Flows put together",
+        "No training sequence shows more than one transformation. The truth undergoes two, at "
+        "once or in turn; the latent of frame 0 follows the sum of both potentials, or one after "
+        "the other.",
+        [Illustration(figure, "Truth and flow, at once and in turn.")],
+        tables,
     )
 
 

@@ -6,23 +6,19 @@ Example: python experiments/scripts/composition.py runs/demo --pair rotation hue
 """
 
 import argparse
-import math
 import sys
 from pathlib import Path
 
-import torch
 from rich.console import Console
 
 import flowfactor
 from experiments.cli import composition_tables
 from experiments.explore import different_samples
 from experiments.generalization import composition
-from experiments.plots import FIGURES
+from experiments.plots import FIGURES, composition_strips
 from experiments.runs import frames_measured, load_data, read_run_config, write_json
-from flowfactor.data import TransformedSequences
-from flowfactor.diagnostics import CompositionStrips, composition_data, draw_composition, save
+from flowfactor.diagnostics import draw_composition, save
 from flowfactor.errors import DataError, FlowFactorError
-from flowfactor.models import SequenceModel
 from solvers import SolverError
 
 
@@ -61,30 +57,6 @@ def arguments() -> argparse.Namespace:
     return options
 
 
-def strips(
-    model: SequenceModel,
-    data: TransformedSequences,
-    pairs: list[tuple[str, str]],
-    *,
-    random_starts: bool,
-    seed: int,
-) -> list[CompositionStrips]:
-    """Return two strips of each pair, of one sample: both flows at once, then in turn."""
-    found = []
-    generator = torch.Generator().manual_seed(seed)
-    clock = torch.arange(data.last + 1)[None]
-    turn = math.ceil(data.last / 2)
-    in_turn = [clock.clamp(max=turn), (clock - turn).clamp(min=0)]
-    for pair in pairs:
-        sample = torch.randint(len(data), (1,), generator=generator)
-        start = torch.rand(1, data.start_size, generator=generator) if random_starts else None
-        both = data.compose(sample, pair, start=start)
-        found.append(composition_data(model, both, pair))
-        switched = data.compose(sample, pair, start=start, elapsed=in_turn)
-        found.append(composition_data(model, switched, pair, turn=turn))
-    return found
-
-
 def main() -> Path:
     """Load, measure, print, draw, save."""
     options = arguments()
@@ -104,7 +76,7 @@ def main() -> Path:
     indices = different_samples(data, options.images).sort().values
     longer = data if options.last is None else data.with_last(options.last)
     starts = options.random_starts
-    parts = strips(model, longer, pairs, random_starts=starts, seed=options.seed)
+    parts = composition_strips(model, longer, pairs, random_starts=starts, seed=options.seed)
     figure = draw_composition(parts)
 
     frames = options.frames or frames_measured(config, data)

@@ -132,6 +132,16 @@ def test_extrapolation_to_digits_that_training_left_out(script, tmp_path, tiny_r
     assert (run / "figures" / "extrapolation_strips.png").is_file()
 
 
+def test_runs_side_by_side(script, tmp_path):
+    out = tmp_path / "compared.json"
+    code, printed, err = script("compare_composition", SHIPPED, "--images", 4, "--out", out)
+    assert (code, err) == (0, "")
+    (found,) = json.loads(out.read_text()).values()
+    assert (found["split"], found["images"]) == ("validation", 4)
+    assert f"| sprites | 7,000 | {found['alone']:.1f} | {found['superposition']:.1f} |" in printed
+    assert found["training"]["steps"] == 7000
+
+
 @pytest.mark.parametrize(
     ("name", "flags", "message"),
     [
@@ -151,6 +161,8 @@ def test_extrapolation_to_digits_that_training_left_out(script, tmp_path, tiny_r
         ("extrapolation", ["--data", "small.yaml"], "(3, 16, 16)"),
         ("extrapolation", ["--data", "turn.yaml"], "the model knows scaling"),
         ("extrapolation", ["--digits", 3], "unrecognized arguments"),
+        ("compare_composition", ["--images", 0], "--images must be at least 1"),
+        ("compare_composition", ["nowhere"], "no run folder nowhere"),
     ],
 )
 def test_wrong_flags(script, tmp_path, other_data, name, flags, message):
@@ -162,7 +174,8 @@ def test_wrong_flags(script, tmp_path, other_data, name, flags, message):
 
 
 @pytest.mark.parametrize(
-    "name", ["plot_landscape", "plot_trajectories", "composition", "extrapolation"]
+    "name",
+    ["plot_landscape", "plot_trajectories", "composition", "extrapolation", "compare_composition"],
 )
 def test_no_run_folder_and_help(script, tmp_path, name):
     code, _, err = script(name, tmp_path / "nothing")

@@ -240,6 +240,7 @@ class Recordings(TransformedSequences):
         indices = self._indices(indices)
         own = self.given_factor[indices]
         if factor is not None:
+            self._check_known(factor, indices)
             asked = self._factors(factor, len(indices))
             wrong = (asked != own).nonzero()
             if len(wrong):
@@ -277,6 +278,17 @@ class Recordings(TransformedSequences):
             "Recorded sequences cannot be composed: what several transformations do at the same "
             "time was not recorded. Data sets that draw their frames can, such as Sprites."
         )
+
+    def _check_known(self, factor: Tensor | int | str, indices: Int[Tensor, " b"]) -> None:
+        if not isinstance(factor, Tensor) or factor.shape != indices.shape:
+            return
+        unknown = (factor < 0).nonzero()
+        if len(unknown):
+            recording = self.recording(int(indices[unknown[0]]))
+            raise DataError(
+                f"Recording {recording!r} has no known transformation, which validation and "
+                "evaluation compare with. Give its label, or leave factor out to have its frames."
+            )
 
     def _frames(
         self,
@@ -419,7 +431,10 @@ def _read_labels(path: Path) -> Any:
             with path.open(newline="", encoding="utf-8-sig") as file:
                 return _from_rows([row for row in csv.reader(file) if row], path)
     except FileNotFoundError as error:
-        raise DataError(f"There is no file {path} with labels.") from error
+        raise DataError(
+            f"There is no file {path} with labels. Give another one, or none (`labels: null`) "
+            "where folders are named after the transformations or all undergo the same."
+        ) from error
     except (OSError, ValueError, EOFError, csv.Error) as error:
         raise DataError(f"The labels in {path} cannot be read ({error}).") from error
     raise DataError(f"Labels are read from .npy, .json or .csv files, but the file is {path}.")

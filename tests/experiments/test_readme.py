@@ -32,6 +32,50 @@ def test_the_tables_are_those_of_the_results(name):
         assert tables.likelihood_table(result) in README
 
 
+PAGE = (ROOT / "docs" / "results.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("page", "name", "table"),
+    [
+        (README, "mnist_composition", tables.composition_table),
+        (PAGE, "mnist_composition", tables.composition_table),
+        (PAGE, "mnist_composition", tables.reversal_table),
+        (PAGE, "mnist_composition", tables.extrapolation_table),
+    ],
+)
+def test_tables_of_composition_are_those_of_the_results(page, name, table):
+    assert table(json.loads((RESULTS / f"{name}.json").read_text())) in page
+
+
+def test_weak_supervision_is_that_of_the_results():
+    seeds = sorted(RESULTS.glob("mnist_weak_seed*.json"))
+    results = {
+        f"weak, seed {path.stem.removeprefix('mnist_weak_seed')}": json.loads(path.read_text())
+        for path in seeds
+    }
+    supervised = RESULTS / "mnist_12000.json"
+    if supervised.is_file():
+        results["supervised, seed 0"] = json.loads(supervised.read_text())
+    assert len(results) >= 2
+    assert tables.model_table(results) in PAGE
+
+
+@pytest.mark.parametrize("name", ["mnist_composition", "sprites"])
+def test_runs_side_by_side_are_those_of_the_results(name):
+    for each in json.loads((RESULTS / "compared" / f"{name}.json").read_text()).values():
+        keys = ("alone", "superposition", "switching", "reversal")
+        cells = " | ".join(f"{each[key]:.1f}" for key in keys)
+        row = f"| {each['training']['steps']:,} | {cells} | {each['either_order']:.2f} |"
+        assert row in PAGE
+
+
+def test_every_pair_of_sprites_is_that_of_its_result():
+    pairs = {"composition": json.loads((RESULTS / "compared/sprites_pairs.json").read_text())}
+    assert tables.composition_table(pairs) in PAGE
+    assert tables.reversal_table(pairs) in PAGE
+
+
 def test_the_float32_figure_is_that_of_its_result():
     result = json.loads((RESULTS / "mnist_float32.json").read_text())
     assert f"{result['mean_error']:.1f} ([mnist_float32.json]" in " ".join(README.split())
@@ -45,10 +89,12 @@ def test_results_say_where_they_come_from():
         assert {"seed", "seconds", "steps", "versions", "hardware"} <= set(training)
 
 
-def test_links_and_figures_exist():
-    for target in re.findall(r"\]\(([^)]+)\)", README):
-        if not target.startswith("http"):
-            assert (ROOT / target).is_file(), target
+@pytest.mark.parametrize("page", ["README.md", *(f"docs/{p.name}" for p in ROOT.glob("docs/*.md"))])
+def test_links_and_figures_exist(page):
+    text, folder = (ROOT / page).read_text(), (ROOT / page).parent
+    for target in re.findall(r"\]\(([^)]+)\)", text):
+        if not target.startswith(("http", "#")):
+            assert (folder / target.partition("#")[0]).is_file(), target
 
 
 def test_configuration_sections_are_explained():

@@ -92,7 +92,7 @@ def test_results_say_where_they_come_from():
 @pytest.mark.parametrize("page", ["README.md", *(f"docs/{p.name}" for p in ROOT.glob("docs/*.md"))])
 def test_links_and_figures_exist(page):
     text, folder = (ROOT / page).read_text(), (ROOT / page).parent
-    for target in re.findall(r"\]\(([^)]+)\)", text):
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
         if not target.startswith(("http", "#")):
             assert (folder / target.partition("#")[0]).is_file(), target
 

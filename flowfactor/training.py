@@ -164,8 +164,11 @@ class _Trainer:
         self.run = run
         self.fabric = fabric
         self.model = model
+        groups = model.parameter_groups()
+        # A group may have a peak of its own; the schedule is the same for all.
+        self.peaks = [group.get("lr", options.learning_rate) for group in groups]
         optimizer = torch.optim.AdamW(
-            model.parameters(),
+            groups,
             lr=options.learning_rate,
             betas=options.betas,
             weight_decay=options.weight_decay,
@@ -232,10 +235,10 @@ class _Trainer:
 
     def _set_learning_rate(self, fraction: float) -> float:
         warm = min(1.0, (self.step + 1) / max(self.options.warmup, 1))
-        rate = self.options.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * fraction))
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        return rate
+        height = warm * 0.5 * (1 + math.cos(math.pi * fraction))
+        for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
+            group["lr"] = peak * height
+        return self.options.learning_rate * height
 
     def _step(self, batch: Sequences) -> dict[str, Tensor]:
         self.optimizer.zero_grad(set_to_none=True)

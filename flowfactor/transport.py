@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import TYPE_CHECKING
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from flowfactor.flow import Path, full_precision
+from flowfactor.flow import LogDensity, Path, full_precision, trace
 from flowfactor.potentials import Potential, Time
+from solvers import FixedMethod
+
+if TYPE_CHECKING:
+    from flowfactor.models.base import SequenceModel
 
 
 def hamilton_jacobi_residual(
@@ -61,6 +68,42 @@ def along_path(potential: Potential, path: Path, force: Force | None = None) -> 
         residuals.append(time + energy - (0.0 if force is None else force(z, t)))
         energies.append(energy)
     return TransportTerms(torch.stack(residuals), torch.stack(energies))
+
+
+def trace_with_random_times(
+    z0: Float[Tensor, "b d"],
+    potential: Potential,
+    last: int,
+    model: SequenceModel,
+    *,
+    log_density: LogDensity = False,
+) -> tuple[Path, Path]:
+    """Return the path at the frames, and at one random time between each two of them.
+
+    An equation of the potential holds at all times, not at frames only: one uniform time in each
+    interval estimates the mean over ``[0, T]`` without bias, where residuals at the frames would be
+    made small there and large between. The random times are also steps of the solver, so that
+    training cannot fit the errors of a fixed grid.
+
+    Args:
+        z0: where the flow starts.
+        potential: the potential of each sample.
+        last: the last frame T.
+        model: gives the solver and its gradient.
+        log_density: see :func:`flowfactor.flow`; the second path has none.
+    """
+    frames = torch.arange(last + 1, dtype=z0.dtype, device=z0.device)
+    # Away from the ends by a thousandth: times must not repeat.
+    inner = frames[:-1] + torch.rand(last, dtype=z0.dtype, device=z0.device).clamp(1e-3, 0.999)
+    times = torch.cat([torch.stack([frames[:-1], inner], dim=1).flatten(), frames[-1:]])
+    method = model.method
+    if isinstance(method, FixedMethod) and isinstance(method.steps, int):
+        # Two intervals share the steps of a frame.
+        method = dataclasses.replace(method, steps=-(-method.steps // 2))
+    path = trace(z0, potential, times, model, method=method, log_density=log_density)
+    log_det = None if path.log_det is None else path.log_det[::2]
+    at_frames = Path(path.z[::2], log_det, frames, path.stats)
+    return at_frames, Path(path.z[1::2], None, inner, path.stats)
 
 
 class TransportTerms:

@@ -11,7 +11,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from flowfactor.flow import trace
 from flowfactor.models.base import SequenceModel
 from flowfactor.potentials import Choice, Potential
 
@@ -63,12 +62,12 @@ def positions(
     parts = []
     before, after = times[times < 0], times[times >= 0]
     if len(before):
-        parts.append(trace(z, k, torch.cat([zero, before.flip(0)]), model).z[1:].flip(0))
+        parts.append(model.flow(z, k, torch.cat([zero, before.flip(0)]))[1:].flip(0))
     if len(after):
         if after[0] == 0:
-            parts.append(trace(z, k, after, model).z)
+            parts.append(model.flow(z, k, after))
         else:
-            parts.append(trace(z, k, torch.cat([zero, after]), model).z[1:])
+            parts.append(model.flow(z, k, torch.cat([zero, after]))[1:])
     return torch.cat(parts)
 
 

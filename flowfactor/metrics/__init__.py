@@ -1,4 +1,7 @@
-"""How good a model is: errors of flows, alone and composed, likelihoods, and what it rests on."""
+"""How good a model is: errors of flows, alone and composed, likelihoods, and what it rests on.
+
+Also how well its code is disentangled, where the true factors of the images are known.
+"""
 
 from flowfactor.metrics.composition import (
     Commutation,
@@ -7,23 +10,66 @@ from flowfactor.metrics.composition import (
     superposition_error,
     switching_error,
 )
+from flowfactor.metrics.disentanglement import (
+    DCI,
+    CodeSource,
+    CodeTable,
+    dci,
+    factor_vae_score,
+    mig,
+    sap,
+)
 from flowfactor.metrics.equivariance import EquivarianceError, equivariance_error, mean_error
+from flowfactor.metrics.known_factors import (
+    GridFactors,
+    KnownFactors,
+    ModelCodes,
+    StartFactors,
+    codes_of,
+    known_factors,
+)
 from flowfactor.metrics.likelihood import log_likelihood
 from flowfactor.metrics.matching import Matching, match_flows
+from flowfactor.metrics.paths import PathMeasures, path_measures
+from flowfactor.metrics.predictability import (
+    ClassifierOptions,
+    Predictability,
+    classify_pairs,
+    variation_predictability,
+)
 from flowfactor.metrics.solver import SolverChange, solver_independence
 
 __all__ = [
+    "DCI",
+    "ClassifierOptions",
+    "CodeSource",
+    "CodeTable",
     "Commutation",
     "EquivarianceError",
+    "GridFactors",
+    "KnownFactors",
     "Matching",
+    "ModelCodes",
+    "PathMeasures",
+    "Predictability",
     "SolverChange",
+    "StartFactors",
+    "classify_pairs",
+    "codes_of",
     "commutation_error",
+    "dci",
     "equivariance_error",
+    "factor_vae_score",
+    "known_factors",
     "log_likelihood",
     "match_flows",
     "mean_error",
+    "mig",
+    "path_measures",
     "reversal_error",
+    "sap",
     "solver_independence",
     "superposition_error",
     "switching_error",
+    "variation_predictability",
 ]

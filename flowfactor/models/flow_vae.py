@@ -9,19 +9,18 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.distributions import Distribution, Independent, Normal
 
 import solvers
 from flowfactor.commutator import lie_bracket
 from flowfactor.data import Sequences
 from flowfactor.flow import LogDensity, Path, check_discrete, full_precision, trace
-from flowfactor.models.base import SequenceModel
+from flowfactor.models.autoencoder import Autoencoder, kl_to_standard_normal
 from flowfactor.networks import make_decoder, make_encoder
-from flowfactor.observation import Bernoulli, Observation, observation_from_name
+from flowfactor.observation import Observation, observation_from_name
 from flowfactor.potentials import MLPPotential, Potential, PotentialBank, RidgePotential
 from flowfactor.priors import DiffusingPrior
-from flowfactor.transport import Force, along_path
-from solvers import RK4, Direct, FixedMethod, Gradient, Method
+from flowfactor.transport import Force, along_path, trace_with_random_times
+from solvers import RK4, Direct, Gradient, Method
 
 POTENTIALS: dict[str, type[RidgePotential] | type[MLPPotential]] = {
     "ridge": RidgePotential,
@@ -61,7 +60,7 @@ class Objective:
                 raise ValueError(f"the weight {name} must be finite and at least 0; it is {weight}")
 
 
-class FlowVAE(SequenceModel):
+class FlowVAE(Autoencoder):
     r"""A variational autoencoder of sequences whose latent flows: ``dz/dt = grad u^k(z, t)``.
 
     With the transformation k of each sequence known, training minimises
@@ -132,23 +131,17 @@ class FlowVAE(SequenceModel):
         gradient: Gradient = Direct(),
         density: Literal["integral", "discrete"] = "integral",
     ) -> None:
-        super().__init__()
-        if last < 1:
-            raise ValueError(f"last, the number of the last frame, must be positive; it is {last}")
+        super().__init__(
+            encoder, decoder, image_shape, potentials.dim, last=last, observation=observation
+        )
         if density not in ("integral", "discrete"):
             raise ValueError(f"density is {density!r}; it is either 'integral' or 'discrete'")
         if density == "discrete":
             check_discrete(method)
         if objective.commutator > 0 and len(potentials) < 2:
             raise ValueError("the weight commutator takes at least two transformations")
-        self.encoder = encoder
-        self.decoder = decoder
         self.potentials = potentials
-        self.image_shape = (image_shape[0], image_shape[1], image_shape[2])
-        self.latent_dim = potentials.dim
-        self.last = last
         self.objective = objective
-        self.observation = observation if observation is not None else Bernoulli()
         self.force = force
         # Without the path term nothing teaches the diffusion, and distributed training would wait
         # for its gradient.
@@ -157,7 +150,6 @@ class FlowVAE(SequenceModel):
         self.method = method
         self.gradient = gradient
         self.density = density
-        self._spec: dict[str, Any] | None = None
 
     @classmethod
     def build(
@@ -264,47 +256,6 @@ class FlowVAE(SequenceModel):
         }
         return model
 
-    def spec(self) -> dict[str, Any]:
-        """Return the arguments of :meth:`build` that made this model.
-
-        Raises:
-            TypeError: the model was made from networks of your own, which plain data cannot name;
-                save its ``state_dict()`` and make it again by your own code.
-        """
-        if self._spec is None:
-            raise TypeError(
-                "this model was made from networks of your own, so that flowfactor cannot make it "
-                "again from plain data; save its state_dict() instead, or use FlowVAE.build"
-            )
-        return self._spec
-
-    def encode(self, x: Float[Tensor, "b c h w"]) -> Distribution:
-        """Return ``q(z_0 | x_0) = N(mu, diag sigma^2)``, over latents ``(B, D)``.
-
-        Raises:
-            ValueError: the images have another shape than the model's.
-        """
-        if tuple(x.shape[1:]) != self.image_shape:
-            raise ValueError(
-                f"the images have the shape {tuple(x.shape)}; this model takes "
-                f"(B, {', '.join(map(str, self.image_shape))})"
-            )
-        mean, log_scale = self._posterior(x)
-        return Independent(
-            Normal(mean, log_scale.exp(), validate_args=False), 1, validate_args=False
-        )
-
-    def _posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and log standard deviation of ``q(z | x)``."""
-        mean, log_scale = self.encoder(x).float().chunk(2, dim=-1)
-        # Beyond these bounds the exponential is useless and its gradient explodes.
-        return mean, log_scale.clamp(-8, 4)
-
-    def decode_logits(self, z: Float[Tensor, "b d"]) -> Float[Tensor, "b c h w"]:
-        """Return the logits of every pixel."""
-        logits: Tensor = self.decoder(z)
-        return logits.float()
-
     def loss(self, sequences: Sequences) -> dict[str, Float[Tensor, ""]]:
         """Return the weighted terms of the objective, each a mean over the batch, in nats.
 
@@ -397,36 +348,14 @@ class FlowVAE(SequenceModel):
     def _path(
         self, z0: Float[Tensor, "b d"], potential: Potential, last: int
     ) -> tuple[Path, Path | None]:
-        """Return the path at the frames, and at one random time between each two of them.
-
-        The Hamilton-Jacobi equation holds at all times, not at frames only: one uniform time in
-        each interval estimates the mean over ``[0, T]`` without bias, where residuals at the frames
-        would be made small there and large between. The random times are also steps of the solver,
-        so that training cannot fit the errors of a fixed grid.
-        """
-        frames = torch.arange(last + 1, dtype=z0.dtype, device=z0.device)
+        """Return the path at the frames and, for the residual, between each two of them."""
         density: LogDensity = False
         if self.objective.path_kl > 0 or self.objective.consistency > 0:
             density = "discrete" if self.density == "discrete" else True
         if self.objective.hamilton_jacobi == 0:
+            frames = torch.arange(last + 1, dtype=z0.dtype, device=z0.device)
             return trace(z0, potential, frames, self, log_density=density), None
-        # Away from the ends by a thousandth: times must not repeat.
-        inner = frames[:-1] + torch.rand(last, dtype=z0.dtype, device=z0.device).clamp(1e-3, 0.999)
-        times = torch.cat([torch.stack([frames[:-1], inner], dim=1).flatten(), frames[-1:]])
-        method = self.method
-        if isinstance(method, FixedMethod) and isinstance(method.steps, int):
-            # Two intervals share the steps of a frame.
-            method = dataclasses.replace(method, steps=-(-method.steps // 2))
-        path = trace(z0, potential, times, self, method=method, log_density=density)
-        log_det = None if path.log_det is None else path.log_det[::2]
-        at_frames = Path(path.z[::2], log_det, frames, path.stats)
-        return at_frames, Path(path.z[1::2], None, inner, path.stats)
-
-
-def kl_to_standard_normal(posterior: Distribution) -> Float[Tensor, "b"]:
-    """Return ``KL(N(mu, diag sigma^2) || N(0, I))`` in nats, in closed form."""
-    mean, scale = posterior.mean, posterior.stddev
-    return 0.5 * (mean.square() + scale.square() - 1 - 2 * scale.log()).sum(-1)
+        return trace_with_random_times(z0, potential, last, self, log_density=density)
 
 
 def path_kl_estimate(

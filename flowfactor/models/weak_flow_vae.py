@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from flowfactor.data import Sequences
 from flowfactor.inference import Inference, TransformationPosterior
-from flowfactor.models.flow_vae import FlowVAE, kl_to_standard_normal
+from flowfactor.models.autoencoder import kl_to_standard_normal
+from flowfactor.models.flow_vae import FlowVAE
 
 
 class WeakFlowVAE(FlowVAE):

@@ -1,0 +1,113 @@
+"""The variational autoencoder of single images, and beta-VAE: the plainest baselines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from flowfactor.data import Sequences
+from flowfactor.models.autoencoder import (
+    all_images,
+    check_weight,
+    kl_to_standard_normal,
+    summed_over_frames,
+)
+from flowfactor.models.displacement import RuleModel
+
+
+class VAE(RuleModel):
+    r"""A VAE that sees every frame as an image of its own; with ``beta > 1`` a beta-VAE.
+
+    .. code-block:: text
+
+        sum_{t=0..T}  - E_q[log p(x_t | z_t)]  +  beta KL(q(z_t | x_t) || N(0, I)),   z_t ~ q(.|x_t)
+
+    averaged over sequences, in nats; with ``beta = 1`` the negative evidence bound of the frames as
+    independent images. It knows nothing of transformations: how its latents move is learned
+    afterwards, by :func:`~flowfactor.models.fit_displacements`.
+
+    Args:
+        arguments, options: those of :class:`~flowfactor.models.RuleModel`.
+        beta: the weight of the KL; 4 is customary for a beta-VAE.
+
+    Raises:
+        ValueError: ``beta`` is negative or not finite.
+
+    Source: Kingma, Welling, "Auto-Encoding Variational Bayes", ICLR 2014, arXiv:1312.6114; Higgins
+    et al., "beta-VAE", ICLR 2017.
+
+    Example:
+        >>> import torch
+        >>> from flowfactor.data import Sequences
+        >>> from flowfactor.models import VAE
+        >>> torch.manual_seed(0)  # doctest: +ELLIPSIS
+        <torch._C.Generator object at ...>
+        >>> model = VAE.build(("rotation", "hue"), latent_dim=8, beta=4.0)
+        >>> films = Sequences.full(torch.rand(2, 9, 3, 28, 28), torch.tensor([0, 1]))
+        >>> sorted(model.loss(films))
+        ['kl', 'reconstruction']
+    """
+
+    def __init__(self, *arguments: Any, beta: float = 1.0, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.beta = check_weight("beta", beta)
+
+    @classmethod
+    def build(
+        cls,
+        names: Sequence[str],
+        image_shape: Sequence[int] = (3, 28, 28),
+        *,
+        last: int = 8,
+        latent_dim: int = 48,
+        beta: float = 1.0,
+        encoder: dict[str, Any] | None = None,
+        decoder: dict[str, Any] | None = None,
+        observation: str = "bernoulli",
+        rule: str = "mean",
+    ) -> VAE:
+        """Make a model from plain data.
+
+        Args:
+            names: of the K transformations.
+            image_shape: ``(C, H, W)``.
+            last: the last frame T.
+            latent_dim: D.
+            beta: the weight of the KL.
+            encoder: ``kind`` and options, as in :meth:`FlowVAE.build
+                <flowfactor.models.FlowVAE.build>`.
+            decoder: likewise.
+            observation: ``bernoulli``, ``gaussian`` or ``gaussian_learned``.
+            rule: ``mean`` or ``single``, how latents move.
+
+        Raises:
+            ValueError: a size, name or option that is not allowed.
+        """
+        model: VAE = cls._build(
+            names,
+            image_shape,
+            last=last,
+            latent_dim=latent_dim,
+            encoder=encoder,
+            decoder=decoder,
+            observation=observation,
+            rule=rule,
+            beta=beta,
+        )
+        return model
+
+    def loss(self, sequences: Sequences) -> dict[str, Float[Tensor, ""]]:
+        """Return the weighted terms of the objective, each a mean over the batch, in nats.
+
+        With some frames of each sequence only, both are unbiased estimates of those over all.
+        """
+        posterior = self.encode(all_images(sequences))
+        log_likelihood, _ = self._decoded(posterior.rsample(), sequences)
+        kl = kl_to_standard_normal(posterior).view_as(log_likelihood)
+        return {
+            "reconstruction": -summed_over_frames(log_likelihood, sequences),
+            "kl": self.beta * summed_over_frames(kl, sequences),
+        }

@@ -1,0 +1,134 @@
+"""Rules by which latents move, learned from films of which the right ones are known."""
+
+import pytest
+import torch
+from checking import unchecked
+from torch import nn
+
+from flowfactor.data import Sequences
+from flowfactor.models import VAE, NoPotentialsError, fit_displacements
+
+TRUE = {"left": (2, 2.3), "right": (0, -4.0)}
+LAST = 4
+
+
+class Logits(nn.Module):
+    def forward(self, x):
+        mean = torch.logit(x.flatten(1))
+        return torch.cat([mean, torch.full_like(mean, -8.0)], dim=1)
+
+
+class Pixels(nn.Module):
+    def forward(self, z):
+        return z.view(-1, 1, 2, 2)
+
+
+@pytest.fixture
+def reader():
+    """Return a model whose latent is the logits of four pixels."""
+    model = VAE(tuple(TRUE), Logits(), Pixels(), (1, 2, 2), 4, last=LAST)
+    model.anchor = nn.Parameter(torch.zeros(()))
+    return model
+
+
+def films(count=8):
+    start = 0.5 * torch.randn(count, 1, 4)
+    factor = torch.arange(count) % 2
+    ways = torch.zeros(count, LAST + 1, 4)
+    for i, k in enumerate(factor):
+        j, r = list(TRUE.values())[k]
+        ways[i, :, j] = r * torch.arange(LAST + 1) / LAST
+    return Sequences.full((start + ways).sigmoid().view(count, LAST + 1, 1, 2, 2), factor)
+
+
+def test_the_best_dimension_and_range_are_found(reader):
+    fit = fit_displacements(reader, [films(), films()])
+    for k, (j, r) in enumerate(TRUE.values()):
+        assert int(reader.single_dimension[k]) == j
+        assert float(reader.single_range[k]) == pytest.approx(r, abs=0.07)
+    assert fit.single["right"] < 1e-3
+    assert fit.single["left"] < 0.1
+    assert max(fit.mean.values()) < 1e-3
+    assert reader.training
+
+
+@pytest.mark.parametrize("rule", ["single", "mean"])
+def test_latents_move_by_the_rule(reader, rule):
+    reader.rule = rule
+    fit_displacements(reader, [films()])
+    z = torch.randn(3, 4)
+    for name, (j, r) in TRUE.items():
+        moved = reader.flow(z, name, 2.0)
+        expected = z.clone()
+        expected[:, j] += r / 2
+        torch.testing.assert_close(moved, expected, atol=0.04, rtol=0)
+    path = reader.flow(z, torch.tensor([0, 1, 0]), [1.0, 1.5, 9.0, -1.0])
+    assert torch.equal(path[0], z)
+    for i, k in enumerate((0, 1, 0)):
+        single = reader.flow(z[i : i + 1], k, [1.0, 1.5, 9.0, -1.0])
+        torch.testing.assert_close(path[:, i : i + 1], single)
+        # Straight on between frames, beyond the last and before the first.
+        j, r = list(TRUE.values())[k]
+        away = (path[:, i, j] - z[i, j]) / r * LAST
+        torch.testing.assert_close(away, torch.tensor([0.0, 0.5, 8.0, -2.0]), atol=0.3, rtol=0)
+    assert torch.equal(reader.flow(z, -1, 1.0), reader.flow(z, 1, 1.0))
+
+
+def test_the_mean_displacement_is_the_mean_over_all_batches(reader):
+    batches = [films(4), films(6)]
+    fit_displacements(reader, batches, images=1, ranges=[1.0])
+    frames = torch.cat([batch.frames[batch.factor == 1] for batch in batches])
+    logits = torch.logit(frames).flatten(2)
+    expected = (logits - logits[:, :1]).mean(0)
+    torch.testing.assert_close(reader.mean_displacement[1], expected)
+
+
+def test_rules_travel_with_the_model():
+    from small_models import films, small
+
+    model = small("vae")
+    fit_displacements(model, [films()], ranges=[1.0, -1.0])
+    model.rule = "single"
+    again = VAE.build(**model.spec())
+    again.load_state_dict(model.state_dict())
+    z = torch.randn(2, 4)
+    assert again.rule == "single"
+    assert torch.equal(again.flow(z, 1, [0.0, 2.5]), model.flow(z, 1, [0.0, 2.5]))
+    assert model.training
+
+
+def test_errors(reader):
+    z, flow = torch.zeros(2, 4), unchecked(reader.flow)
+    with pytest.raises(ValueError, match="fit_displacements"):
+        flow(z, "left", 1.0)
+    fit_displacements(reader, [films()])
+    with pytest.raises(KeyError, match="left, right"):
+        flow(z, "up", 1.0)
+    for index in (2, -3, torch.tensor([0, 5])):
+        with pytest.raises(IndexError, match="out of range"):
+            flow(z, index, 1.0)
+    for k in (torch.ones(2, 2), torch.tensor([0, 1, 0])):
+        with pytest.raises(ValueError, match="one index per sample"):
+            flow(z, k, 1.0)
+    with pytest.raises(ValueError, match="log-density"):
+        flow(z, 0, 1.0, log_density=True)
+    with pytest.raises(ValueError, match=r"\(B, 4\)"):
+        flow(torch.zeros(2, 3), 0, 1.0)
+    with pytest.raises(ValueError, match="has no potentials"):
+        _ = reader.potentials["left"]
+    assert not hasattr(reader, "potentials")
+    assert issubclass(NoPotentialsError, ValueError)
+    with pytest.raises(ValueError, match="one of single, mean"):
+        reader.rule = "best"
+
+
+def test_what_displacements_cannot_be_learned_from(reader):
+    batch = films()
+    one = Sequences.full(batch.frames[::2], batch.factor[::2])
+    with pytest.raises(ValueError, match="right"):
+        fit_displacements(reader, [one])
+    short = Sequences.full(batch.frames[:, :3], batch.factor)
+    with pytest.raises(ValueError, match="complete sequences of 5"):
+        fit_displacements(reader, [short])
+    with pytest.raises(ValueError, match="images"):
+        fit_displacements(reader, [batch], images=0)

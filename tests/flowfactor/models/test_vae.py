@@ -1,0 +1,68 @@
+"""VAE and beta-VAE: the objective is the bound of the frames as images."""
+
+import dataclasses
+
+import pytest
+import torch
+from small_models import films, small
+from torch.distributions import Independent, Normal, kl_divergence
+
+
+def standard(model):
+    return Independent(Normal(torch.zeros(model.latent_dim), 1.0), 1)
+
+
+def test_beta_one_is_the_bound():
+    """The mean of log p(x, z) - log q(z | x), summed over the frames, within its error."""
+    model, batch = small("vae"), films(2)
+    x = batch.frames.flatten(0, 1)
+    with torch.no_grad():
+        posterior = model.encode(x)
+        z = posterior.sample((400,))
+        logits = model.decode_logits(z.flatten(0, 1)).unflatten(0, z.shape[:2])
+        ratio = standard(model).log_prob(z) - posterior.log_prob(z)
+        bound = (model.observation.log_prob(logits, x.expand_as(logits)) + ratio).sum(1) / 2
+        losses = torch.tensor([sum(model.loss(batch).values()) for _ in range(100)])
+    error = (losses.var() / 100 + bound.var() / 400).sqrt()
+    assert abs(losses.mean() + bound.mean()) < 4 * error
+    assert error < 1e-2 * losses.mean()
+
+
+def test_terms_by_hand():
+    model, batch = small("vae", beta=4.0), films()
+    torch.manual_seed(1)
+    terms = model.loss(batch)
+    torch.manual_seed(1)
+    x = batch.frames.flatten(0, 1)
+    posterior = model.encode(x)
+    mean = model.decode(posterior.rsample())
+    entropy = -(x * mean.log() + (1 - x) * (1 - mean).log()).sum() / len(batch)
+    torch.testing.assert_close(terms["reconstruction"], entropy, rtol=1e-4, atol=0)
+    kl = kl_divergence(posterior, standard(model).expand((len(x),))).sum() / len(batch)
+    torch.testing.assert_close(terms["kl"], 4 * kl)
+
+
+def test_frames_left_out_are_made_up_for():
+    """The mean of the KL over every choice of 2 of 3 later frames is that over all."""
+    model, batch = small("vae"), films()
+    found = []
+    for pair in torch.combinations(torch.arange(1, 4), 2):
+        at = torch.cat([torch.zeros(1, dtype=torch.long), pair])
+        some = dataclasses.replace(batch, frames=batch.frames[:, at], times=batch.times[:, at])
+        found.append(model.loss(some)["kl"])
+    torch.testing.assert_close(torch.stack(found).mean(), model.loss(batch)["kl"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"beta": -1.0}, "beta"),
+        ({"rule": "roll"}, "single, mean"),
+        ({"last": 0}, "last"),
+        ({"names": ("a", "a")}, "different"),
+        ({"decoder": {"kind": "transformer"}}, "mlp"),
+    ],
+)
+def test_bad_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        small("vae", **options)

@@ -84,6 +84,8 @@ def table(found: dict[str, dict[str, Any]]) -> str:
 def main() -> str:
     """Load, measure, write; return the table."""
     options = arguments()
+    for run in options.runs:  # a wrong name is found before anything is measured
+        read_run_config(run)
     found = {run.name: measure(run, options.split, options.images) for run in options.runs}
     if options.out is not None:
         write_json(options.out, found)

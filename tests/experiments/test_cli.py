@@ -149,7 +149,7 @@ def test_ones_own_images_from_an_array_and_a_folder(call, tmp_path):
     for name in ("images.npy", "pictures"):
         run = tmp_path / f"run of {name}"
         code, output = call(
-            "run", "demo", *sets(*own, f"data.root={tmp_path / name}"), "--out", run
+            "train", "demo", *sets(*own, f"data.root={tmp_path / name}"), "--out", run
         )
         assert code == 0, output
         model = flowfactor.load(run)
@@ -157,6 +157,10 @@ def test_ones_own_images_from_an_array_and_a_folder(call, tmp_path):
         weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
         assert json.loads((run / "training.json").read_text())["training_samples"] == 24
     assert torch.equal(*weights)
+    code, output = call("evaluate", run)
+    assert code == 0, output
+    code, output = call("plot", run)
+    assert code == 0, output
 
 
 def test_two_processes_train_together(tmp_path):

@@ -41,10 +41,11 @@ PAGE = (ROOT / "docs" / "results.md").read_text()
         (README, "mnist_composition", tables.composition_table),
         (PAGE, "mnist_composition", tables.composition_table),
         (PAGE, "mnist_composition", tables.reversal_table),
+        (PAGE, "shapes3d", tables.error_table),
         (PAGE, "mnist_composition", tables.extrapolation_table),
     ],
 )
-def test_tables_of_composition_are_those_of_the_results(page, name, table):
+def test_tables_of_the_pages_are_those_of_the_results(page, name, table):
     assert table(json.loads((RESULTS / f"{name}.json").read_text())) in page
 
 

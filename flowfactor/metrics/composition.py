@@ -10,12 +10,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from flowfactor.data import TransformedSequences, samples_of
+from flowfactor.data import TransformedSequences
 from flowfactor.metrics.equivariance import (
     EquivarianceError,
     check_comparable,
     frame_errors,
     joined,
+    rows_undergoing,
 )
 from flowfactor.models import SequenceModel
 from solvers import Method
@@ -190,14 +191,11 @@ def reversal_error(
         torch.Size([4, 7])
     """
     check_comparable(model, data, frames)
-    wanted = torch.arange(len(data)) if indices is None else torch.as_tensor(indices)
+    chosen = torch.arange(len(data)) if indices is None else torch.as_tensor(indices)
     errors = {}
     for k, name in enumerate(data.names):
         parts = []
-        able = wanted[torch.isin(wanted, samples_of(data, k).cpu())]
-        if not len(able):
-            raise ValueError(f"none of the samples undergoes {name}")
-        for batch in able.split(batch_size):
+        for batch in chosen[rows_undergoing(data, chosen, k)].split(batch_size):
             x = data.sample(batch, k).frames[:, : frames + 1].flip(1).to(_device(model))
             z = model.encode(x[:, 0]).mean
             z = model.flow(z, name, _times(frames, z).flip(0), method=method)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from flowfactor.data import TransformedSequences, samples_of
@@ -121,10 +121,7 @@ def equivariance_error(
     errors = {}
     for k, name in enumerate(data.names):
         parts = []
-        wanted = chosen[torch.isin(chosen, samples_of(data, k).cpu())]
-        if not len(wanted):
-            raise ValueError(f"none of the samples undergoes {name}")
-        for batch in wanted.split(batch_size):
+        for batch in chosen[rows_undergoing(data, chosen, k)].split(batch_size):
             sequences = data.sample(batch, k).to(device)
             flows: int | Tensor = k
             if choose == "inferred":
@@ -136,6 +133,20 @@ def equivariance_error(
             parts.append(frame_errors(model, x, model.flow(z0, flows, times, method=method)))
         errors[name] = joined(parts)
     return errors
+
+
+def rows_undergoing(
+    data: TransformedSequences, chosen: Int[Tensor, "n"], k: int
+) -> Int[Tensor, "m"]:
+    """Return which of the chosen samples can be had under transformation ``k``: all, if rendered.
+
+    Raises:
+        ValueError: none can.
+    """
+    rows = torch.isin(chosen, samples_of(data, k).cpu()).nonzero().flatten()
+    if not len(rows):
+        raise ValueError(f"none of the samples undergoes {data.names[k]}")
+    return rows
 
 
 def check_comparable(model: SequenceModel, data: TransformedSequences, frames: int) -> None:

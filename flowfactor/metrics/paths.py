@@ -8,9 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from flowfactor.data import TransformedSequences, samples_of
+from flowfactor.data import TransformedSequences
 from flowfactor.flow import Path, full_precision, trace
-from flowfactor.metrics.equivariance import check_comparable
+from flowfactor.metrics.equivariance import check_comparable, rows_undergoing
 from flowfactor.models import SequenceModel
 from flowfactor.transport import straightness
 from solvers import Method, Stats
@@ -89,9 +89,7 @@ def path_measures(
     chosen = torch.arange(len(data)) if indices is None else torch.as_tensor(indices)
     measures = {}
     for k, name in enumerate(data.names):
-        able = chosen[torch.isin(chosen, samples_of(data, k).cpu())]
-        if not len(able):
-            raise ValueError(f"none of the samples undergoes {name}")
+        able = chosen[rows_undergoing(data, chosen, k)]
         sums = torch.zeros(3, dtype=torch.float64)
         for batch in able.split(batch_size):
             first = torch.zeros(len(batch), 1, dtype=torch.long)

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from flowfactor.data import TransformedSequences, samples_of
-from flowfactor.metrics.equivariance import check_comparable
+from flowfactor.data import TransformedSequences
+from flowfactor.metrics.equivariance import check_comparable, rows_undergoing
 from flowfactor.models import SequenceModel
 from solvers import Method
 
@@ -123,11 +123,8 @@ def variation_predictability(
     starts = torch.rand(len(chosen), data.start_size, generator=generator)
     groups, before, after, factor = [], [], [], []
     with torch.no_grad():
-        for k, name in enumerate(data.names):
-            able = torch.isin(chosen, samples_of(data, k).cpu()).nonzero().flatten()
-            if not len(able):
-                raise ValueError(f"none of the samples undergoes {name}")
-            for rows in able.split(batch_size):
+        for k in range(len(data.names)):
+            for rows in rows_undergoing(data, chosen, k).split(batch_size):
                 first = torch.zeros(len(rows), 1, dtype=torch.long)
                 start = starts[rows] if random_starts else None
                 x = data.sample(chosen[rows], k, first, start).frames[:, 0].to(device)

@@ -22,7 +22,7 @@ from rich.progress import (
 from rich.progress import Progress as Bar
 from rich.table import Column, Table
 
-from experiments.tables import mean_identity, observation_label, percent
+from experiments.tables import mean_identity, observation_label, solver_change
 from flowfactor.errors import FlowFactorError
 from flowfactor.training import Progress
 from solvers import SolverError
@@ -254,7 +254,6 @@ def tables(result: dict[str, Any]) -> list[Table]:
     for column in ("E", "± s.e.", "identity", "floor", "per pixel", "with dopri5"):
         errors.add_column(column, justify="right")
     for name, error in result["errors"].items():
-        change = result["solver_independence"][name]["relative"]
         errors.add_row(
             name,
             f"[bold]{error['error']:.1f}[/]",
@@ -262,7 +261,7 @@ def tables(result: dict[str, Any]) -> list[Table]:
             f"{error['identity']:.1f}",
             f"{error['floor']:.1f}",
             f"{error['per_frame_and_pixel']:.4f}",
-            percent(change),
+            solver_change(result, name),
         )
     errors.add_section()
     errors.add_row(
@@ -295,6 +294,8 @@ def tables(result: dict[str, Any]) -> list[Table]:
                 inferred["errors"],
             )
         )
+    if rules := result.get("rules"):
+        found.append(rule_table(rules, result["rule"]))
     if unseen := result.get("held_out"):
         found.append(
             _error_table(
@@ -306,6 +307,50 @@ def tables(result: dict[str, Any]) -> list[Table]:
         found += composition_tables(composed)
     if later := result.get("extrapolation"):
         found.append(extrapolation_table(later))
+    if scores := code_scores(result):
+        table = Table("score of the code", "", title="Disentanglement", title_justify="left")
+        for name, score in scores.items():
+            table.add_row(name, f"{score:.3f}")
+        found.append(table)
+    if paths := result.get("paths"):
+        table = Table(_names("flow"), title="Paths of the latents", title_justify="left")
+        for column in ("straightness", "kinetic energy", "distance"):
+            table.add_column(column, justify="right")
+        for name, path in paths.items():
+            table.add_row(name, *(f"{value:.3g}" for value in path.values()))
+        found.append(table)
+    return found
+
+
+def rule_table(rules: dict[str, Any], chosen: str) -> Table:
+    """Return the errors of every rule by which latents may move, for the console."""
+    table = Table(
+        _names("rule"),
+        title=f"E by each rule; `{chosen}` was best on training sequences",
+        title_justify="left",
+    )
+    for name in (*next(iter(rules.values()))["errors"], "mean"):
+        table.add_column(name, justify="right")
+    for rule, result in rules.items():
+        errors = [error["error"] for error in result["errors"].values()]
+        table.add_row(rule, *(f"{error:.1f}" for error in [*errors, result["mean_error"]]))
+    return table
+
+
+def code_scores(result: dict[str, Any]) -> dict[str, float]:
+    """Return the scores of a code that were measured, by what they are called."""
+    keys = {
+        "factor_vae": "FactorVAE",
+        "mig": "MIG",
+        "dci_disentanglement": "DCI disentanglement",
+        "dci_completeness": "DCI completeness",
+        "dci_informativeness": "DCI informativeness",
+        "sap": "SAP",
+    }
+    scores = result.get("disentanglement", {})
+    found = {label: scores[key] for key, label in keys.items() if key in scores}
+    if told := result.get("predictability"):
+        found[f"variation predictability (chance {told['chance']:.3f})"] = told["accuracy"]
     return found
 
 

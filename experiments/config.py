@@ -11,7 +11,6 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-import solvers
 from experiments.datasets import (
     SECTIONS,
     DataConfig,
@@ -23,147 +22,17 @@ from experiments.datasets import (
     Section,
     TransformationConfig,
 )
+from experiments.models import (
+    MODEL_SECTIONS,
+    FlowVAEConfig,
+    ModelConfig,
+    PositiveFloat,
+    TopographicVAEConfig,
+    Weight,
+)
 from flowfactor.errors import ConfigError
-from flowfactor.inference import Inference
 from flowfactor.models import Objective
 from flowfactor.training import TrainingOptions
-
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-
-
-class SolverConfig(Section):
-    """A method of the solver layer and its options."""
-
-    name: str = "rk4"
-    steps: Positive | None = None
-    rtol: PositiveFloat | None = None
-    atol: PositiveFloat | None = None
-    max_steps: Positive | None = None
-    solver: str | None = None
-    options: dict[str, Any] | None = None
-
-    @model_validator(mode="after")
-    def _exists(self) -> SolverConfig:
-        solvers.method_from_name(**self.chosen())
-        return self
-
-    def chosen(self) -> dict[str, Any]:
-        """Return what was given."""
-        return self.model_dump(exclude_none=True)
-
-
-class GradientConfig(Section):
-    """How the solver is differentiated."""
-
-    name: str = "direct"
-    rtol: PositiveFloat | None = None
-    atol: PositiveFloat | None = None
-    every: Positive | None = None
-    seminorm: bool | None = None
-    method: SolverConfig | None = None
-
-    @model_validator(mode="after")
-    def _exists(self) -> GradientConfig:
-        solvers.gradient_from_name(**self.chosen())
-        return self
-
-    def chosen(self) -> dict[str, Any]:
-        """Return what was given."""
-        return self.model_dump(exclude_none=True)
-
-
-class InferenceConfig(Section):
-    """How a model learns which transformation a sequence undergoes, if nobody says so."""
-
-    estimator: Literal["enumerate", "gumbel"] = Inference.estimator
-    warmup: Natural = Inference.warmup
-    anneal: Natural = Inference.anneal
-    temperature: PositiveFloat | None = Inference.temperature
-    refresh: Positive = Inference.refresh
-    weight: Weight = Inference.weight
-
-
-class EncoderConfig(Section):
-    """Kind and sizes of the encoder; what is left out is the network's default."""
-
-    kind: Literal["conv", "residual"] = "conv"
-    channels: tuple[Positive, ...] | None = None
-    hidden: Positive | None = None
-    blocks: Positive | None = None
-    norm: Literal["none", "group"] | None = None
-
-    @model_validator(mode="after")
-    def _fits_the_kind(self) -> EncoderConfig:
-        for name in ("blocks", "norm"):
-            if self.kind != "residual" and getattr(self, name) is not None:
-                raise ValueError(f"the {self.kind} encoder has no {name}; `kind: residual` has")
-        return self
-
-    def options(self) -> dict[str, Any]:
-        """Return what was given, as plain data."""
-        return self.model_dump(exclude_none=True, mode="json")
-
-
-class DecoderConfig(Section):
-    """Kind and sizes of the decoder; what is left out is the network's default."""
-
-    kind: Literal["mlp", "conv", "residual"] = "mlp"
-    channels: tuple[Positive, ...] | None = None
-    hidden: Positive | tuple[Positive, ...] | None = None
-    blocks: Positive | None = None
-    norm: Literal["none", "group"] | None = None
-    upsampling: Literal["transposed", "nearest"] | None = None
-    brightness: Annotated[float, Field(gt=0, lt=1)] | None = None
-
-    @model_validator(mode="after")
-    def _fits_the_kind(self) -> DecoderConfig:
-        if self.kind == "mlp" and self.channels is not None:
-            raise ValueError("the mlp decoder has no channels; `kind: conv` has")
-        for name in ("blocks", "norm", "upsampling"):
-            if self.kind != "residual" and getattr(self, name) is not None:
-                raise ValueError(f"the {self.kind} decoder has no {name}; `kind: residual` has")
-        if self.hidden is not None and isinstance(self.hidden, tuple) != (self.kind == "mlp"):
-            form = "a list of widths" if self.kind == "mlp" else "one width"
-            raise ValueError(f"hidden of the {self.kind} decoder is {form}")
-        return self
-
-    def options(self) -> dict[str, Any]:
-        """Return what was given, as plain data."""
-        return self.model_dump(exclude_none=True, mode="json")
-
-
-class ModelConfig(Section):
-    """The model: its networks, potentials, observation model and solver."""
-
-    kind: Literal["flow_vae"] = "flow_vae"
-    supervision: Literal["full", "weak"] = "full"
-    flows: Positive | None = None
-    inference: InferenceConfig = InferenceConfig()
-    latent_dim: Positive = 48
-    potential: Literal["ridge", "mlp"] = "ridge"
-    width: Positive = 256
-    frequencies: Positive = 4
-    autonomous: bool = False
-    rank: Natural = 0
-    encoder: EncoderConfig = EncoderConfig()
-    decoder: DecoderConfig = DecoderConfig()
-    observation: Literal["bernoulli", "gaussian", "gaussian_learned"] = "bernoulli"
-    force: Literal["zero", "learned"] = "zero"
-    diffusion: PositiveFloat = 0.05
-    solver: SolverConfig = SolverConfig(steps=2)
-    gradient: GradientConfig = GradientConfig()
-    density: Literal["integral", "discrete"] = "integral"
-
-    @model_validator(mode="after")
-    def _density_fits_the_solver(self) -> ModelConfig:
-        if self.density == "discrete" and self.solver.name != "euler":
-            raise ValueError(
-                f"density `discrete` is the determinant of the steps of Euler's method, but the "
-                f"solver is {self.solver.name}; take `solver: {{name: euler, steps: 4}}`, or "
-                f"`density: integral`"
-            )
-        return self
 
 
 class ObjectiveConfig(Section):
@@ -196,6 +65,7 @@ class TrainingConfig(Section):
     validate_every: Positive = TrainingOptions.validate_every
     checkpoint_every: Positive = TrainingOptions.checkpoint_every
     validation_sequences: Positive = 1000
+    validation_errors: Natural = 0
     accelerator: Literal["auto", "cpu", "cuda", "mps", "gpu"] = "auto"
     devices: Positive | Literal["auto"] = 1
     num_nodes: Positive = 1
@@ -209,13 +79,21 @@ class TrainingConfig(Section):
 
 
 class EvaluationConfig(Section):
-    """What is measured on held-out samples; frames are seven, or all if there are fewer."""
+    """What is measured on held-out samples; frames are seven, or all if there are fewer.
+
+    ``codes`` and ``trees`` are those of the scores of disentanglement.
+    """
 
     split: Literal["validation", "test"] = "test"
     images: Positive = 1000
     frames: Positive | None = None
     composition: bool = False
     extrapolation: bool = False
+    disentanglement: bool = False
+    predictability: bool = False
+    paths: bool = False
+    codes: Annotated[int, Field(ge=100)] = 10_000
+    trees: Positive = 100
     likelihood_sequences: Positive = 300
     likelihood_samples: Positive = 50
 
@@ -226,7 +104,7 @@ class Config(Section):
     description: str = ""
     seed: Natural = 0
     data: DataConfig = DigitsConfig()
-    model: ModelConfig = ModelConfig()
+    model: ModelConfig = FlowVAEConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -238,8 +116,13 @@ class Config(Section):
                 "evaluation.composition needs frames that undergo two transformations, which "
                 "recorded sequences do not have"
             )
-        if self.model.supervision == "full":
-            if self.model.flows is not None:
+        if self.evaluation.disentanglement and self.data.source in ("recordings", "images"):
+            raise ValueError(
+                "evaluation.disentanglement needs images whose factors are known: digits, sprites "
+                "or a grid of factors"
+            )
+        if not self.model.weak:
+            if isinstance(self.model, FlowVAEConfig) and self.model.flows is not None:
                 raise ValueError(
                     "model.flows is for weak supervision; with full supervision each "
                     "transformation has one flow"
@@ -252,8 +135,14 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
-    def _force_is_learned(self) -> Config:
-        if self.model.force == "learned" and self.objective.hamilton_jacobi == 0:
+    def _objective_is_the_models(self) -> Config:
+        if not isinstance(self.model, FlowVAEConfig):
+            if self.objective != ObjectiveConfig():
+                raise ValueError(
+                    f"objective holds the weights of flow_vae; those of {self.model.kind} are "
+                    f"keys of model. Leave objective out, or set it to {{}}"
+                )
+        elif self.model.force == "learned" and self.objective.hamilton_jacobi == 0:
             raise ValueError(
                 "model.force is learned through the Hamilton-Jacobi term, whose weight "
                 "objective.hamilton_jacobi is 0; give it a weight, or take `force: zero`"
@@ -262,6 +151,11 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _frames_fit(self) -> Config:
+        if self.training.frames_per_sequence and isinstance(self.model, TopographicVAEConfig):
+            raise ValueError(
+                "training.frames_per_sequence must be null for a topographic_vae, which sums over "
+                "neighbouring frames"
+            )
         last, some = self.data.last, self.training.frames_per_sequence
         if last is None:  # it is the data's own, and checked when that is read
             return self
@@ -397,9 +291,10 @@ def _apply(content: dict[str, Any], override: str) -> None:
 def _describe(problem: Any) -> str:
     location = list(problem["loc"])
     section: type[Section] | None = Config
-    if location[:1] == ["data"] and len(location) > 1 and location[1] in SECTIONS:
-        # The kind of data set is no key of the file.
-        section = SECTIONS[location.pop(1)]
+    kinds = _KINDS.get(location[0], {}) if location else {}
+    if len(location) > 1 and location[1] in kinds:
+        # The kind of data set or model is no key of the file.
+        section = kinds[location.pop(1)]
     path = ".".join(str(part) for part in location) or "configuration"
     if problem["type"] == "extra_forbidden":
         known = _keys_beside(location, section)
@@ -413,6 +308,9 @@ def _describe(problem: Any) -> str:
     return f"{path}: {message}{shown}"
 
 
+# Sections of which there are several kinds.
+_KINDS: dict[Any, dict[Any, type[Section]]] = {"data": {**SECTIONS}, "model": {**MODEL_SECTIONS}}
+
 # What is below a name of the user's choice.
 _NAMED = {"transformations": TransformationConfig, "motions": MotionConfig, "moves": MoveConfig}
 
@@ -422,7 +320,7 @@ def _keys_beside(location: list[int | str], section: type[Section] | None) -> li
 
     Args:
         location: of the unknown key.
-        section: the whole configuration, or that of the data set if the key is in it.
+        section: the whole configuration, or that of the data set or model if the key is in it.
     """
     parts = location[:-1]
     below: Any = section

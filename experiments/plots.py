@@ -12,8 +12,9 @@ from torch import Tensor
 
 import flowfactor
 from experiments.config import Config
+from experiments.models import PotentialSection
 from experiments.runs import EVALUATION_FILE, load_data, read_json, read_run_config
-from experiments.tables import mean_identity, observation_label, percent
+from experiments.tables import mean_identity, observation_label, solver_change
 from flowfactor import diagnostics
 from flowfactor.data import (
     SequenceDataset,
@@ -62,8 +63,9 @@ def plot(run: Path, *, on_stage: Callable[[str], None] | None = None) -> Path:
     sections.append(_films(model, data, chosen, run, report))
     if result.get("composition", {}).get("superposition"):
         sections.append(_composition(model, data, result, run, report))
-    sections.append(_landscapes(model, data, chosen, run, report))
-    sections.append(_transport(model, data, run, report))
+    if hasattr(model, "potentials"):
+        sections.append(_landscapes(model, data, chosen, run, report))
+        sections.append(_transport(model, data, run, report))
     sections.append(_numbers(result, run, config, model.last, report))
     return diagnostics.write_report(
         run, f"flowfactor: {run.name}", sections, subtitle=result.get("command", "")
@@ -102,7 +104,7 @@ def _overview(result: dict[str, Any], run: Path, config: Config) -> Section:
             round(error["error"], 1),
             round(error["identity"], 1),
             round(error["floor"], 1),
-            percent(result["solver_independence"][name]["relative"]),
+            solver_change(result, name),
         ]
         for name, error in result["errors"].items()
     ]
@@ -123,9 +125,7 @@ def _overview(result: dict[str, Any], run: Path, config: Config) -> Section:
         f"again. E is the sum of absolute pixel errors over t = 1..{result['frames']} and all "
         f"channels, averaged over {result['images']} {result['split']} digits. Identity is the "
         f"error of a latent that stays where it is; the floor is what the autoencoder alone costs "
-        f"(decoding frame 0 from its own latent). The last column is the change of E when the flow "
-        f"is solved by dopri5 at 1e-6 in place of the trained {config.model.solver.name}: a small "
-        f"one says that the model is an ODE, not a property of its solver.",
+        f"(decoding frame 0 from its own latent). {_how_latents_move(result, config)}",
         tables=[
             Table(("transformation", "E", "identity", "floor", "with dopri5"), rows),
             Table(
@@ -135,6 +135,20 @@ def _overview(result: dict[str, Any], run: Path, config: Config) -> Section:
                 f"{likelihood['sequences']} sequences",
             ),
         ],
+    )
+
+
+def _how_latents_move(result: dict[str, Any], config: Config) -> str:
+    if "rule" in result:
+        return (
+            f"The latent moves by a rule, `{result['rule']}`, which was learned from training "
+            f"sequences after the training."
+        )
+    assert isinstance(config.model, PotentialSection)
+    return (
+        f"The last column is the change of E when the flow is solved by dopri5 at 1e-6 in place of "
+        f"the trained {config.model.solver.name}: a small one says that the model is an ODE, not a "
+        f"property of its solver."
     )
 
 

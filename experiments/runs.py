@@ -8,6 +8,7 @@ training has ended), ``evaluation.json``, ``figures/`` and ``report.html``.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import logging
 from collections.abc import Callable, Iterator
@@ -21,25 +22,43 @@ from torch import Tensor
 import flowfactor
 from experiments import environment
 from experiments.config import Config, differences, dump, read_config
-from experiments.datasets import DigitsConfig
+from experiments.datasets import DigitsConfig, GridSection
 from experiments.generalization import composition, extrapolation
 from flowfactor import checkpoints
 from flowfactor.data import (
     HiddenFactors,
     SequenceLoader,
+    Sequences,
     SequenceSource,
     TransformedSequences,
     in_turn,
 )
 from flowfactor.errors import ConfigError, RunError
 from flowfactor.metrics import (
+    CodeTable,
+    EquivarianceError,
+    codes_of,
+    dci,
     equivariance_error,
+    factor_vae_score,
+    frame_errors,
+    known_factors,
     log_likelihood,
     match_flows,
     mean_error,
+    mig,
+    path_measures,
+    sap,
     solver_independence,
+    variation_predictability,
 )
-from flowfactor.models import MODELS, SequenceModel, WeakFlowVAE
+from flowfactor.models import (
+    RuleModel,
+    SequenceModel,
+    WeakFlowVAE,
+    fit_displacements,
+    mean_displacements,
+)
 from flowfactor.observation import Gaussian
 from flowfactor.training import Progress, TrainingResult, fit, validation_batches
 
@@ -66,9 +85,16 @@ _MAY_CHANGE = (
 )
 
 _INFERRED_AT_ONCE = 250
+_PATH_IMAGES = 250
 
 # Of the equivariance error, in the published protocol.
 _FRAMES = 7
+
+# How many training sequences of each transformation show how latents move, with how many of them
+# every dimension is tried, and how far.
+_RULE_SEQUENCES = 250
+_RULE_IMAGES = 16
+_RULE_RANGES = (-4.0, -2.0, 2.0, 4.0)
 
 logger = logging.getLogger(__name__)
 
@@ -99,39 +125,10 @@ def build_model(config: Config, data: SequenceSource) -> SequenceModel:
     Raises:
         ConfigError: sizes that do not fit together.
     """
-    model = config.model
-    kind: str = model.kind
-    names, more = list(data.names), {}
-    if model.supervision == "weak":
-        if model.flows is not None and model.flows < len(names):
-            raise ConfigError(
-                f"model.flows: {model.flows} is too few for a flow of its own for each of the "
-                f"{len(names)} transformations ({', '.join(names)})."
-            )
-        names = [f"flow {i + 1}" for i in range(model.flows or len(names))]
-        kind, more = "weak_flow_vae", {"inference": model.inference.model_dump()}
     torch.manual_seed(config.seed)
     try:
-        return MODELS[kind].build(
-            names,
-            data.image_shape,
-            **more,
-            last=data.last,
-            latent_dim=model.latent_dim,
-            potential=model.potential,
-            width=model.width,
-            frequencies=model.frequencies,
-            autonomous=model.autonomous,
-            rank=model.rank,
-            encoder=model.encoder.options(),
-            decoder=model.decoder.options(),
-            observation=model.observation,
-            force=model.force,
-            diffusion=model.diffusion,
-            objective=config.objective.model_dump(),
-            method=model.solver.chosen(),
-            gradient=model.gradient.chosen(),
-            density=model.density,
+        return config.model.build(
+            list(data.names), data.image_shape, data.last, config.objective.model_dump()
         )
     except (TypeError, ValueError) as error:
         raise ConfigError(f"model: {error}.") from error
@@ -186,7 +183,7 @@ def train(
         source: SequenceSource = training.to(fabric.device)
         held_out = held_out.to(fabric.device)
         validated: SequenceSource = held_out
-        if config.model.supervision == "weak":
+        if config.model.weak:
             source = HiddenFactors(source, config.data.labelled_fraction or 0.0, config.seed)
             validated = HiddenFactors(held_out)
         loader = SequenceLoader(
@@ -209,6 +206,7 @@ def train(
             resume=resume,
             seed=config.seed,
             on_progress=on_progress if fabric.is_global_zero else None,
+            measure=_validation_error(config, training, held_out),
         )
         logger.info("finished: %d steps in %.0f s", result.steps, result.seconds)
     facts = {
@@ -222,8 +220,10 @@ def train(
         **environment.describe(fabric.device),
     }
     if fabric.is_global_zero:
-        if config.model.supervision == "weak":
+        if config.model.weak:
             facts["matching"] = _name_flows(run, held_out, config)
+        if (rules := _learn_rules(run, training)) is not None:
+            facts["rules"] = rules
         write_json(run / TRAINING_FILE, facts)
     return result
 
@@ -245,6 +245,84 @@ def _name_flows(run: Path, held_out: TransformedSequences, config: Config) -> di
         "counts": matching.counts[:, list(matching.order)].tolist(),
         "flows": list(names),
     }
+
+
+def _learn_rules(run: Path, training: TransformedSequences) -> dict[str, Any] | None:
+    """Learn how the latents of a model without flows move, and take the rule that does it best.
+
+    What it is learned from and chosen by are training sequences.
+    """
+    model = flowfactor.load(run)
+    if not isinstance(model, RuleModel):
+        return None
+    count = _RULE_SEQUENCES * len(training.names)
+    batches = list(validation_batches(training, count))
+    fit = fit_displacements(model, batches, images=_RULE_IMAGES, ranges=_RULE_RANGES)
+    errors = {"single": _mean(fit.single), "mean": _mean(fit.mean)}
+    for rule in set(model.RULES) - set(errors):
+        model.rule = rule
+        few = (batch.to(_device(model)) for batch in batches[:1])
+        errors[rule] = sum(_sequence_error(model, batch) for batch in few)
+    model.rule = min(errors, key=lambda rule: errors[rule])
+    checkpoints.save_model(model, run)
+    logger.info(
+        "errors of the rules on training sequences: %s",
+        ", ".join(f"{rule} {error:.1f}" for rule, error in errors.items()),
+    )
+    return {"chosen": model.rule, "training_errors": errors}
+
+
+def _mean(errors: dict[str, float]) -> float:
+    return sum(errors.values()) / len(errors)
+
+
+def _validation_error(
+    config: Config, training: TransformedSequences, held_out: TransformedSequences
+) -> Callable[[SequenceModel], dict[str, float]] | None:
+    """Return what measures the equivariance error during a training, if that is asked for.
+
+    The flow of a weakly supervised model is inferred; a model without flows moves by its mean
+    displacement over training sequences, or by a rule that need not be learned.
+    """
+    count = config.training.validation_errors
+    if not count:
+        return None
+    watched = next(validation_batches(held_out, count, batch_size=count))
+    shown = list(validation_batches(training, _RULE_SEQUENCES))
+
+    def measure(model: SequenceModel) -> dict[str, float]:
+        sequences = watched.to(_device(model))
+        if not isinstance(model, RuleModel):
+            return {"error": _sequence_error(model, sequences)}
+        displacements = mean_displacements(model, shown)[sequences.factor]
+        z0 = model.encode(sequences.frames[:, 0]).mean
+        path = (z0.unsqueeze(1) + displacements).transpose(0, 1)
+        errors = [_path_error(model, sequences, path)]
+        if model.rule not in RuleModel.RULES:
+            errors.append(_sequence_error(model, sequences))
+        return {"error": min(errors)}
+
+    return measure
+
+
+def _device(model: SequenceModel) -> torch.device:
+    return next(model.parameters()).device
+
+
+@torch.no_grad()
+def _sequence_error(model: SequenceModel, sequences: Sequences) -> float:
+    """Return the mean equivariance error over sequences of any transformations."""
+    weak = isinstance(model, WeakFlowVAE)
+    flows = model.infer(sequences).argmax(-1) if weak else sequences.factor
+    z0 = model.encode(sequences.frames[:, 0]).mean
+    times = torch.arange(sequences.frames.shape[1], dtype=z0.dtype, device=z0.device)
+    return _path_error(model, sequences, model.flow(z0, flows, times))
+
+
+def _path_error(model: SequenceModel, sequences: Sequences, path: Tensor) -> float:
+    frames = min(_FRAMES, sequences.last)
+    x = sequences.frames[:, : frames + 1]
+    return frame_errors(model, x, path[: frames + 1]).error
 
 
 def _with_resolved_source(config: Config) -> Config:
@@ -396,8 +474,6 @@ def evaluate(
 
     report(f"equivariance errors on {len(indices)} samples")
     errors = equivariance_error(model, data, indices, frames=frames)
-    report("the same with an accurate solver")
-    changes = solver_independence(model, data, indices, frames=frames, trained=errors)
     result: dict[str, Any] = {
         "split": split,
         "source": config.data.source,
@@ -405,8 +481,15 @@ def evaluate(
         "frames": frames,
         "mean_error": mean_error(errors),
         "errors": {name: error.summary() for name, error in errors.items()},
-        "solver_independence": {name: change._asdict() for name, change in changes.items()},
     }
+    if isinstance(model, RuleModel):
+        report("its other rules")
+        result["rule"] = model.rule
+        result["rules"] = _rules(model, data, indices, errors, frames)
+    else:
+        report("the same with an accurate solver")
+        changes = solver_independence(model, data, indices, frames=frames, trained=errors)
+        result["solver_independence"] = {k: change._asdict() for k, change in changes.items()}
     if isinstance(model, WeakFlowVAE):
         report("which flow is which transformation")
         result["inferred"] = _inferred(model, data, indices, frames)
@@ -418,6 +501,18 @@ def evaluate(
     if options.extrapolation:
         report("frames after those of the training")
         result["extrapolation"] = extrapolation(model, data, indices)
+    if options.paths:
+        report("the paths of the latents")
+        paths = path_measures(model, data, indices[:_PATH_IMAGES], frames=frames)
+        result["paths"] = {name: measures._asdict() for name, measures in paths.items()}
+    if options.predictability:
+        report("how well flows can be told apart")
+        result["predictability"] = dataclasses.asdict(
+            variation_predictability(model, data, indices, time=float(frames), seed=config.seed)
+        )
+    if options.disentanglement:
+        report("disentanglement")
+        result["disentanglement"] = _disentanglement(model, config, split)
     left_out = config.data.held_out_values()
     if left_out is not None:
         report("what was held out of the training")
@@ -441,6 +536,46 @@ def evaluate(
 def frames_measured(config: Config, data: TransformedSequences) -> int:
     """Return up to which frame a run is measured."""
     return config.evaluation.frames or min(_FRAMES, data.last)
+
+
+def _rules(
+    model: RuleModel,
+    data: TransformedSequences,
+    indices: Tensor,
+    chosen: dict[str, EquivarianceError],
+    frames: int,
+) -> dict[str, Any]:
+    """Measure every rule by which the latents of a model may move, not only the chosen one."""
+    best, found = model.rule, {}
+    for rule in model.RULES:
+        model.rule = rule
+        errors = chosen if rule == best else equivariance_error(model, data, indices, frames=frames)
+        found[rule] = {
+            "mean_error": mean_error(errors),
+            "errors": {name: error.summary() for name, error in errors.items()},
+        }
+    model.rule = best
+    return found
+
+
+def _disentanglement(model: SequenceModel, config: Config, split: str) -> dict[str, Any]:
+    """Score the code of images whose factors are known: of a grid all, else held-out ones."""
+    options = config.evaluation
+    data = load_data(config, "all" if isinstance(config.data, GridSection) else split)
+    known = known_factors(data)
+    codes, factors = codes_of(model, known, options.codes, seed=config.seed)
+    trees = dci(codes, factors, trees=options.trees, seed=config.seed)
+    return {
+        "factors": list(known.names),
+        "codes": options.codes,
+        "trees": options.trees,
+        "factor_vae": factor_vae_score(CodeTable(codes, factors), seed=config.seed),
+        "mig": mig(codes, factors),
+        "dci_disentanglement": trees.disentanglement,
+        "dci_completeness": trees.completeness,
+        "dci_informativeness": trees.informativeness,
+        "sap": sap(codes, factors, seed=config.seed),
+    }
 
 
 def _inferred(

@@ -128,6 +128,7 @@ def fit(
     resume: bool = False,
     seed: int = 0,
     on_progress: Callable[[Progress], None] | None = None,
+    measure: Callable[[SequenceModel], dict[str, float]] | None = None,
 ) -> TrainingResult:
     """Train a model and leave the best one, by validation loss, in the run folder.
 
@@ -145,12 +146,14 @@ def fit(
         resume: continue from ``checkpoint.pt``.
         seed: of the posterior's samples.
         on_progress: called after every log and validation.
+        measure: called with the model, in evaluation mode, at every validation; what it returns
+            stands beside the losses in ``metrics.jsonl``. The time it takes counts as training.
 
     Raises:
         TrainingError: the loss or the gradient is not finite. The last good state is kept.
         RunError: there is nothing to resume, or what is there does not fit the model.
     """
-    trainer = _Trainer(model, options, run, fabric or Fabric(accelerator="cpu"), seed)
+    trainer = _Trainer(model, options, run, fabric or Fabric(accelerator="cpu"), seed, measure)
     if resume:
         trainer.restore()
     return trainer.train(batches, validation, on_progress)
@@ -158,8 +161,15 @@ def fit(
 
 class _Trainer:
     def __init__(
-        self, model: SequenceModel, options: TrainingOptions, run: Path, fabric: Fabric, seed: int
+        self,
+        model: SequenceModel,
+        options: TrainingOptions,
+        run: Path,
+        fabric: Fabric,
+        seed: int,
+        measure: Callable[[SequenceModel], dict[str, float]] | None,
     ) -> None:
+        self.measure = measure
         self.options = options
         self.run = run
         self.fabric = fabric
@@ -294,12 +304,13 @@ class _Trainer:
                 for name, value in terms.items():
                     totals[name] = totals.get(name, 0.0) + value * len(batch)
                 count += len(batch)
+            measured = {} if self.measure is None else self.measure(model)
         self.model.train()
         means = {name: total / max(count, 1) for name, total in totals.items()}
         if means and means["loss"] < self.best:
             self.best = means["loss"]
             self._save_model(model)
-        return means
+        return {**means, **measured}
 
     def _evaluated(self) -> SequenceModel:
         if self.average is None:

@@ -18,6 +18,7 @@ import torch
 from experiments import environment
 from experiments.benchmarks.timing import medians
 from experiments.config import read_config
+from experiments.models import FlowVAEConfig
 from experiments.runs import build_model, write_json
 from flowfactor import AutogradPotential, RidgePotential
 from flowfactor.data import SequenceDataset, Sequences
@@ -39,12 +40,14 @@ class NestedRidge(RidgePotential):
 def make_model(names: list[str], objective: Objective, nested: bool = False) -> FlowVAE:
     """Return the model of the mnist configuration with some number of transformations."""
     config = read_config("mnist")[1]
+    sizes = config.model
+    assert isinstance(sizes, FlowVAEConfig)
     images = torch.zeros(1, 1, 28, 28, dtype=torch.uint8)
     model = build_model(config, SequenceDataset(images, last=LAST))
     assert isinstance(model, FlowVAE)
     bank = NestedRidge if nested else RidgePotential
     torch.manual_seed(0)
-    potentials = bank(names, config.model.latent_dim, config.model.width, horizon=LAST)
+    potentials = bank(names, sizes.latent_dim, sizes.width, horizon=LAST)
     return FlowVAE(
         model.encoder, model.decoder, potentials, model.image_shape, last=LAST, objective=objective
     )

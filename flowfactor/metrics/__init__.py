@@ -19,7 +19,12 @@ from flowfactor.metrics.disentanglement import (
     mig,
     sap,
 )
-from flowfactor.metrics.equivariance import EquivarianceError, equivariance_error, mean_error
+from flowfactor.metrics.equivariance import (
+    EquivarianceError,
+    equivariance_error,
+    frame_errors,
+    mean_error,
+)
 from flowfactor.metrics.known_factors import (
     GridFactors,
     KnownFactors,
@@ -60,6 +65,7 @@ __all__ = [
     "dci",
     "equivariance_error",
     "factor_vae_score",
+    "frame_errors",
     "known_factors",
     "log_likelihood",
     "match_flows",

@@ -2,7 +2,12 @@
 
 from flowfactor.models.autoencoder import Autoencoder
 from flowfactor.models.base import NoPotentialsError, SequenceModel
-from flowfactor.models.displacement import DisplacementFit, RuleModel, fit_displacements
+from flowfactor.models.displacement import (
+    DisplacementFit,
+    RuleModel,
+    fit_displacements,
+    mean_displacements,
+)
 from flowfactor.models.factor_vae import FactorVAE
 from flowfactor.models.flow_vae import FlowVAE, Objective
 from flowfactor.models.poflow import PoFlow, WaveObjective
@@ -39,4 +44,5 @@ __all__ = [
     "WaveObjective",
     "WeakFlowVAE",
     "fit_displacements",
+    "mean_displacements",
 ]

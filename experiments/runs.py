@@ -257,12 +257,11 @@ def _learn_rules(run: Path, training: TransformedSequences) -> dict[str, Any] | 
         return None
     count = _RULE_SEQUENCES * len(training.names)
     batches = list(validation_batches(training, count))
-    fit = fit_displacements(model, batches, images=_RULE_IMAGES, ranges=_RULE_RANGES)
-    errors = {"single": _mean(fit.single), "mean": _mean(fit.mean)}
-    for rule in set(model.RULES) - set(errors):
+    fit_displacements(model, batches, images=_RULE_IMAGES, ranges=_RULE_RANGES)
+    errors = {}
+    for rule in model.RULES:
         model.rule = rule
-        few = (batch.to(_device(model)) for batch in batches[:1])
-        errors[rule] = sum(_sequence_error(model, batch) for batch in few)
+        errors[rule] = _sequence_error(model, batches[0].to(_device(model)))
     model.rule = min(errors, key=lambda rule: errors[rule])
     checkpoints.save_model(model, run)
     logger.info(
@@ -270,10 +269,6 @@ def _learn_rules(run: Path, training: TransformedSequences) -> dict[str, Any] | 
         ", ".join(f"{rule} {error:.1f}" for rule, error in errors.items()),
     )
     return {"chosen": model.rule, "training_errors": errors}
-
-
-def _mean(errors: dict[str, float]) -> float:
-    return sum(errors.values()) / len(errors)
 
 
 def _validation_error(
@@ -507,12 +502,13 @@ def evaluate(
         result["paths"] = {name: measures._asdict() for name, measures in paths.items()}
     if options.predictability:
         report("how well flows can be told apart")
-        result["predictability"] = dataclasses.asdict(
-            variation_predictability(model, data, indices, time=float(frames), seed=config.seed)
-        )
+        with _as_run_error("predictability"):
+            told = variation_predictability(model, data, indices, time=frames, seed=config.seed)
+        result["predictability"] = dataclasses.asdict(told)
     if options.disentanglement:
         report("disentanglement")
-        result["disentanglement"] = _disentanglement(model, config, split)
+        with _as_run_error("disentanglement"):
+            result["disentanglement"] = _disentanglement(model, config, split)
     left_out = config.data.held_out_values()
     if left_out is not None:
         report("what was held out of the training")
@@ -619,6 +615,18 @@ def _likelihoods(
 
 
 # ---- small things
+
+
+@contextlib.contextmanager
+def _as_run_error(option: str) -> Iterator[None]:
+    """Say which part of an evaluation refused its data: too few samples, factors that are alike."""
+    try:
+        yield
+    except ValueError as error:
+        raise RunError(
+            f"evaluation.{option} cannot be measured here: {error}. Leave it out, or take more "
+            f"samples (evaluation.images, evaluation.codes)."
+        ) from error
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -385,14 +385,14 @@ GOOD = idx_bytes(np.zeros((40, 28, 28)))
         (IMAGES, GOOD[:-1], r"truncated: its header announces 31360 bytes, 31359 are there"),
         (IMAGES, GOOD + b"!", r"longer than it should be: .* 31360 bytes, 31361"),
         (IMAGES, idx_bytes(np.zeros(31372)), r"magic number is 0x00000801 and not 0x00000803"),
-        (IMAGES, gzip.compress(GOOD), r"magic number is 0x1f8b0800"),
+        (IMAGES, gzip.compress(GOOD, mtime=0), r"magic number is 0x1f8b0800"),
         (LABELS, GOOD, r"0x00000803 and not 0x00000801.*1-dimensional"),
         (LABELS, idx_bytes(np.zeros(39)), r"do not belong together: 40 images, 39 labels"),
         (LABELS, idx_bytes(np.full(40, 11)), r"labels reach 11"),
-        (f"{IMAGES}.gz", gzip.compress(GOOD)[:-20], r"cannot be unpacked"),
+        (f"{IMAGES}.gz", gzip.compress(GOOD, mtime=0)[:-20], r"cannot be unpacked"),
         (f"{IMAGES}.gz", GOOD, r"cannot be unpacked \(Not a gzipped file"),
-        (f"{IMAGES}.gz", gzip.compress(GOOD[:50]), r"truncated"),
-        (f"{IMAGES}.gz", gzip.compress(GOOD)[:30] + b"\xff" * 40, r"cannot be unpacked"),
+        (f"{IMAGES}.gz", gzip.compress(GOOD[:50], mtime=0), r"truncated"),
+        (f"{IMAGES}.gz", gzip.compress(GOOD, mtime=0)[:30] + b"\xff" * 40, r"cannot be unpacked"),
     ],
 )
 def test_damaged_file(tmp_path, write_mnist, name, content, message):

@@ -6,9 +6,9 @@ import contextlib
 import logging
 import os
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -16,6 +16,7 @@ from rich.logging import RichHandler
 from rich.progress import (
     BarColumn,
     SpinnerColumn,
+    TaskID,
     TaskProgressColumn,
     TextColumn,
 )
@@ -26,6 +27,10 @@ from experiments.tables import mean_identity, observation_label, solver_change
 from flowfactor.errors import FlowFactorError
 from flowfactor.training import Progress
 from solvers import SolverError
+
+if TYPE_CHECKING:
+    from experiments.table_runner import Cell, Event
+    from experiments.table_runner import Table as FilledTable
 
 app = typer.Typer(
     help="Flow factorized representation learning: train, evaluate and look at models whose "
@@ -91,6 +96,44 @@ def plot(run: RunFolder, debug: Debug = False) -> None:
         _plot(run)
 
 
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Two or more evaluated run folders.")],
+    labels: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--labels",
+            help="What a run is called, once for each; runs of one label are seeds of one method.",
+        ),
+    ] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Film strips of each transformation.")] = 2,
+    out: Annotated[Path, typer.Option("--out", help="The folder to write into.")] = Path(
+        "runs/compare"
+    ),
+    split: Annotated[
+        str | None, typer.Option(help="validation or test; default: that of the evaluations.")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Put evaluated runs of the same data side by side: a table and film strips."""
+    with _errors(debug):
+        _check_split(split)
+        from experiments import compare as comparing
+
+        with out_console.status("") as status:
+            result = comparing.compare(
+                runs,
+                labels=labels,
+                samples=samples,
+                out=out,
+                split=split,
+                on_stage=lambda stage: status.update(f"Comparing {stage}"),
+            )
+        out_console.print(comparing.console_table(result.rows, result.columns))
+        for path in result.files:
+            out_console.print(f"Written: {path}", soft_wrap=True)
+
+
 @app.command(name="explore-latent")
 def explore_latent(
     run: RunFolder,
@@ -142,6 +185,51 @@ def run_all(
             _train(config, overrides, folder, (folder / "checkpoint.pt").is_file())
         _evaluate(folder, None, None)
         _plot(folder)
+
+
+@app.command(name="table")
+def fill_table(
+    table: Annotated[
+        str, typer.Argument(help="A YAML file of a table, or the name of one that ships.")
+    ],
+    overrides: Overrides = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Its folder; default: runs/tables/<table>.")
+    ] = None,
+    processes: Annotated[
+        int | None,
+        typer.Option(min=1, help="Cells that run at once; default: what the table says."),
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="METHOD", help="Run this method only; may be repeated."),
+    ] = None,
+    render_only: Annotated[
+        bool, typer.Option("--render-only", help="Run nothing; write the table as it is so far.")
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Train and evaluate several methods and seeds, and write the table; goes on where it was."""
+    with _errors(debug):
+        from experiments import table_runner
+
+        plan = table_runner.plan(table, out=out, overrides=overrides or [])
+        cells = plan.chosen(only)
+        if render_only:
+            plan.check_renderable()
+        elif cells:
+            _run_cells(plan, cells, plan.processes(processes))
+        else:
+            error_console.print("Every cell is finished already.")
+        with error_console.status("Writing the table"):
+            written = table_runner.write(plan)
+        for text in (written.markdown, *written.notes):
+            out_console.print(text, markup=False, highlight=False, soft_wrap=True)
+        out_console.print(f"Table: {plan.out / 'table.md'}", soft_wrap=True)
+        others = ", ".join(path.name for path in written.files if path.name != "table.md")
+        out_console.print(f"Also in {plan.out}: {others}", soft_wrap=True)
+        if not render_only and any(cell in plan.failures for cell in cells):
+            raise typer.Exit(1)
 
 
 @app.command()
@@ -216,6 +304,20 @@ def _plot(run: Path) -> None:
         report = plots.plot(run, on_stage=lambda stage: status.update(f"Drawing {stage}"))
     out_console.print(f"Figures: {report.parent / 'figures'}")
     out_console.print(f"Report:  [bold]{report}[/] (open it in a browser)")
+
+
+def _run_cells(table: FilledTable, cells: Sequence[Cell], processes: int) -> None:
+    from experiments import table_runner
+
+    try:
+        with _cells_bar(len(cells)) as show_event:
+            table_runner.run_cells(table, cells, processes=processes, on_event=show_event)
+    except KeyboardInterrupt:
+        table_runner.write_state(table)
+        error_console.print(
+            "Interrupted; what was trained is kept. The same command continues.", soft_wrap=True
+        )
+        raise typer.Exit(130) from None
 
 
 def _default_run(config: str) -> Path:
@@ -451,6 +553,54 @@ def _training_bar() -> Iterator[Callable[[Progress], None]]:
                 step=progress.step,
                 left=_time(progress),
                 terms=terms + validation,
+            )
+
+        yield show
+
+
+@contextlib.contextmanager
+def _cells_bar(count: int) -> Iterator[Callable[[Event], None]]:
+    """Show which cells of a table run and how far they are; what has ended is a line of its own."""
+    bar = Bar(
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=None),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[text]}", markup=False),
+        console=error_console,
+        disable=not error_console.is_terminal,
+    )
+    ended = failed = 0
+    with bar:
+        whole = bar.add_task("cells", total=count, text="")
+        tasks: dict[Cell, TaskID] = {}
+
+        def show(event: Event) -> None:
+            nonlocal ended, failed
+            if event.kind == "start":
+                tasks[event.cell] = bar.add_task(event.cell.name, total=1.0, text="starts")
+                if error_console.is_terminal:
+                    return
+            elif event.kind == "progress":
+                bar.update(tasks[event.cell], completed=event.fraction, text=event.text)
+                return
+            else:
+                bar.remove_task(tasks.pop(event.cell))
+                ended, failed = ended + 1, failed + (event.kind == "fail")
+                text = f"{ended} of {count} done" + (f", {failed} failed" if failed else "")
+                bar.update(whole, completed=ended, text=text)
+            minutes, seconds = divmod(round(event.seconds), 60)
+            said = {
+                "start": "started",
+                "finish": f"finished after {minutes}:{seconds:02d}",
+                "fail": f"failed: {event.text}",
+            }
+            error_console.print(
+                f"{event.cell.name}: {said[event.kind]}",
+                style="red" if event.kind == "fail" else None,
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
             )
 
         yield show

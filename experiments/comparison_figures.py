@@ -22,6 +22,7 @@ from experiments.comparison_rows import (
     transformations,
 )
 from flowfactor.diagnostics.style import (
+    FAINT,
     INK,
     MUTED,
     PAGE_WIDTH,
@@ -73,22 +74,29 @@ def error_figure(rows: Sequence[Row]) -> Figure:
     across = len(panels) if len(panels) <= _ACROSS else min(_ACROSS, -(-len(panels) // 2))
     down = -(-len(panels) // across)
     labels = [_wrapped(row.label) for row in rows]
-    lines = sum(label.count("\n") + 1 for label in labels) + 0.4 * len(rows)
-    figure = new_figure(PAGE_WIDTH, (0.12 * lines + 0.5) * down + 0.35)
+    # In lines of text, with half a line between two labels.
+    heights = np.array([label.count("\n") + 1.5 for label in labels])
+    ends = heights.cumsum()
+    places = ends - heights / 2
+    figure = new_figure(PAGE_WIDTH, (0.125 * max(heights.sum(), 3.0) + 0.5) * down + 0.35)
     grid = figure.subplots(down, across, squeeze=False, sharey=True)
     for i, axes in enumerate(grid.flat):
         if i >= len(panels):
             axes.set_axis_off()
             continue
-        _draw_panel(axes, rows, names, panels[i])
+        _draw_panel(axes, rows, places, names, panels[i])
         if i + across >= len(panels):
             axes.set_xlabel("error $E$")
-    grid[0, 0].set_yticks(range(len(rows)), labels)
-    grid[0, 0].set_ylim(len(rows) - 0.4, -0.6)
+    grid[0, 0].set_yticks(places, labels)
+    grid[0, 0].set_ylim(heights.sum() or 1.0, 0)
     figure.legend(
         handles=[
-            Line2D([], [], color=INK, linewidth=0.9, linestyle=_DASHED, label="identity"),
-            Line2D([], [], color=MUTED, linestyle="none", marker=_FLOOR, label="floor"),
+            Line2D(
+                [], [], color=INK, linewidth=0.9, linestyle=_DASHED, label="identity (the lowest)"
+            ),
+            Line2D(
+                [], [], color=MUTED, linestyle="none", marker=_FLOOR, label="floor of the method"
+            ),
         ],
         loc="outside lower center",
         ncols=2,
@@ -96,10 +104,12 @@ def error_figure(rows: Sequence[Row]) -> Figure:
     return figure
 
 
-def _draw_panel(axes: Axes, rows: Sequence[Row], names: Sequence[str], panel: str) -> None:
+def _draw_panel(
+    axes: Axes, rows: Sequence[Row], places: np.ndarray, names: Sequence[str], panel: str
+) -> None:
     of = list(names) if panel == _MEAN and panel not in names else [panel]
     seen = []
-    for y, (row, style) in enumerate(zip(rows, method_styles(rows), strict=True)):
+    for y, row, style in zip(places, rows, method_styles(rows), strict=True):
         error, floor = (_mean_spread(row, of, key) for key in ("error", "floor"))
         if error is None or not math.isfinite(error.mean):
             said = "not finite" if error else "failed" if row.failed else "no result"
@@ -112,6 +122,7 @@ def _draw_panel(axes: Axes, rows: Sequence[Row], names: Sequence[str], panel: st
                 fontstyle="italic",
             )
             continue
+        axes.axhline(y, color=FAINT, linewidth=0.5, zorder=0.3)
         if floor is not None:
             axes.plot(floor.mean, y, _FLOOR, color=MUTED, markersize=7, markeredgewidth=1.0)
         axes.errorbar(
@@ -120,9 +131,9 @@ def _draw_panel(axes: Axes, rows: Sequence[Row], names: Sequence[str], panel: st
             xerr=error.deviation or None,
             color=style.colour,
             marker=style.marker,
-            markersize=4.5,
-            elinewidth=1.1,
-            capsize=2,
+            markersize=4,
+            elinewidth=1.0,
+            capsize=2.2,
             capthick=0.9,
         )
         seen += [error.mean + (error.deviation or 0.0), error.mean]
@@ -169,9 +180,7 @@ def quality_against_time(rows: Sequence[Row]) -> Figure | None:
     figure = new_figure(PAGE_WIDTH, max(2.6, 0.24 * len(rows) + 0.8))
     axes = figure.subplots()
     handles, values = [], []
-    for place, (row, each, style) in enumerate(
-        zip(rows, curves, method_styles(rows), strict=True)
-    ):
+    for place, (row, each, style) in enumerate(zip(rows, curves, method_styles(rows), strict=True)):
         drawn = [curve for curve in each if len(curve)]
         if not drawn:
             continue

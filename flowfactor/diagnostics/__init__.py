@@ -7,6 +7,12 @@ a function beside it that only computes (``landscape_data``) and one that only d
 """
 
 from flowfactor.diagnostics.animation import Animation, animate
+from flowfactor.diagnostics.comparison_strips import (
+    ComparisonStrips,
+    comparison_strip_data,
+    draw_comparison,
+    plot_comparison,
+)
 from flowfactor.diagnostics.composition_strips import (
     CompositionStrips,
     composition_data,
@@ -56,6 +62,7 @@ from flowfactor.diagnostics.transport_plots import (
 
 __all__ = [
     "Animation",
+    "ComparisonStrips",
     "CompositionStrips",
     "ErrorCurve",
     "FilmStrips",
@@ -70,7 +77,9 @@ __all__ = [
     "Trajectories",
     "TransportCurves",
     "animate",
+    "comparison_strip_data",
     "composition_data",
+    "draw_comparison",
     "draw_composition",
     "draw_film_strips",
     "draw_landscape",
@@ -84,6 +93,7 @@ __all__ = [
     "latent_grid_data",
     "line_styles",
     "paper_style",
+    "plot_comparison",
     "plot_composition",
     "plot_errors",
     "plot_film_strips",

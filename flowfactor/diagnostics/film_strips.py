@@ -180,34 +180,45 @@ def draw_strips(
     *,
     width: float,
     left: float,
+    across: int = 1,
 ) -> Figure:
     """Draw strips below one another, all of as many rows, on one axis of time.
 
     Args:
-        strips: at least one.
+        strips: at least one; with several side by side, line by line.
         times: in frames, of the columns.
         last: the last frame of the training; frames outside of 0 to it have a rim.
         width: of the figure in inches.
         left: room for the labels in inches.
+        across: how many are side by side, all with the rows and the label of the first of them.
     """
     rows = strips[0].rows
-    count, columns = len(strips), len(times)
+    count, columns = -(-len(strips) // across), len(times)
     outside = bool(((times < 0) | (times > last)).any())
     turns = any(strip.turn is not None for strip in strips)
     # Cells are laid out by hand: all must have one size, and nothing else may take their room.
-    right, between = 0.05, 0.07
+    right, between, beside = 0.05, 0.07, 0.12
     bottom = 0.4 + 0.22 * (outside or turns)
     height, width_px = rows[0][1].shape[-2:]
-    strip_height = (width - left - right) / columns * height / width_px * len(rows)
+    strip_width = (width - left - right - beside * (across - 1)) / across
+    strip_height = strip_width / columns * height / width_px * len(rows)
     tall = (strip_height + between) * count + bottom
     figure = new_figure(width, tall)
     figure.set_layout_engine("none")
     for i, strip in enumerate(strips):
-        low = tall - (strip_height + between) * (i + 1) + between / 2
+        line, place = divmod(i, across)
+        low = tall - (strip_height + between) * (line + 1) + between / 2
+        begin = left + (strip_width + beside) * place
         axes = figure.add_axes(
-            (left / width, low / tall, (width - left - right) / width, strip_height / tall)
+            (begin / width, low / tall, strip_width / width, strip_height / tall)
         )
         _draw_strip(axes, strip, times, last)
+        if i + across >= len(strips):
+            axes.set_xlabel("time $t$ (frames)")
+            axes.tick_params(labelbottom=True)
+        if place:
+            axes.tick_params(labelleft=False)
+            continue
         lines = strip.label.count("\n") + 1
         figure.text(
             (0.13 + 0.06 * (lines - 1)) / width,
@@ -220,9 +231,6 @@ def draw_strips(
             linespacing=1.1,
             fontsize=8.5 if lines == 1 else 8,
         )
-        if i == count - 1:
-            axes.set_xlabel("time $t$ (frames)")
-            axes.tick_params(labelbottom=True)
     handles: list[Artist] = list(rim_handles(times, last))
     if turns:
         handles.append(Line2D([], [], **_TURN, label="the second flow takes over"))

@@ -27,6 +27,7 @@ from experiments.models import (
     FlowVAEConfig,
     ModelConfig,
     PositiveFloat,
+    PotentialSection,
     TopographicVAEConfig,
     Weight,
 )
@@ -115,6 +116,11 @@ class Config(Section):
             raise ValueError(
                 "evaluation.composition needs frames that undergo two transformations, which "
                 "recorded sequences do not have"
+            )
+        if self.evaluation.composition and not isinstance(self.model, PotentialSection):
+            raise ValueError(
+                f"evaluation.composition adds potentials up, but a {self.model.kind} has none; its "
+                f"latent moves by a rule"
             )
         if self.evaluation.disentanglement and self.data.source in ("recordings", "images"):
             raise ValueError(

@@ -72,6 +72,68 @@ def test_every_potential_and_density_trains_and_evaluates(call, tmp_path):
     assert model.density == "discrete"
 
 
+@pytest.mark.parametrize("config", ["mnist_factor_vae", "mnist_topographic_vae", "mnist_weak"])
+def test_every_measure_of_a_code_and_its_paths(call, tmp_path, config):
+    """All that is off by default, of a model with flows and of models that move by a rule."""
+    run = tmp_path / "run"
+    measures = [
+        "evaluation.disentanglement=true",
+        "evaluation.predictability=true",
+        "evaluation.paths=true",
+        "evaluation.codes=200",
+        "evaluation.trees=2",
+        "evaluation.images=18",
+        "training.validation_errors=6",
+    ]
+    options = [word for change in measures for word in ("--set", change)]
+    code, output = call("train", config, *sets_of(config, tmp_path), *options, "--out", run)
+    assert code == 0, output
+    code, output = call("evaluate", run)
+    assert code == 0, output
+    result = json.loads((run / "evaluation.json").read_text())
+    scores = result["disentanglement"]
+    assert scores.pop("factors") == ["class", "scaling", "rotation", "hue"]
+    assert all(0 <= scores[name] <= 1 for name in scores if name not in ("codes", "trees"))
+    assert result["predictability"]["chance"] == pytest.approx(1 / 3)
+    assert set(result["paths"]) == set(result["errors"])
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").open()]
+    errors = [line["error"] for line in lines if line["split"] == "validation"]
+    assert len(errors) == 2
+    assert min(errors) > 0
+    if config == "mnist_weak":
+        assert "rules" not in result
+        return
+    model = flowfactor.load(run)
+    assert result["rule"] == model.rule == result["training"]["rules"]["chosen"]
+    assert result["rules"][model.rule]["errors"] == result["errors"]
+    trained = result["training"]["rules"]["training_errors"]
+    assert min(trained, key=trained.get) == model.rule
+    assert "solver_independence" not in result
+    assert "mean" in output
+    code, output = call("plot", run)
+    assert code == 0, output
+    assert "moves by a rule" in (run / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("model.kind=vea", "model: no kind of model has this name; known are flow_vae, vae"),
+        ("model.gamma=1", "model.gamma: unknown key"),
+        ("model.beta=-1", "model.beta: input should be greater than or equal to 0"),
+        ("objective.path_kl=1", "those of vae are keys of model"),
+        ("evaluation.composition=true", "a vae has none"),
+        ("model={kind: topographic_vae}", "training.frames_per_sequence must be null"),
+        ("model={kind: topographic_vae, latent_dim: 10}", "frames_per_sequence"),
+    ],
+)
+def test_bad_keys_of_a_baseline_are_named(call, tmp_path, change, message):
+    code, output = call("train", "mnist_vae", "--set", change, "--out", tmp_path / "run")
+    assert code == 2
+    assert message in output
+    assert not (tmp_path / "run").exists()
+
+
 def test_evaluation_is_reproducible(call, tiny_run, tmp_path):
     run = tmp_path / "copy"
     shutil.copytree(tiny_run, run)

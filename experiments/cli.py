@@ -234,14 +234,17 @@ def fill_table(
 
 @app.command()
 def configs(debug: Debug = False) -> None:
-    """List the configurations that ship."""
+    """List the configurations and the tables that ship."""
     with _errors(debug):
         from experiments.config import shipped
+        from experiments.table_runner import shipped_tables
 
-        table = Table("name", "what it is for", box=None, pad_edge=False)
-        for name, description in shipped().items():
-            table.add_row(f"[bold]{name}[/]", description)
-        out_console.print(table)
+        for kind, found in (("configuration", shipped()), ("table", shipped_tables())):
+            table = Table(kind, "what it is for", box=None, pad_edge=False)
+            for name, description in found.items():
+                table.add_row(f"[bold]{name}[/]", description)
+            table.add_row("", "")
+            out_console.print(table)
 
 
 @app.command()

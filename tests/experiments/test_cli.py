@@ -186,7 +186,7 @@ def test_configs_lists_what_ships(call):
     code, output = call("configs")
     assert code == 0
     assert "demo" in output
-    assert "mnist" in output
+    assert "mnist_ablation" in output
 
 
 def test_show_writes_every_key(call):

@@ -299,8 +299,11 @@ class FlowVAE(Autoencoder):
         if weights.consistency > 0:
             assert path.log_det is not None
             change = path.log_det.mT.gather(1, sequences.times)
-            divergence = self._divergence(z, frames, entropy, change)
-            divergence = divergence * sequences.weights * (sequences.times > 0)
+            # Frame 0 does not count. It comes first as a rule, and need not be encoded again.
+            later = slice(1 if bool((sequences.times[:, 0] == 0).all()) else 0, None)
+            divergence = self._divergence(z[:, later], frames[:, later], entropy, change[:, later])
+            counted = sequences.weights * (sequences.times > 0)
+            divergence = divergence * counted[:, later]
             costs["consistency"] = weights.consistency * divergence.sum(1)
         if between is not None:
             residual = along_path(potential, between, self.force).residual

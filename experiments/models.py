@@ -65,6 +65,7 @@ class InferenceConfig(Section):
     temperature: PositiveFloat | None = Inference.temperature
     refresh: Positive = Inference.refresh
     weight: Weight = Inference.weight
+    balanced: bool = Inference.balanced
 
 
 class EncoderConfig(Section):

@@ -23,7 +23,7 @@ demo: $(VENV)/.demo
 	$(BIN)/flowfactor run demo --out $(RUN)
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

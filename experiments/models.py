@@ -270,6 +270,7 @@ class TopographicVAEConfig(ModelSection):
     latent_dim: Positive = 324
     capsules: Positive = 18
     window: Natural = 2
+    mu: Annotated[float, Field(allow_inf_nan=False)] = 30.0
 
 
 class PoFlowConfig(PotentialSection):

@@ -290,7 +290,7 @@ def _validation_error(
         if not isinstance(model, RuleModel):
             return {"error": _sequence_error(model, sequences)}
         displacements = mean_displacements(model, shown)[sequences.factor]
-        z0 = model.encode(sequences.frames[:, 0]).mean
+        z0 = model.represent(sequences.frames[:, 0])
         path = (z0.unsqueeze(1) + displacements).transpose(0, 1)
         errors = [_path_error(model, sequences, path)]
         if model.rule not in RuleModel.RULES:
@@ -309,7 +309,7 @@ def _sequence_error(model: SequenceModel, sequences: Sequences) -> float:
     """Return the mean equivariance error over sequences of any transformations."""
     weak = isinstance(model, WeakFlowVAE)
     flows = model.infer(sequences).argmax(-1) if weak else sequences.factor
-    z0 = model.encode(sequences.frames[:, 0]).mean
+    z0 = model.represent(sequences.frames[:, 0])
     times = torch.arange(sequences.frames.shape[1], dtype=z0.dtype, device=z0.device)
     return _path_error(model, sequences, model.flow(z0, flows, times))
 

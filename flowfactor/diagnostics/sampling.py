@@ -40,7 +40,7 @@ def encode_means(model: SequenceModel, images: Tensor) -> Float[Tensor, "b d"]:
             f"{', '.join(map(str, expected))}) with B at least 1"
         )
     parameter = next(model.parameters())
-    mean: Tensor = model.encode(images.to(parameter.device, parameter.dtype)).mean
+    mean: Tensor = model.represent(images.to(parameter.device, parameter.dtype))
     return mean
 
 

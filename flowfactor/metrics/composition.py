@@ -80,7 +80,7 @@ def superposition_error(
         for batch, start in _batches(data, indices, random_starts, seed, batch_size):
             clock = torch.arange(frames + 1).expand(len(batch), -1)
             x = data.compose(batch, pair, clock, start).frames.to(_device(model))
-            z0 = model.encode(x[:, 0]).mean
+            z0 = model.represent(x[:, 0])
             z = model.flow(z0, potential, _times(frames, z0), method=method)
             parts.append(frame_errors(model, x, z))
         errors[pair] = joined(parts)
@@ -140,7 +140,7 @@ def switching_error(
             clock = torch.arange(frames + 1).expand(len(batch), -1)
             elapsed = [clock.clamp(max=turn), (clock - turn).clamp(min=0)]
             x = data.compose(batch, pair, clock, start, elapsed=elapsed).frames.to(_device(model))
-            z0 = model.encode(x[:, 0]).mean
+            z0 = model.represent(x[:, 0])
             first = model.flow(z0, pair[0], _times(turn, z0), method=method)
             then = model.flow(first[-1], pair[1], _times(frames - turn, z0), method=method)
             parts.append(frame_errors(model, x, torch.cat([first, then[1:]])))
@@ -197,7 +197,7 @@ def reversal_error(
         parts = []
         for batch in chosen[rows_undergoing(data, chosen, k)].split(batch_size):
             x = data.sample(batch, k).frames[:, : frames + 1].flip(1).to(_device(model))
-            z = model.encode(x[:, 0]).mean
+            z = model.represent(x[:, 0])
             z = model.flow(z, name, _times(frames, z).flip(0), method=method)
             parts.append(frame_errors(model, x, z))
         errors[name] = joined(parts)
@@ -262,7 +262,7 @@ def commutation_error(
         for batch, _ in _batches(data, indices, False, 0, batch_size):
             clock = torch.zeros(len(batch), 1, dtype=torch.long)
             x = data.compose(batch, (a, b), clock).frames[:, 0].to(_device(model))
-            z0 = model.encode(x).mean
+            z0 = model.represent(x)
             ab, ba = (
                 model.flow(model.flow(z0, i, time, method=method), j, time, method=method)
                 for i, j in ((a, b), (b, a))

@@ -128,7 +128,7 @@ def equivariance_error(
                 assert isinstance(model, WeakFlowVAE)
                 flows = model.infer(sequences).argmax(-1)
             x = sequences.frames[:, : frames + 1]
-            z0 = model.encode(x[:, 0]).mean
+            z0 = model.represent(x[:, 0])
             times = torch.arange(frames + 1, dtype=z0.dtype, device=device)
             parts.append(frame_errors(model, x, model.flow(z0, flows, times, method=method)))
         errors[name] = joined(parts)

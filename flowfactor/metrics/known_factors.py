@@ -274,7 +274,7 @@ class ModelCodes:
         for size in sizes if fixed is None else [count]:
             images, values = self.factors.sample_factors(size, generator, fixed)
             codes.extend(
-                self.model.encode(batch.to(device)).mean.double().cpu().numpy()
+                self.model.represent(batch.to(device)).double().cpu().numpy()
                 for batch in images.split(self.batch_size)
             )
             factors.append(values.cpu().numpy())

@@ -94,7 +94,7 @@ def path_measures(
         for batch in able.split(batch_size):
             first = torch.zeros(len(batch), 1, dtype=torch.long)
             x = data.sample(batch, k, first).frames[:, 0].to(device)
-            path, energy = _path(model, model.encode(x).mean, k, last, per_frame, method)
+            path, energy = _path(model, model.represent(x), k, last, per_frame, method)
             distance = (path.z[-1] - path.z[0]).norm(dim=-1)
             parts = (straightness(path).clamp(max=1), energy, distance)
             sums += torch.stack([part.double().sum().cpu() for part in parts])

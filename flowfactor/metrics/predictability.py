@@ -129,7 +129,7 @@ def variation_predictability(
                 start = starts[rows] if random_starts else None
                 x = data.sample(chosen[rows], k, first, start).frames[:, 0].to(device)
                 before.append(x)
-                after.append(model.decode(model.flow(model.encode(x).mean, k, t, method=method)))
+                after.append(model.decode(model.flow(model.represent(x), k, t, method=method)))
                 factor.append(torch.full_like(rows, k))
                 groups.append(chosen[rows])
     return classify_pairs(

@@ -71,6 +71,14 @@ class SequenceModel(nn.Module, ABC):
     def encode(self, x: Float[Tensor, "b c h w"]) -> Distribution:
         """Return the posterior ``q(z_0 | x_0)``; its ``mean`` is ``(B, D)``."""
 
+    def represent(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
+        """Return the latent that stands for each image, ``(B, D)``: the mean of the posterior.
+
+        It is what flows when a model is measured and drawn.
+        """
+        mean: Tensor = self.encode(x).mean
+        return mean
+
     @abstractmethod
     def decode_logits(self, z: Float[Tensor, "b d"]) -> Float[Tensor, "b c h w"]:
         """Return the decoder's output, one logit for each pixel."""

@@ -332,7 +332,7 @@ def _mean_displacements(
                 f"have {batch.frames.shape[1]} of {batch.last + 1}"
             )
         sequences = batch.to(device)
-        means = model.encode(sequences.frames.flatten(0, 1)).mean.unflatten(0, (-1, frames_each))
+        means = model.represent(sequences.frames.flatten(0, 1)).unflatten(0, (-1, frames_each))
         ways = (means - means[:, :1]).double()
         for k in range(K):
             of_k = sequences.factor == k

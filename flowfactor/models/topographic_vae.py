@@ -65,6 +65,7 @@ class TopographicVAE(RuleModel):
         capsules: how many circles.
         positions: on each of them; ``D = capsules * positions`` and the latent size is ``2 D``.
         window: W.
+        mu: where its learned value starts; 30 in the original.
         last, observation: see :class:`~flowfactor.models.autoencoder.Autoencoder`.
         rule: ``roll``, or one of those of :class:`~flowfactor.models.RuleModel`.
 
@@ -105,6 +106,7 @@ class TopographicVAE(RuleModel):
         capsules: int = 18,
         positions: int = 18,
         window: int = 2,
+        mu: float = _START,
         last: int = 8,
         observation: Observation | None = None,
         rule: str = "roll",
@@ -128,7 +130,7 @@ class TopographicVAE(RuleModel):
         self.capsules = capsules
         self.positions = positions
         self.window = window
-        self.mu = nn.Parameter(torch.tensor(_START))
+        self.mu = nn.Parameter(torch.tensor(float(mu)))
 
     @classmethod
     def build(
@@ -140,6 +142,7 @@ class TopographicVAE(RuleModel):
         latent_dim: int = 324,
         capsules: int = 18,
         window: int = 2,
+        mu: float = _START,
         encoder: dict[str, Any] | None = None,
         decoder: dict[str, Any] | None = None,
         observation: str = "bernoulli",
@@ -155,6 +158,7 @@ class TopographicVAE(RuleModel):
                 ``latent_dim``, the size of what moves, is twice that.
             capsules: how many.
             window: W.
+            mu: where its learned value starts.
             encoder: ``kind`` and options, as in :meth:`FlowVAE.build
                 <flowfactor.models.FlowVAE.build>`; z and u have one each.
             decoder: likewise.
@@ -180,6 +184,7 @@ class TopographicVAE(RuleModel):
             capsules=capsules,
             positions=latent_dim // capsules,
             window=window,
+            mu=mu,
             last=last,
             observation=observation_from_name(observation),
             rule=rule,
@@ -191,6 +196,7 @@ class TopographicVAE(RuleModel):
             "latent_dim": latent_dim,
             "capsules": capsules,
             "window": window,
+            "mu": mu,
             "encoder": dict(encoder or {}),
             "decoder": dict(decoder or {}),
             "observation": observation,
@@ -202,6 +208,17 @@ class TopographicVAE(RuleModel):
         pairs = (bounded(self.encoder(x)), bounded(self.power_encoder(x)))
         means, log_scales = zip(*pairs, strict=True)
         return torch.cat(means, dim=-1), torch.cat(log_scales, dim=-1)
+
+    def represent(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
+        """Return the mean of z and the root of the mean square of u side by side, ``(B, 2 D)``.
+
+        The decoder sees u by its squares alone, whose means are ``mu_u^2 + sigma_u^2``: the mean of
+        u, often near 0, would stand for quite another image.
+        """
+        mean, log_scale = self._posterior(x)
+        z, u = mean.chunk(2, dim=-1)
+        scale = log_scale.chunk(2, dim=-1)[1].exp()
+        return torch.cat([z, (u.square() + scale.square()).sqrt()], dim=-1)
 
     def decode_logits(self, z: Float[Tensor, "b d"]) -> Float[Tensor, "b c h w"]:
         """Return the logits of every pixel, of latents that are their own neighbours in time."""

@@ -93,3 +93,16 @@ def test_left_out_frames_and_bad_sizes():
         small("topographic_vae", capsules=5)
     with pytest.raises(ValueError, match="positions"):
         small("topographic_vae", window=3)
+
+
+def test_what_stands_for_an_image_has_the_mean_power():
+    """The decoder sees squares of u, whose mean is not the square of the mean."""
+    model, images = small("topographic_vae").eval(), films(2).frames[:, 0]
+    with torch.no_grad():
+        posterior, latent = model.encode(images), model.represent(images)
+        u = posterior.sample((20_000,)).unflatten(-1, (2, model.capsules, model.positions))[:, :, 1]
+        at = latent.unflatten(-1, (2, 1, model.capsules, model.positions))[:, 1]
+    drawn = capsule_power(u.flatten(0, 1).unsqueeze(1), model.window).unflatten(0, (-1, 2)).mean(0)
+    torch.testing.assert_close(capsule_power(at, model.window), drawn, rtol=0.05, atol=0.05)
+    assert torch.equal(latent.chunk(2, -1)[0], posterior.mean.chunk(2, -1)[0])
+    assert (latent.chunk(2, -1)[1] >= posterior.mean.chunk(2, -1)[1].abs()).all()

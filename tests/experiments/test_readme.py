@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments import tables
+from experiments import comparison, table_runner, tables
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -79,6 +79,36 @@ def test_every_pair_of_sprites_is_that_of_its_result():
     pairs = {"composition": json.loads((RESULTS / "compared/sprites_pairs.json").read_text())}
     assert tables.composition_table(pairs) in PAGE
     assert tables.reversal_table(pairs) in PAGE
+
+
+def rows_of(path):
+    table = json.loads(path.read_text())
+    finished = [cell for cell in table["cells"] if cell["status"] == "finished"]
+    rows = []
+    for label in table["table"]["methods"]:
+        mine = [cell for cell in finished if cell["label"] == label]
+        rows.append(comparison.Row(label, tuple(cell["evaluation"] for cell in mine)))
+    return table, rows
+
+
+@pytest.mark.parametrize(
+    "path", sorted(RESULTS.glob("tables/*/table.json")), ids=lambda p: p.parent.name
+)
+def test_tables_of_several_methods_are_those_of_their_cells(path):
+    """The committed files are what the cells give, and the page shows them."""
+    table, rows = rows_of(path)
+    assert all(cell["status"] == "finished" for cell in table["cells"])
+    shipped = table_runner.read_table(path.parent.name)[1]
+    assert {row.label for row in rows} == set(shipped.methods)
+    body = comparison.markdown(rows, comparison.chosen_columns(rows, shipped.columns))
+    lines = [line for line in body.splitlines() if line.startswith("|")]
+    assert len(lines) == len(rows) + 2
+    block = "\n".join(lines)
+    assert block in (path.parent / "table.md").read_text()
+    assert block in PAGE
+    assert f"results/tables/{path.parent.name}" in PAGE
+    for name in ("table.tex", "table.csv", "errors.png"):
+        assert (path.parent / name).is_file()
 
 
 def test_the_float32_figure_is_that_of_its_result():

@@ -237,7 +237,7 @@ def configs(debug: Debug = False) -> None:
     """List the configurations and the tables that ship."""
     with _errors(debug):
         from experiments.config import shipped
-        from experiments.table_runner import shipped_tables
+        from experiments.table_config import shipped_tables
 
         for kind, found in (("configuration", shipped()), ("table", shipped_tables())):
             table = Table(kind, "what it is for", box=None, pad_edge=False)

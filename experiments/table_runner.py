@@ -1,4 +1,4 @@
-"""Tables of several methods and seeds: what a table's YAML file says, and how it is filled.
+"""Tables of several methods and seeds: how they are filled, and what comes out.
 
 Every cell is a run folder that a process of its own fills (:mod:`experiments.cell`). What is
 finished stays: a table that was interrupted goes on where it was.
@@ -7,203 +7,31 @@ finished stays: a table that was interrupted goes on where it was.
 from __future__ import annotations
 
 import contextlib
-import difflib
 import os
-import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
-from typing import IO, Annotated, Any, Literal
+from typing import IO, Any, Literal
 
 import yaml
 from filelock import FileLock, Timeout
-from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
 import experiments
 from experiments import cell as cells_of
 from experiments import comparison, environment, runs
 from experiments.config import Config, dump, read_config
-from experiments.datasets import DigitsConfig, Natural, Positive, Section
+from experiments.datasets import DigitsConfig
+from experiments.table_config import TableConfig, hint, read_table, slug
 from flowfactor.checkpoints import atomic_file
 from flowfactor.diagnostics.saving import save
 from flowfactor.errors import ConfigError, RunError
 from flowfactor.training import METRICS_FILE
 
 _POLL_SECONDS = 0.2
-
-
-# ---- the YAML file
-
-
-class MethodConfig(Section):
-    """A row of a table: what it has of its own."""
-
-    config: str | None = None
-    set: dict[str, Any] = Field(default_factory=dict)
-
-
-def _empty_if_none(value: Any) -> Any:
-    """Let `VAE:` with nothing behind it stand for `VAE: {}`."""
-    return {} if value is None else value
-
-
-Method = Annotated[MethodConfig, BeforeValidator(_empty_if_none)]
-
-
-class TableConfig(Section):
-    """A whole table."""
-
-    title: str = ""
-    description: str = ""
-    config: str | None = None
-    set: dict[str, Any] = Field(default_factory=dict)
-    seeds: Annotated[tuple[Natural, ...], Field(min_length=1)] = (0,)
-    processes: Positive | None = None
-    threads: Positive = 1
-    columns: tuple[str, ...] | None = None
-    methods: Annotated[dict[str, Method], Field(min_length=1)]
-
-    @field_validator("seeds")
-    @classmethod
-    def _differ(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
-        if len(set(seeds)) < len(seeds):
-            raise ValueError("every seed may be there once")
-        return seeds
-
-    @field_validator("methods")
-    @classmethod
-    def _have_folders(cls, methods: dict[str, MethodConfig]) -> dict[str, MethodConfig]:
-        folders: dict[str, str] = {}
-        for label in methods:
-            if not (folder := slug(label)):
-                raise ValueError(f"the name {label!r} needs a letter or a digit")
-            if folder in folders:
-                raise ValueError(
-                    f"{folders[folder]!r} and {label!r} would share the folder {folder}; give one "
-                    f"another name"
-                )
-            folders[folder] = label
-        return methods
-
-    @model_validator(mode="after")
-    def _have_configurations(self) -> TableConfig:
-        if self.config is None:
-            for label, method in self.methods.items():
-                if method.config is None:
-                    raise ValueError(
-                        f"the method {label!r} has no `config`, and neither has the table; give "
-                        f"one the name of a configuration"
-                    )
-        return self
-
-
-def slug(label: str) -> str:
-    """Return the name of a method's folder: ``flow model, weak`` is in ``flow_model_weak``.
-
-    Example:
-        >>> slug("β-VAE (4)")
-        'β_vae_4'
-    """
-    return re.sub(r"\W+", "_", label.lower()).strip("_")
-
-
-def shipped_tables() -> dict[str, str]:
-    """Return the names of the tables that ship, and what each is for."""
-    found = {}
-    for file in sorted(_folder().iterdir(), key=lambda entry: entry.name):
-        if file.name.endswith(".yaml"):
-            content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-            found[file.name.removesuffix(".yaml")] = str(content.get("description", "")).strip()
-    return found
-
-
-def read_table(name: str) -> tuple[str, TableConfig]:
-    """Read the YAML file of a table.
-
-    Args:
-        name: the file, or the name of a table that ships.
-
-    Returns:
-        The table's name and its content.
-
-    Raises:
-        ConfigError: no such file, no YAML, a key that is unknown or a value that is not allowed.
-    """
-    title, text = _find(name)
-    try:
-        content = yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{name} is not valid YAML: {' '.join(str(error).split())}.") from error
-    if not isinstance(content, dict):
-        raise ConfigError(
-            f"{name} must hold keys such as `methods:`; it holds a {type(content).__name__}."
-        )
-    try:
-        return title, TableConfig.model_validate(content)
-    except ValidationError as error:
-        problems = "\n".join(f"  {_describe(problem)}" for problem in error.errors())
-        raise ConfigError(f"{name} is no valid table:\n{problems}") from error
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML in which a key that is there twice is an error; the first would be lost silently."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        seen = set()
-        for key, _ in node.value:
-            if key.tag == "tag:yaml.org,2002:merge":
-                continue
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key.value!r} is there twice", key.start_mark
-                )
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-def _folder() -> Any:
-    return resources.files("experiments") / "configs" / "tables"
-
-
-def _find(name: str) -> tuple[str, str]:
-    path = Path(name)
-    if path.is_file():
-        try:
-            return path.stem, path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path} cannot be read as text: {error}.") from error
-    title = name.removesuffix(".yaml")
-    candidate = _folder() / f"{title}.yaml"
-    if "/" not in title and candidate.is_file():
-        return title, candidate.read_text(encoding="utf-8")
-    ships = list(shipped_tables())
-    raise ConfigError(
-        f"There is no table {name}: neither a file of that name nor one that ships"
-        f"{_hint(title, ships)}."
-    )
-
-
-def _describe(problem: Any) -> str:
-    location = [str(part) for part in problem["loc"] if part != "[key]"]
-    path = ".".join(location) or "table"
-    if problem["type"] == "extra_forbidden":
-        section = MethodConfig if location[0] == "methods" else TableConfig
-        return f"{path}: unknown key{_hint(location[-1], section.model_fields)}"
-    message = problem["msg"].removeprefix("Value error, ")
-    message = message[:1].lower() + message[1:]
-    given = problem.get("input")
-    shown = "" if isinstance(given, (dict, Section)) else f" (it is {given!r})"
-    return f"{path}: {message}{shown}"
-
-
-def _hint(word: str, known: Any) -> str:
-    near = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean `{near[0]}`?" if near else f"; known are {', '.join(known)}"
 
 
 # ---- the cells
@@ -295,7 +123,7 @@ class Table:
             if method not in labels:
                 raise ConfigError(
                     f"--only {method}: the table {self.name} has no such method"
-                    f"{_hint(method, labels)}."
+                    f"{hint(method, labels)}."
                 )
         return [
             cell

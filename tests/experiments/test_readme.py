@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments import comparison, table_runner, tables
+from experiments import comparison, table_config, tables
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -98,7 +98,7 @@ def test_tables_of_several_methods_are_those_of_their_cells(path):
     """The committed files are what the cells give, and the page shows them."""
     table, rows = rows_of(path)
     assert all(cell["status"] == "finished" for cell in table["cells"])
-    shipped = table_runner.read_table(path.parent.name)[1]
+    shipped = table_config.read_table(path.parent.name)[1]
     assert {row.label for row in rows} == set(shipped.methods)
     body = comparison.markdown(rows, comparison.chosen_columns(rows, shipped.columns))
     lines = [line for line in body.splitlines() if line.startswith("|")]

@@ -13,7 +13,7 @@ from filelock import FileLock
 from tiny import sets
 from typer.testing import CliRunner
 
-from experiments import cell, runs, table_runner
+from experiments import cell, runs, table_config, table_runner
 from experiments.cli import app
 from experiments.config import differences, dump, read_config
 from flowfactor.errors import RunError
@@ -364,7 +364,7 @@ def test_wrong_words_of_the_command(call, tmp_path):
     assert "is a file" in output
 
 
-@pytest.mark.parametrize("name", table_runner.shipped_tables())
+@pytest.mark.parametrize("name", table_config.shipped_tables())
 def test_tables_that_ship_are_right(name, tmp_path):
     table = table_runner.plan(name, out=tmp_path)
     assert len(table.cells) == len(table.content.seeds) * len(table.content.methods)

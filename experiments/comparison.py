@@ -500,10 +500,13 @@ def notes(rows: Sequence[Row], columns: Sequence[Column]) -> list[str]:
     for row in rows:
         for rule in dict.fromkeys(result["rule"] for result in row.results if "rule" in result):
             rules.setdefault(str(rule), []).append(row.label)
-    said += [
-        f"Moved by the rule {rule} in place of a flow: {', '.join(labels)}."
-        for rule, labels in rules.items()
-    ]
+    if len(rules) == 1:
+        said.append(f"Methods without flows move by the rule {next(iter(rules))}.")
+    else:
+        said += [
+            f"Moved by the rule {rule} in place of a flow: {'; '.join(labels)}."
+            for rule, labels in rules.items()
+        ]
     hardware = dict.fromkeys(filter(None, map(_hardware, results)))
     if hardware:
         said.append(f"Trained on: {'; '.join(hardware)}.")

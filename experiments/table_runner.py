@@ -501,7 +501,7 @@ def write_state(table: Table) -> Path:
         {
             "title": table.content.title or table.name,
             "description": table.content.description,
-            "command": environment.command(),
+            "command": environment.command().replace(" --render-only", ""),
             "environment": environment.describe(),
             "table": table.content.model_dump(mode="json"),
             "cells": cells,

@@ -146,7 +146,7 @@ def test_notes_say_how_it_was_measured():
         "Test split; 1,000 images; frames 1 to 7; seeds 0, 1;",
         "50 IWAE samples of each of 300 sequences",
         "Lowest identity error: turn 40.0, hue 20.0. Lowest floor: turn 2.0, hue 1.0.",
-        "the rule mean in place of a flow: VAE.",
+        "Methods without flows move by the rule mean.",
         "Trained on: AMD EPYC, 1 thread.",
         "| log p, learned Gaussian ↑ |",
     ):

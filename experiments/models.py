@@ -66,7 +66,6 @@ class InferenceConfig(Section):
     refresh: Positive = Inference.refresh
     weight: Weight = Inference.weight
     balanced: bool = Inference.balanced
-    translate: bool = Inference.translate
 
 
 class EncoderConfig(Section):

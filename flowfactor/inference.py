@@ -32,9 +32,6 @@ class Inference:
             falls, see :func:`balanced_responsibilities`: for transformations that are equally
             frequent and as many as the flows. Without it, one flow may take over two
             transformations that it can tell apart by frame 0, and another be left with none.
-        translate: while the temperature falls, only the part ``c(t) . z`` of the potentials is
-            taught, which moves all latents alike: a flow that cannot tell latents apart cannot
-            take over two transformations. For potentials that have such a part.
 
     Raises:
         ValueError: an unknown estimator, or a number out of range.
@@ -47,7 +44,6 @@ class Inference:
     refresh: int = 10
     weight: float = 1.0
     balanced: bool = False
-    translate: bool = False
 
     def __post_init__(self) -> None:
         if self.estimator not in ("enumerate", "gumbel"):

@@ -20,7 +20,6 @@ from flowfactor.inference import (
 )
 from flowfactor.models.autoencoder import kl_to_standard_normal
 from flowfactor.models.flow_vae import FlowVAE
-from flowfactor.potentials import StackedPotentials
 
 
 class WeakFlowVAE(FlowVAE):
@@ -143,13 +142,6 @@ class WeakFlowVAE(FlowVAE):
         if step < options.warmup:
             return self._autoencoder(sequences)
         progress = min(1.0, (step - options.warmup) / max(options.anneal, 1))
-        if isinstance(self.potentials, StackedPotentials):
-            self.potentials.hold_shape(options.translate and progress < 1)
-        elif options.translate:
-            raise ValueError(
-                f"inference.translate holds the shape of a StackedPotentials, such as "
-                f"RidgePotential; this model has a {type(self.potentials).__name__}"
-            )
         if options.estimator == "gumbel":
             temperature = 1.0 * options.last_temperature**progress
             return self._drawn(sequences, temperature)

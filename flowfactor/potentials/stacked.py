@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -87,30 +86,6 @@ class StackedPotentials(PotentialBank):
         self.axes: nn.Parameter | None
         self.frequencies: Tensor
         self.register_buffer("frequencies", spectrum(frequencies, horizon), persistent=False)
-        self._linear = slice(inner, inner + dim + 1)
-        self._held, self._hooked = False, False
-
-    def hold_shape(self, held: bool) -> None:
-        """Teach ``c(t) . z + e(t)`` alone, by which all latents move alike; or everything again.
-
-        While the shape is held, the gradients of all other parameters are zero.
-
-        Args:
-            held: whether it is.
-        """
-        if held and not self._hooked:
-            for parameter in self.parameters():
-                linear = self._linear if parameter is self.coefficients else slice(0)
-                parameter.register_hook(functools.partial(self._kept, linear))
-            self._hooked = True
-        self._held = held
-
-    def _kept(self, linear: slice, gradient: Tensor) -> Tensor:
-        if not self._held:
-            return gradient
-        kept = torch.zeros_like(gradient)
-        kept[..., linear] = gradient[..., linear]
-        return kept
 
     @abstractmethod
     def parameters_of(self, which: slice | Int[Tensor, "c"]) -> StackedParameters:

@@ -83,20 +83,6 @@ def test_balance_is_for_the_annealing_alone() -> None:
     assert shares[1] == pytest.approx(1.0)
 
 
-def test_flows_translate_while_annealing() -> None:
-    model = make_model(warmup=0, anneal=1, refresh=1, translate=True).train()
-    bank = model.potentials
-    linear = slice(bank.width * 2, bank.width * 2 + bank.dim + 1)  # after w and b of the ridges
-    for step in range(2):
-        model.zero_grad()
-        torch.stack(list(model.loss(films(24)).values())).sum().backward()
-        gradient = bank.coefficients.grad.clone()
-        assert (gradient[:, :, linear.start : linear.stop - 1] != 0).any(), step
-        gradient[..., linear] = 0
-        assert bool((gradient == 0).all()) == (step == 0), step
-        assert bool((bank.directions.grad == 0).all()) == (step == 0), step
-
-
 @pytest.mark.parametrize("estimator", ["enumerate", "gumbel"])
 def test_every_estimator_reaches_every_parameter(estimator: str) -> None:
     model = make_model(estimator=estimator, warmup=0, anneal=5).train()

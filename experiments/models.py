@@ -65,7 +65,6 @@ class InferenceConfig(Section):
     temperature: PositiveFloat | None = Inference.temperature
     refresh: Positive = Inference.refresh
     weight: Weight = Inference.weight
-    balanced: bool = Inference.balanced
 
 
 class EncoderConfig(Section):

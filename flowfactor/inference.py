@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -28,10 +27,6 @@ class Inference:
         refresh: after the annealing, ``enumerate`` compares all flows in one of so many steps, and
             trusts the inference network in the others.
         weight: of ``KL(q(k|x_0..x_T) || uniform)``, for ``gumbel``.
-        balanced: ``enumerate`` gives all flows the same share of every batch while the temperature
-            falls, see :func:`balanced_responsibilities`: for transformations that are equally
-            frequent and as many as the flows. Without it, one flow may take over two
-            transformations that it can tell apart by frame 0, and another be left with none.
 
     Raises:
         ValueError: an unknown estimator, or a number out of range.
@@ -43,7 +38,6 @@ class Inference:
     temperature: float | None = None
     refresh: int = 10
     weight: float = 1.0
-    balanced: bool = False
 
     def __post_init__(self) -> None:
         if self.estimator not in ("enumerate", "gumbel"):
@@ -64,38 +58,6 @@ class Inference:
         if self.temperature is not None:
             return self.temperature
         return 2.0 if self.estimator == "enumerate" else 0.3
-
-
-def balanced_responsibilities(
-    scores: Float[Tensor, "b k"], iterations: int = 10
-) -> Float[Tensor, "b k"]:
-    r"""Return ``softmax(scores + v)`` with v such that all flows have the same share of the batch.
-
-    .. code-block:: text
-
-        R_bk = u_b exp(scores_bk) v_k,    sum_k R_bk = 1,    sum_b R_bk = B / K
-
-    by alternating both normalisations, the first one last. It is the assignment of sequences to
-    flows of the highest ``sum R (scores - log R)`` among those that share the batch out evenly.
-
-    Args:
-        scores: log-responsibilities up to a constant of each row.
-        iterations: of both normalisations.
-
-    Source: Cuturi, "Sinkhorn distances", NeurIPS 2013.
-
-    Example:
-        >>> import torch
-        >>> scores = torch.tensor([[2.0, 0.0], [1.0, 0.0]])    # both rows like the first column
-        >>> balanced_responsibilities(scores, 100).sum(0)
-        tensor([1., 1.])
-    """
-    B, K = scores.shape
-    log_r = scores.log_softmax(1)
-    for _ in range(iterations):
-        log_r = log_r - log_r.logsumexp(0, keepdim=True) + math.log(B / K)
-        log_r = log_r.log_softmax(1)
-    return log_r.exp()
 
 
 class TransformationPosterior(nn.Module):

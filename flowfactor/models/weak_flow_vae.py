@@ -13,11 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from flowfactor.data import Sequences
-from flowfactor.inference import (
-    Inference,
-    TransformationPosterior,
-    balanced_responsibilities,
-)
+from flowfactor.inference import Inference, TransformationPosterior
 from flowfactor.models.autoencoder import kl_to_standard_normal
 from flowfactor.models.flow_vae import FlowVAE
 
@@ -197,12 +193,7 @@ class WeakFlowVAE(FlowVAE):
             evidence = ("reconstruction", "path_kl", "consistency")
             total = torch.stack([costs[name] for name in evidence if name in costs]).sum(0)
             gap = total - total.min(dim=1, keepdim=True).values
-            scores = -gap / self._temperature(gap, progress)
-            responsibilities = (
-                balanced_responsibilities(scores)
-                if self.inference.balanced and progress < 1
-                else scores.softmax(1)
-            )
+            responsibilities = torch.softmax(-gap / self._temperature(gap, progress), dim=1)
             labels = F.one_hot(sequences.factor.clamp(min=0), K).to(responsibilities)
             known = (sequences.factor >= 0).unsqueeze(1)
             responsibilities = torch.where(known, labels, responsibilities)

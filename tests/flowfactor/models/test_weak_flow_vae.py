@@ -9,11 +9,7 @@ import torch
 
 from flowfactor.data import HiddenFactors, Sequences, Sprites
 from flowfactor.errors import DataError
-from flowfactor.inference import (
-    Inference,
-    TransformationPosterior,
-    balanced_responsibilities,
-)
+from flowfactor.inference import Inference, TransformationPosterior
 from flowfactor.metrics import equivariance_error, match_flows
 from flowfactor.models import WeakFlowVAE
 
@@ -53,34 +49,6 @@ def test_phases_of_enumeration() -> None:
         assert bool((gradient != 0).any()) == taught, step
     assert int(model.trained_steps) == 10
     assert float(model.first_temperature) >= 2.0
-
-
-def test_balanced_responsibilities_share_the_batch_out() -> None:
-    """Equal shares, whatever the costs say; what is balanced already stays as it is."""
-    generator = torch.Generator().manual_seed(0)
-    scores = 3 * torch.randn(60, 4, generator=generator, dtype=torch.double)
-    scores[:, 1] += 5  # one flow that all would take
-    shared = balanced_responsibilities(scores, 500)
-    torch.testing.assert_close(shared.sum(1), torch.ones(60, dtype=torch.double))
-    torch.testing.assert_close(shared.sum(0), torch.full((4,), 15.0, dtype=torch.double))
-    # Only what a flow adds for all sequences is taken away: odds between sequences stay.
-    odds = (shared.log() - scores).diff(dim=1)
-    torch.testing.assert_close(odds, odds[:1].expand_as(odds))
-    even = torch.cat([scores.roll(k, dims=1) for k in range(4)])
-    torch.testing.assert_close(balanced_responsibilities(even), even.softmax(1))
-
-
-def test_balance_is_for_the_annealing_alone() -> None:
-    """A flow that is cheapest for all sequences gets its share of them at first, then all."""
-    model = make_model(warmup=0, anneal=1, refresh=1, balanced=True).train()
-
-    def costs(sequences: Sequences, k: torch.Tensor, *_: torch.Tensor) -> dict[str, torch.Tensor]:
-        return {"reconstruction": 100.0 * (k > 0), "share": (k == 0).float()}
-
-    model.costs = costs  # type: ignore[assignment,method-assign]
-    shares = [float(model.loss(films(9))["share"]) for _ in range(2)]
-    assert shares[0] == pytest.approx(1 / 3, abs=1e-3)
-    assert shares[1] == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("estimator", ["enumerate", "gumbel"])

@@ -111,6 +111,12 @@ def test_tables_of_several_methods_are_those_of_their_cells(path):
         assert (path.parent / name).is_file()
 
 
+def test_the_mean_errors_of_the_baselines_are_those_of_the_table():
+    for row in rows_of(RESULTS / "tables" / "mnist" / "table.json")[1]:
+        errors = [result["mean_error"] for result in row.results]
+        assert f"{sum(errors) / len(errors):.1f}" in README, row.label
+
+
 def test_the_float32_figure_is_that_of_its_result():
     result = json.loads((RESULTS / "mnist_float32.json").read_text())
     assert f"{result['mean_error']:.1f} ([mnist_float32.json]" in " ".join(README.split())

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from importlib import resources
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -31,6 +29,7 @@ from experiments.models import (
     TopographicVAEConfig,
     Weight,
 )
+from experiments.shipped_files import complaint, descriptions, find
 from flowfactor.errors import ConfigError
 from flowfactor.models import Objective
 from flowfactor.training import TrainingOptions
@@ -183,12 +182,7 @@ class Config(Section):
 
 def shipped() -> dict[str, str]:
     """Return the names of the configurations that ship, and what each is for."""
-    found = {}
-    for file in sorted(_folder().iterdir(), key=lambda entry: entry.name):
-        if file.name.endswith(".yaml"):
-            content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-            found[file.name.removesuffix(".yaml")] = str(content.get("description", "")).strip()
-    return found
+    return descriptions()
 
 
 def read_config(name: str, overrides: list[str] | None = None) -> tuple[str, Config]:
@@ -249,21 +243,10 @@ def differences(old: Config, new: Config) -> list[str]:
     ]
 
 
-def _folder() -> Any:
-    return resources.files("experiments") / "configs"
-
-
 def _find(name: str) -> tuple[str, str]:
-    path = Path(name)
-    if path.is_file():
-        try:
-            return path.stem, path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path} cannot be read as text: {error}.") from error
-    title = name.removesuffix(".yaml")
-    candidate = _folder() / f"{title}.yaml"
-    if "/" not in title and candidate.is_file():
-        return title, candidate.read_text(encoding="utf-8")
+    title, text = find(name)
+    if text is not None:
+        return title, text
     near = difflib.get_close_matches(title, shipped(), n=1)
     hint = f" Did you mean `{near[0]}`?" if near else ""
     raise ConfigError(
@@ -307,11 +290,7 @@ def _describe(problem: Any) -> str:
         near = difflib.get_close_matches(str(location[-1]), known, n=1)
         hint = f"did you mean `{near[0]}`?" if near else f"known are {', '.join(known)}"
         return f"{path}: unknown key; {hint}"
-    message = problem["msg"].removeprefix("Value error, ")
-    message = message[:1].lower() + message[1:]
-    given = problem.get("input")
-    shown = "" if isinstance(given, (dict, Section)) else f" (it is {given!r})"
-    return f"{path}: {message}{shown}"
+    return f"{path}: {complaint(problem)}"
 
 
 # Sections of which there are several kinds.

@@ -54,9 +54,9 @@ def composition(
         "images": len(indices),
         "frames": frames,
         "random_starts": random_starts,
-        "superposition": _summaries({" + ".join(pair): e for pair, e in together.items()}),
-        "switching": _summaries({", ".join(pair): e for pair, e in in_turn.items()}),
-        "reversal": _summaries(backwards),
+        "superposition": summaries({" + ".join(pair): e for pair, e in together.items()}),
+        "switching": summaries({", ".join(pair): e for pair, e in in_turn.items()}),
+        "reversal": summaries(backwards),
         "commutation": {", ".join(pair): each._asdict() for pair, each in either.items()},
         "means": {
             "superposition": mean_error(together) if together else None,
@@ -118,5 +118,6 @@ def _parts(error: EquivarianceError, last: int) -> dict[str, Any]:
     }
 
 
-def _summaries(errors: dict[str, EquivarianceError]) -> dict[str, Any]:
+def summaries(errors: dict[str, EquivarianceError]) -> dict[str, Any]:
+    """Return the figures of each error as plain data."""
     return {name: error.summary() for name, error in errors.items()}

@@ -23,7 +23,7 @@ import flowfactor
 from experiments import environment
 from experiments.config import Config, differences, dump, read_config
 from experiments.datasets import DigitsConfig, GridSection
-from experiments.generalization import composition, extrapolation
+from experiments.generalization import composition, extrapolation, summaries
 from flowfactor import checkpoints
 from flowfactor.data import (
     HiddenFactors,
@@ -222,8 +222,8 @@ def train(
     if fabric.is_global_zero:
         if config.model.weak:
             facts["matching"] = _name_flows(run, held_out, config)
-        if (rules := _learn_rules(run, training)) is not None:
-            facts["rules"] = rules
+        if isinstance(model, RuleModel):
+            facts["rules"] = _learn_rules(run, training)
         write_json(run / TRAINING_FILE, facts)
     return result
 
@@ -247,14 +247,13 @@ def _name_flows(run: Path, held_out: TransformedSequences, config: Config) -> di
     }
 
 
-def _learn_rules(run: Path, training: TransformedSequences) -> dict[str, Any] | None:
+def _learn_rules(run: Path, training: TransformedSequences) -> dict[str, Any]:
     """Learn how the latents of a model without flows move, and take the rule that does it best.
 
     What it is learned from and chosen by are training sequences.
     """
     model = flowfactor.load(run)
-    if not isinstance(model, RuleModel):
-        return None
+    assert isinstance(model, RuleModel)
     count = _RULE_SEQUENCES * len(training.names)
     batches = list(validation_batches(training, count))
     fit_displacements(model, batches, images=_RULE_IMAGES, ranges=_RULE_RANGES)
@@ -474,8 +473,7 @@ def evaluate(
         "source": config.data.source,
         "images": len(indices),
         "frames": frames,
-        "mean_error": mean_error(errors),
-        "errors": {name: error.summary() for name, error in errors.items()},
+        **_summary(errors),
     }
     if isinstance(model, RuleModel):
         report("its other rules")
@@ -518,8 +516,7 @@ def evaluate(
         result["held_out"] = {
             "what": left_out,
             "images": len(others),
-            "mean_error": mean_error(unseen_errors),
-            "errors": {name: error.summary() for name, error in unseen_errors.items()},
+            **_summary(unseen_errors),
         }
     if (run / TRAINING_FILE).is_file():
         result["training"] = read_json(run / TRAINING_FILE)
@@ -534,6 +531,11 @@ def frames_measured(config: Config, data: TransformedSequences) -> int:
     return config.evaluation.frames or min(_FRAMES, data.last)
 
 
+def _summary(errors: dict[str, EquivarianceError]) -> dict[str, Any]:
+    """Return errors as plain data, as they stand in an evaluation."""
+    return {"mean_error": mean_error(errors), "errors": summaries(errors)}
+
+
 def _rules(
     model: RuleModel,
     data: TransformedSequences,
@@ -546,10 +548,7 @@ def _rules(
     for rule in model.RULES:
         model.rule = rule
         errors = chosen if rule == best else equivariance_error(model, data, indices, frames=frames)
-        found[rule] = {
-            "mean_error": mean_error(errors),
-            "errors": {name: error.summary() for name, error in errors.items()},
-        }
+        found[rule] = _summary(errors)
     model.rule = best
     return found
 
@@ -586,8 +585,7 @@ def _inferred(
         "accuracy": sum(int(matching.counts[k, k]) for k in range(len(data.names))) / len(indices),
         "purity": matching.purity,
         "counts": matching.counts.tolist(),
-        "mean_error": mean_error(errors),
-        "errors": {name: error.summary() for name, error in errors.items()},
+        **_summary(errors),
     }
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import difflib
 import re
-from importlib import resources
-from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
 from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
 from experiments.datasets import Natural, Positive, Section
+from experiments.shipped_files import complaint, descriptions, find
 from flowfactor.errors import ConfigError
 
 
@@ -89,12 +88,7 @@ def slug(label: str) -> str:
 
 def shipped_tables() -> dict[str, str]:
     """Return the names of the tables that ship, and what each is for."""
-    found = {}
-    for file in sorted(_folder().iterdir(), key=lambda entry: entry.name):
-        if file.name.endswith(".yaml"):
-            content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-            found[file.name.removesuffix(".yaml")] = str(content.get("description", "")).strip()
-    return found
+    return descriptions("tables")
 
 
 def read_table(name: str) -> tuple[str, TableConfig]:
@@ -141,21 +135,10 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _folder() -> Any:
-    return resources.files("experiments") / "configs" / "tables"
-
-
 def _find(name: str) -> tuple[str, str]:
-    path = Path(name)
-    if path.is_file():
-        try:
-            return path.stem, path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path} cannot be read as text: {error}.") from error
-    title = name.removesuffix(".yaml")
-    candidate = _folder() / f"{title}.yaml"
-    if "/" not in title and candidate.is_file():
-        return title, candidate.read_text(encoding="utf-8")
+    title, text = find(name, "tables")
+    if text is not None:
+        return title, text
     ships = list(shipped_tables())
     raise ConfigError(
         f"There is no table {name}: neither a file of that name nor one that ships"
@@ -169,11 +152,7 @@ def _describe(problem: Any) -> str:
     if problem["type"] == "extra_forbidden":
         section = MethodConfig if location[0] == "methods" else TableConfig
         return f"{path}: unknown key{hint(location[-1], section.model_fields)}"
-    message = problem["msg"].removeprefix("Value error, ")
-    message = message[:1].lower() + message[1:]
-    given = problem.get("input")
-    shown = "" if isinstance(given, (dict, Section)) else f" (it is {given!r})"
-    return f"{path}: {message}{shown}"
+    return f"{path}: {complaint(problem)}"
 
 
 def hint(word: str, known: Any) -> str:

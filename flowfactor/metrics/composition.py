@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -22,6 +22,7 @@ from flowfactor.models import SequenceModel
 from solvers import Method
 
 Pair = tuple[str, str]
+Batch = tuple[Int[Tensor, "b"], Float[Tensor, "b s"] | None]
 
 
 @torch.no_grad()
@@ -73,18 +74,15 @@ def superposition_error(
         torch.Size([4, 7])
     """
     chosen = _pairs(model, data, pairs, frames, ordered=False)
-    errors = {}
-    for pair in chosen:
-        potential = model.potentials[pair[0]] + model.potentials[pair[1]]
-        parts = []
-        for batch, start in _batches(data, indices, random_starts, seed, batch_size):
-            clock = torch.arange(frames + 1).expand(len(batch), -1)
-            x = data.compose(batch, pair, clock, start).frames.to(_device(model))
-            z0 = model.represent(x[:, 0])
-            z = model.flow(z0, potential, _times(frames, z0), method=method)
-            parts.append(frame_errors(model, x, z))
-        errors[pair] = joined(parts)
-    return errors
+
+    def move(z0: Tensor, pair: Pair) -> Tensor:
+        both = model.potentials[pair[0]] + model.potentials[pair[1]]
+        path: Tensor = model.flow(z0, both, _times(frames, z0), method=method)
+        return path
+
+    batches = list(_batches(data, indices, random_starts, seed, batch_size))
+    clock = torch.arange(frames + 1)
+    return {pair: _error_of(model, data, pair, batches, [clock, clock], move) for pair in chosen}
 
 
 @torch.no_grad()
@@ -133,19 +131,16 @@ def switching_error(
     if frames < 2:
         raise ValueError(f"to switch takes at least 2 frames; frames is {frames}")
     turn = -(-frames // 2)
-    errors = {}
-    for pair in chosen:
-        parts = []
-        for batch, start in _batches(data, indices, random_starts, seed, batch_size):
-            clock = torch.arange(frames + 1).expand(len(batch), -1)
-            elapsed = [clock.clamp(max=turn), (clock - turn).clamp(min=0)]
-            x = data.compose(batch, pair, clock, start, elapsed=elapsed).frames.to(_device(model))
-            z0 = model.represent(x[:, 0])
-            first = model.flow(z0, pair[0], _times(turn, z0), method=method)
-            then = model.flow(first[-1], pair[1], _times(frames - turn, z0), method=method)
-            parts.append(frame_errors(model, x, torch.cat([first, then[1:]])))
-        errors[pair] = joined(parts)
-    return errors
+
+    def move(z0: Tensor, pair: Pair) -> Tensor:
+        first = model.flow(z0, pair[0], _times(turn, z0), method=method)
+        then = model.flow(first[-1], pair[1], _times(frames - turn, z0), method=method)
+        return torch.cat([first, then[1:]])
+
+    batches = list(_batches(data, indices, random_starts, seed, batch_size))
+    clock = torch.arange(frames + 1)
+    elapsed = [clock.clamp(max=turn), (clock - turn).clamp(min=0)]
+    return {pair: _error_of(model, data, pair, batches, elapsed, move) for pair in chosen}
 
 
 @torch.no_grad()
@@ -303,13 +298,40 @@ def _pairs(
     return [(a, b) for a, b in pairs]
 
 
+def _error_of(
+    model: SequenceModel,
+    data: TransformedSequences,
+    pair: Pair,
+    batches: Sequence[Batch],
+    elapsed: Sequence[Int[Tensor, "f"]],
+    move: Callable[[Tensor, Pair], Tensor],
+) -> EquivarianceError:
+    """Return the error of a path against frames that undergo both transformations of a pair.
+
+    Args:
+        model: encodes and decodes.
+        data: of the frames.
+        pair: names of the transformations.
+        batches: samples, and where they start.
+        elapsed: for how long each transformation has acted at each frame.
+        move: gives the latents at each frame, from those of frame 0.
+    """
+    parts = []
+    for batch, start in batches:
+        clock = torch.arange(len(elapsed[0])).expand(len(batch), -1)
+        acted = [each.expand(len(batch), -1) for each in elapsed]
+        x = data.compose(batch, pair, clock, start, elapsed=acted).frames.to(_device(model))
+        parts.append(frame_errors(model, x, move(model.represent(x[:, 0]), pair)))
+    return joined(parts)
+
+
 def _batches(
     data: TransformedSequences,
     indices: Tensor | Sequence[int] | None,
     random_starts: bool,
     seed: int,
     batch_size: int,
-) -> Iterator[tuple[Int[Tensor, "b"], Float[Tensor, "b s"] | None]]:
+) -> Iterator[Batch]:
     """Yield samples and where they start."""
     chosen = torch.arange(len(data)) if indices is None else torch.as_tensor(indices)
     starts = torch.rand(len(chosen), data.start_size, generator=torch.Generator().manual_seed(seed))

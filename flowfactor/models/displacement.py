@@ -165,20 +165,37 @@ class RuleModel(Autoencoder):
         return (times / self.last).view(-1, 1, 1) * (ranges.unsqueeze(1) * direction)
 
     @classmethod
-    def _build(
+    def build(
         cls,
         names: Sequence[str],
-        image_shape: Sequence[int],
+        image_shape: Sequence[int] = (3, 28, 28),
         *,
-        last: int,
-        latent_dim: int,
-        encoder: dict[str, Any] | None,
-        decoder: dict[str, Any] | None,
-        observation: str,
-        rule: str,
+        last: int = 8,
+        latent_dim: int = 48,
+        encoder: dict[str, Any] | None = None,
+        decoder: dict[str, Any] | None = None,
+        observation: str = "bernoulli",
+        rule: str = "mean",
         **own: Any,
-    ) -> Any:
-        """Make the networks, the model and its spec; ``own`` are options of the model's own."""
+    ) -> RuleModel:
+        """Make a model from plain data.
+
+        Args:
+            names: of the K transformations.
+            image_shape: ``(C, H, W)``.
+            last: the last frame T.
+            latent_dim: D.
+            encoder: ``kind`` and options, as in :meth:`FlowVAE.build
+                <flowfactor.models.FlowVAE.build>`.
+            decoder: likewise.
+            observation: ``bernoulli``, ``gaussian`` or ``gaussian_learned``.
+            rule: ``mean`` or ``single``, how latents move.
+            own: the weights and sizes that the model has of its own, as its class describes them.
+
+        Raises:
+            ValueError: a size, name or option that is not allowed.
+            TypeError: an option that the model does not have.
+        """
         channels, height, width = image_shape
         shape = (int(channels), int(height), int(width))
         model = cls(
@@ -200,9 +217,13 @@ class RuleModel(Autoencoder):
             "encoder": dict(encoder or {}),
             "decoder": dict(decoder or {}),
             "observation": observation,
-            **own,
+            **model._own_options(),
         }
         return model
+
+    def _own_options(self) -> dict[str, Any]:
+        """Return the options that this model has of its own, with the values that it has."""
+        return {}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -81,6 +80,8 @@ class FactorVAE(RuleModel):
             if not value > 0:
                 raise ValueError(f"{name} must be positive; it is {value}")
         self.gamma = check_weight("gamma", gamma)
+        self.discriminator_width = discriminator_width
+        self.discriminator_layers = discriminator_layers
         self.discriminator_rate = discriminator_rate
         layers: list[nn.Module] = []
         before = self.latent_dim
@@ -89,58 +90,13 @@ class FactorVAE(RuleModel):
             before = discriminator_width
         self.discriminator = nn.Sequential(*layers, nn.Linear(before, 2))
 
-    @classmethod
-    def build(
-        cls,
-        names: Sequence[str],
-        image_shape: Sequence[int] = (3, 28, 28),
-        *,
-        last: int = 8,
-        latent_dim: int = 48,
-        gamma: float = 35.0,
-        discriminator_width: int = 1000,
-        discriminator_layers: int = 6,
-        discriminator_rate: float = 1e-4,
-        encoder: dict[str, Any] | None = None,
-        decoder: dict[str, Any] | None = None,
-        observation: str = "bernoulli",
-        rule: str = "mean",
-    ) -> FactorVAE:
-        """Make a model from plain data.
-
-        Args:
-            names: of the K transformations.
-            image_shape: ``(C, H, W)``.
-            last: the last frame T.
-            latent_dim: D.
-            gamma: the weight of the total correlation.
-            discriminator_width: units of each layer of the discriminator.
-            discriminator_layers: how many such layers.
-            discriminator_rate: the peak of its learning rate.
-            encoder: ``kind`` and options, as in :meth:`FlowVAE.build
-                <flowfactor.models.FlowVAE.build>`.
-            decoder: likewise.
-            observation: ``bernoulli``, ``gaussian`` or ``gaussian_learned``.
-            rule: ``mean`` or ``single``, how latents move.
-
-        Raises:
-            ValueError: a size, name or option that is not allowed.
-        """
-        model: FactorVAE = cls._build(
-            names,
-            image_shape,
-            last=last,
-            latent_dim=latent_dim,
-            encoder=encoder,
-            decoder=decoder,
-            observation=observation,
-            rule=rule,
-            gamma=gamma,
-            discriminator_width=discriminator_width,
-            discriminator_layers=discriminator_layers,
-            discriminator_rate=discriminator_rate,
-        )
-        return model
+    def _own_options(self) -> dict[str, Any]:
+        return {
+            "gamma": self.gamma,
+            "discriminator_width": self.discriminator_width,
+            "discriminator_layers": self.discriminator_layers,
+            "discriminator_rate": self.discriminator_rate,
+        }
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return the discriminator in a group of its own, with the published betas 0.5 and 0.9."""

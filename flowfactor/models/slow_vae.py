@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -72,55 +71,12 @@ class SlowVAE(RuleModel):
             raise ValueError(f"laplace_rate must be positive and finite; it is {laplace_rate}")
         self.laplace_rate = laplace_rate
 
-    @classmethod
-    def build(
-        cls,
-        names: Sequence[str],
-        image_shape: Sequence[int] = (3, 28, 28),
-        *,
-        last: int = 8,
-        latent_dim: int = 48,
-        beta: float = 1.0,
-        gamma: float = 10.0,
-        laplace_rate: float = 6.0,
-        encoder: dict[str, Any] | None = None,
-        decoder: dict[str, Any] | None = None,
-        observation: str = "bernoulli",
-        rule: str = "mean",
-    ) -> SlowVAE:
-        """Make a model from plain data.
-
-        Args:
-            names: of the K transformations.
-            image_shape: ``(C, H, W)``.
-            last: the last frame T.
-            latent_dim: D.
-            beta: the weight of the term of the normal prior.
-            gamma: the weight of the term of the Laplace prior.
-            laplace_rate: the rate of the Laplace prior.
-            encoder: ``kind`` and options, as in :meth:`FlowVAE.build
-                <flowfactor.models.FlowVAE.build>`.
-            decoder: likewise.
-            observation: ``bernoulli``, ``gaussian`` or ``gaussian_learned``.
-            rule: ``mean`` or ``single``, how latents move.
-
-        Raises:
-            ValueError: a size, name or option that is not allowed.
-        """
-        model: SlowVAE = cls._build(
-            names,
-            image_shape,
-            last=last,
-            latent_dim=latent_dim,
-            encoder=encoder,
-            decoder=decoder,
-            observation=observation,
-            rule=rule,
-            beta=beta,
-            gamma=gamma,
-            laplace_rate=laplace_rate,
-        )
-        return model
+    def _own_options(self) -> dict[str, Any]:
+        return {
+            "beta": self.beta,
+            "gamma": self.gamma,
+            "laplace_rate": self.laplace_rate,
+        }
 
     def loss(self, sequences: Sequences) -> dict[str, Float[Tensor, ""]]:
         """Return the weighted terms of the objective, each a mean over all pairs, in nats.

@@ -133,7 +133,7 @@ class TopographicVAE(RuleModel):
         self.mu = nn.Parameter(torch.tensor(float(mu)))
 
     @classmethod
-    def build(
+    def build(  # type: ignore[override]  # all options are named
         cls,
         names: Sequence[str],
         image_shape: Sequence[int] = (3, 28, 28),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from jaxtyping import Float
@@ -55,49 +54,8 @@ class VAE(RuleModel):
         super().__init__(*arguments, **options)
         self.beta = check_weight("beta", beta)
 
-    @classmethod
-    def build(
-        cls,
-        names: Sequence[str],
-        image_shape: Sequence[int] = (3, 28, 28),
-        *,
-        last: int = 8,
-        latent_dim: int = 48,
-        beta: float = 1.0,
-        encoder: dict[str, Any] | None = None,
-        decoder: dict[str, Any] | None = None,
-        observation: str = "bernoulli",
-        rule: str = "mean",
-    ) -> VAE:
-        """Make a model from plain data.
-
-        Args:
-            names: of the K transformations.
-            image_shape: ``(C, H, W)``.
-            last: the last frame T.
-            latent_dim: D.
-            beta: the weight of the KL.
-            encoder: ``kind`` and options, as in :meth:`FlowVAE.build
-                <flowfactor.models.FlowVAE.build>`.
-            decoder: likewise.
-            observation: ``bernoulli``, ``gaussian`` or ``gaussian_learned``.
-            rule: ``mean`` or ``single``, how latents move.
-
-        Raises:
-            ValueError: a size, name or option that is not allowed.
-        """
-        model: VAE = cls._build(
-            names,
-            image_shape,
-            last=last,
-            latent_dim=latent_dim,
-            encoder=encoder,
-            decoder=decoder,
-            observation=observation,
-            rule=rule,
-            beta=beta,
-        )
-        return model
+    def _own_options(self) -> dict[str, Any]:
+        return {"beta": self.beta}
 
     def loss(self, sequences: Sequences) -> dict[str, Float[Tensor, ""]]:
         """Return the weighted terms of the objective, each a mean over the batch, in nats.

@@ -5,7 +5,7 @@ data goes on as long) and extrapolation_strips.png, and prints the table.
 
 Examples:
     python experiments/scripts/extrapolation.py runs/demo
-    python experiments/scripts/extrapolation.py runs/demo --data mnist
+    python experiments/scripts/extrapolation.py runs/demo --data mnist --set data.last=12
     python experiments/scripts/extrapolation.py runs/without_nines --held-out
 """
 
@@ -47,6 +47,13 @@ def arguments() -> argparse.Namespace:
         "transformations and its images' shape must be those of the run",
     )
     parser.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        metavar="KEY.PATH=VALUE",
+        help="change a key of --data; may be repeated",
+    )
+    parser.add_argument(
         "--held-out",
         action="store_true",
         help="take what the configuration keeps from training: digits or values of a grid",
@@ -55,6 +62,8 @@ def arguments() -> argparse.Namespace:
     options = parser.parse_args()
     if options.images < 1:
         parser.error(f"--images must be at least 1, not {options.images}")
+    if options.overrides and options.data is None:
+        parser.error("--set changes keys of another configuration: name it by --data")
     if options.first < 0:
         parser.error(f"--first must be at least 0, not {options.first}")
     return options
@@ -66,7 +75,7 @@ def main() -> Path:
     model = flowfactor.load(options.run)
     config = read_run_config(options.run)
     if options.data is not None:
-        config = read_config(options.data)[1]
+        config = read_config(options.data, options.overrides)[1]
     split = config.evaluation.split
     load = config.data.load_held_out if options.held_out else config.data.load
     data = load(split, config.seed)

@@ -121,6 +121,15 @@ def test_extrapolation_to_data_of_another_configuration(script, tmp_path, other_
     assert (tmp_path / "extrapolation_strips.png").is_file()
 
 
+def test_extrapolation_to_sprites_that_move_like_digits(script, tmp_path, tiny_run):
+    motions = "{scaling: {parameter: scale}, rotation: {parameter: angle}, hue: {parameter: hue}}"
+    flags = ["--data", "sprites", "--set", "data.size=28", "--set", f"data.motions={motions}"]
+    code, _, err = script("extrapolation", tiny_run, *flags, "--images", 2, "--out", tmp_path)
+    assert (code, err) == (0, "")
+    result = json.loads((tmp_path / "extrapolation.json").read_text())
+    assert list(result["errors"]) == ["scaling", "rotation", "hue"]
+
+
 def test_extrapolation_to_digits_that_training_left_out(script, tmp_path, tiny_run):
     run = tmp_path / "run"
     shutil.copytree(tiny_run, run)
@@ -160,6 +169,8 @@ def test_runs_side_by_side(script, tmp_path):
         ("extrapolation", ["--data", "nothing"], "nothing"),
         ("extrapolation", ["--data", "small.yaml"], "(3, 16, 16)"),
         ("extrapolation", ["--data", "turn.yaml"], "the model knows scaling"),
+        ("extrapolation", ["--set", "data.size=28"], "name it by --data"),
+        ("extrapolation", ["--data", "sprites", "--set", "data.size=x"], "data.size"),
         ("extrapolation", ["--digits", 3], "unrecognized arguments"),
         ("compare_composition", ["--images", 0], "--images must be at least 1"),
         ("compare_composition", ["nowhere"], "no run folder nowhere"),

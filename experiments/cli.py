@@ -395,7 +395,9 @@ def tables(result: dict[str, Any]) -> list[Table]:
         found.append(
             _error_table(
                 f"Transformations inferred from the frames: {inferred['accuracy']:.2%} as named on "
-                f"validation sequences",
+                f"validation sequences"
+                if "accuracy" in inferred
+                else "Flows inferred from the frames; no sequence has a label to compare with",
                 inferred["errors"],
             )
         )

@@ -31,7 +31,7 @@ from experiments.datasets import DigitsConfig, SpritesConfig
 from experiments.plots import one_of_each_class
 from experiments.runs import EVALUATION_FILE, load_data, read_json, read_run_config
 from flowfactor import diagnostics
-from flowfactor.data import TransformedSequences, samples_of
+from flowfactor.data import GivenFactor, TransformedSequences, samples_of
 from flowfactor.diagnostics.saving import write_file
 from flowfactor.errors import RunError
 
@@ -114,6 +114,11 @@ def compare(
     report("models")
     models = {run.label: flowfactor.load(run.path) for run in shown}
     data = load_data(shown[0].config, shown[0].result["split"])
+    if isinstance(data, GivenFactor) and bool((data.given_factor < 0).any()):
+        raise RunError(
+            f"{shown[0].path} was measured on recordings without labels: which flow is which "
+            f"transformation differs from run to run, so that their strips cannot be compared."
+        )
     for run in shown:
         shape = tuple(models[run.label].image_shape)
         if shape != data.image_shape:

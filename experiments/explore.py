@@ -11,7 +11,7 @@ from torch import Tensor
 
 import flowfactor
 from experiments.plots import FIGURES, one_of_each_class
-from experiments.runs import load_data, read_run_config
+from experiments.runs import load_measured, read_run_config
 from flowfactor import diagnostics
 from flowfactor.data import TransformedSequences, in_turn
 from flowfactor.diagnostics.saving import FORMATS
@@ -51,7 +51,7 @@ def explore_latent(
     config = read_run_config(run)
     model = flowfactor.load(run)
     pair = _pair(model, weights)
-    data = load_data(config, config.evaluation.split)
+    data = load_measured(config, config.evaluation.split, model)
     chosen = different_samples(data, images)
     clock = torch.zeros(len(chosen), 1, dtype=torch.long)
     start = None

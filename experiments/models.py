@@ -179,6 +179,11 @@ class PotentialSection(ModelSection):
         }
 
 
+def flow_names(count: int) -> list[str]:
+    """Return the names of flows of which nobody knows which transformations they are."""
+    return [f"flow {i + 1}" for i in range(count)]
+
+
 class FlowVAEConfig(PotentialSection):
     """The flow model, told the transformations or not."""
 
@@ -218,7 +223,7 @@ class FlowVAEConfig(PotentialSection):
                     f"flows: {self.flows} is too few for a flow of its own for each of the "
                     f"{len(names)} transformations ({', '.join(names)})"
                 )
-            names = [f"flow {i + 1}" for i in range(self.flows or len(names))]
+            names = flow_names(self.flows or len(names))
             kind, more = "weak_flow_vae", {"inference": self.inference.model_dump()}
         return MODELS[kind].build(
             names,

@@ -13,7 +13,7 @@ from torch import Tensor
 import flowfactor
 from experiments.config import Config
 from experiments.models import PotentialSection
-from experiments.runs import EVALUATION_FILE, load_data, read_json, read_run_config
+from experiments.runs import EVALUATION_FILE, load_measured, read_json, read_run_config
 from experiments.tables import mean_identity, observation_label, solver_change
 from flowfactor import diagnostics
 from flowfactor.data import (
@@ -56,7 +56,7 @@ def plot(run: Path, *, on_stage: Callable[[str], None] | None = None) -> Path:
             f"`flowfactor evaluate {run}` writes it; then plot again."
         )
     result = read_json(run / EVALUATION_FILE)
-    data = load_data(config, result["split"])
+    data = load_measured(config, result["split"], model)
     chosen = one_of_each_class(data)
 
     sections = [_overview(result, run, config)]
@@ -91,6 +91,8 @@ def _shown(data: TransformedSequences, chosen: Tensor, each: int) -> tuple[Tenso
     samples, factors = [], []
     for k in range(len(data.names)):
         able = samples_of(data, k)
+        if not len(able):
+            continue
         able = able if len(able) < len(data) else chosen
         samples.append(able[torch.arange(k * each, (k + 1) * each) % len(able)])
         factors.append(torch.full((each,), k))
@@ -121,9 +123,9 @@ def _overview(result: dict[str, Any], run: Path, config: Config) -> Section:
     ]
     return Section(
         "How well the flows do",
-        f"Frame 0 of a held-out digit is encoded, its latent flows, and every frame is decoded "
+        f"Frame 0 of a held-out sample is encoded, its latent flows, and every frame is decoded "
         f"again. E is the sum of absolute pixel errors over t = 1..{result['frames']} and all "
-        f"channels, averaged over {result['images']} {result['split']} digits. Identity is the "
+        f"channels, averaged over {result['images']} {result['split']} samples. Identity is the "
         f"error of a latent that stays where it is; the floor is what the autoencoder alone costs "
         f"(decoding frame 0 from its own latent). {_how_latents_move(result, config)}",
         tables=[
@@ -176,14 +178,14 @@ def _films(
     animation.save(folder / "flows.gif")
     return Section(
         "Film strips",
-        "Upper rows: what the transformation does to the digit. Lower rows: the same frames "
+        "Upper rows: what the transformation does to the image. Lower rows: the same frames "
         "decoded along the learned flow, from the latent of frame 0 alone.\n\n"
         "In the second figure the flow also runs backwards from frame 0 and beyond the last frame "
         "of the training; such frames have a coloured rim, and nothing has taught the model what "
         "they look like.",
         [
-            Illustration(animation, "Six held-out digits along each flow, there and back."),
-            Illustration(strips, "Truth and flow, two held-out digits for each transformation."),
+            Illustration(animation, "Up to six held-out samples along each flow, there and back."),
+            Illustration(strips, "Truth and flow, two held-out samples for each transformation."),
             Illustration(outside, "Before the first and beyond the last frame of the training."),
         ],
     )
@@ -269,15 +271,17 @@ def _landscapes(
         images = _first_frames(data, chosen[[(2 + k) % len(chosen)]])
         figure = diagnostics.plot_landscape(model, images, name)
         diagnostics.save(figure, folder / f"landscape_{name}.png")
-        shown.append(Illustration(figure, f"The potential of {name} along a digit's trajectory."))
+        shown.append(Illustration(figure, f"The potential of {name} along a sample's trajectory."))
     report("trajectories")
     count = min(24, len(data))
     trajectories = diagnostics.plot_trajectories(model, _first_frames(data, torch.arange(count)))
     diagnostics.save(trajectories, folder / "trajectories.png")
-    shown.append(Illustration(trajectories, f"{count} held-out digits under every transformation."))
+    shown.append(
+        Illustration(trajectories, f"{count} held-out samples under every transformation.")
+    )
     return Section(
         "Potential landscapes",
-        "A plane through a digit's trajectory in latent space: the potential as colour, its "
+        "A plane through a sample's trajectory in latent space: the potential as colour, its "
         "gradient, along which the latent moves, as arrows, and decoded frames beside the path. "
         "The potential depends on time, so each panel shows it at one time. The axes are principal "
         "directions of the trajectory, with the share of its variance that they explain.",

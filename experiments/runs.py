@@ -22,11 +22,13 @@ from torch import Tensor
 import flowfactor
 from experiments import environment
 from experiments.config import Config, differences, dump, read_config
-from experiments.datasets import DigitsConfig, GridSection
+from experiments.datasets import DigitsConfig, GridSection, RecordingsConfig
 from experiments.generalization import composition, extrapolation, summaries
+from experiments.models import FlowVAEConfig, flow_names
 from flowfactor import checkpoints
 from flowfactor.data import (
     HiddenFactors,
+    Recordings,
     SequenceLoader,
     Sequences,
     SequenceSource,
@@ -42,6 +44,7 @@ from flowfactor.metrics import (
     equivariance_error,
     factor_vae_score,
     frame_errors,
+    infer_labels,
     known_factors,
     log_likelihood,
     match_flows,
@@ -111,8 +114,43 @@ def load_data(config: Config, split: str) -> TransformedSequences:
 
     Raises:
         DataError: they cannot be read.
+        ConfigError: nothing says how many transformations they undergo.
     """
-    return config.data.load(split, config.seed)
+    data = config.data.load(split, config.seed)
+    if not (isinstance(config.data, RecordingsConfig) and isinstance(config.model, FlowVAEConfig)):
+        return data
+    assert isinstance(data, Recordings)
+    if not config.model.weak or data.labelled or config.data.names is not None:
+        return data
+    if config.model.flows is None:
+        raise ConfigError(
+            f"The recordings in {config.data.path} have no labels, so that nothing says how many "
+            f"transformations there are: give their number as model.flows, or their names as "
+            f"data.names."
+        )
+    return data.relabelled(flow_names(config.model.flows), torch.full((len(data),), -1))
+
+
+def load_measured(
+    config: Config, split: str, model: SequenceModel, *, held_out: bool = False
+) -> TransformedSequences:
+    """Return sequences to measure a trained model on.
+
+    What recordings without a label undergo is what a weakly supervised model infers.
+
+    Args:
+        config: of the run.
+        split: ``train``, ``validation`` or ``test``.
+        model: the trained one.
+        held_out: take what the configuration keeps from training.
+
+    Raises:
+        DataError: they cannot be read.
+    """
+    data = config.data.load_held_out(split, config.seed) if held_out else load_data(config, split)
+    if isinstance(model, WeakFlowVAE) and isinstance(data, Recordings):
+        return infer_labels(model, data)
+    return data
 
 
 def build_model(config: Config, data: SequenceSource) -> SequenceModel:
@@ -206,7 +244,7 @@ def train(
             resume=resume,
             seed=config.seed,
             on_progress=on_progress if fabric.is_global_zero else None,
-            measure=_validation_error(config, training, held_out),
+            measure=_validation_error(config, training, validated),
         )
         logger.info("finished: %d steps in %.0f s", result.steps, result.seconds)
     facts = {
@@ -232,6 +270,11 @@ def _name_flows(run: Path, held_out: TransformedSequences, config: Config) -> di
     """Find out on validation sequences what the flows have learned; order and name them by it."""
     model = flowfactor.load(run)
     assert isinstance(model, WeakFlowVAE)
+    if isinstance(held_out, Recordings):
+        labelled = (held_out.given_factor >= 0).nonzero()[:, 0]
+        if not len(labelled):
+            return _count_flows(run, model, held_out)
+        held_out = held_out.subset(labelled)
     batches = validation_batches(held_out, config.training.validation_sequences)
     matching = match_flows(model, batches, len(held_out.names))
     spare = len(model.names) - len(held_out.names)
@@ -245,6 +288,17 @@ def _name_flows(run: Path, held_out: TransformedSequences, config: Config) -> di
         "counts": matching.counts[:, list(matching.order)].tolist(),
         "flows": list(names),
     }
+
+
+def _count_flows(run: Path, model: WeakFlowVAE, held_out: Recordings) -> dict[str, Any]:
+    """Order the flows by how many validation sequences they have, where there are no labels."""
+    chosen = infer_labels(model, held_out).given_factor
+    counts = torch.bincount(chosen, minlength=len(model.names))
+    order = counts.argsort(descending=True, stable=True)
+    model.arrange(order.tolist(), flow_names(len(order)))
+    checkpoints.save_model(model, run)
+    logger.info("validation sequences of each flow: %s", counts[order].tolist())
+    return {"counts": [counts[order].tolist()], "flows": list(model.names)}
 
 
 def _learn_rules(run: Path, training: TransformedSequences) -> dict[str, Any]:
@@ -271,7 +325,7 @@ def _learn_rules(run: Path, training: TransformedSequences) -> dict[str, Any]:
 
 
 def _validation_error(
-    config: Config, training: TransformedSequences, held_out: TransformedSequences
+    config: Config, training: TransformedSequences, held_out: SequenceSource
 ) -> Callable[[SequenceModel], dict[str, float]] | None:
     """Return what measures the equivariance error during a training, if that is asked for.
 
@@ -282,7 +336,8 @@ def _validation_error(
     if not count:
         return None
     watched = next(validation_batches(held_out, count, batch_size=count))
-    shown = list(validation_batches(training, _RULE_SEQUENCES))
+    # The sequences of weak supervision may have no labels at all.
+    shown = [] if config.model.weak else list(validation_batches(training, _RULE_SEQUENCES))
 
     def measure(model: SequenceModel) -> dict[str, float]:
         sequences = watched.to(_device(model))
@@ -462,7 +517,7 @@ def evaluate(
     split = split or options.split
     report = on_stage or (lambda _: None)
     model = flowfactor.load(run)
-    data = load_data(config, split)
+    data = load_measured(config, split, model)
     indices = torch.arange(min(images or options.images, len(data)))
     frames = frames_measured(config, data)
 
@@ -485,7 +540,8 @@ def evaluate(
         result["solver_independence"] = {k: change._asdict() for k, change in changes.items()}
     if isinstance(model, WeakFlowVAE):
         report("which flow is which transformation")
-        result["inferred"] = _inferred(model, data, indices, frames)
+        known = load_data(config, split)
+        result["inferred"] = _inferred(model, data, known, indices, frames)
     report("log-likelihoods")
     result["log_likelihood"] = _likelihoods(model, data, config)
     if options.composition:
@@ -574,15 +630,36 @@ def _disentanglement(model: SequenceModel, config: Config, split: str) -> dict[s
 
 
 def _inferred(
-    model: WeakFlowVAE, data: TransformedSequences, indices: Tensor, frames: int
+    model: WeakFlowVAE,
+    data: TransformedSequences,
+    known: TransformedSequences,
+    indices: Tensor,
+    frames: int,
 ) -> dict[str, Any]:
-    """Measure a weakly supervised model with the transformation inferred, not given."""
-    batches = (data.sample(part, in_turn(data, part)) for part in indices.split(_INFERRED_AT_ONCE))
-    matching = match_flows(model, batches, len(data.names))
+    """Measure a weakly supervised model with the transformation inferred, not given.
+
+    Args:
+        model: in evaluation mode.
+        data: held-out sequences.
+        known: the same before the model has labelled any.
+        indices: which of them.
+        frames: T.
+    """
     errors = equivariance_error(model, data, indices, frames=frames, choose="inferred")
+    if isinstance(known, Recordings):
+        labelled = indices[known.given_factor[indices].cpu() >= 0]
+        if not len(labelled):
+            assert isinstance(data, Recordings)
+            counts = torch.bincount(data.given_factor[indices], minlength=len(model.names))
+            return {"counts": [counts.tolist()], **_summary(errors)}
+        indices = labelled
+    batches = (
+        known.sample(part, in_turn(known, part)) for part in indices.split(_INFERRED_AT_ONCE)
+    )
+    matching = match_flows(model, batches, len(known.names))
     return {
         # With the names from validation; the test sequences may not choose them.
-        "accuracy": sum(int(matching.counts[k, k]) for k in range(len(data.names))) / len(indices),
+        "accuracy": sum(int(matching.counts[k, k]) for k in range(len(known.names))) / len(indices),
         "purity": matching.purity,
         "counts": matching.counts.tolist(),
         **_summary(errors),

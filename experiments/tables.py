@@ -129,13 +129,18 @@ def model_table(results: dict[str, dict[str, Any]]) -> str:
     ]
     for label, result in results.items():
         inferred = result.get("inferred")
-        accuracy = "given" if inferred is None else f"{inferred['accuracy']:.3f}"
+        accuracy = "given" if inferred is None else _accuracy(inferred)
         errors = (inferred or result)["errors"]
         cells = " | ".join(f"{errors[name]['error']:.1f}" for name in known)
         mean = (inferred or result)["mean_error"]
         steps = result["training"]["steps"]
         lines.append(f"| {label} | {accuracy} | {cells} | **{mean:.1f}** | {steps:,} |")
     return "\n".join(lines)
+
+
+def _accuracy(inferred: dict[str, Any]) -> str:
+    # Where no sequence has a label there is nothing to compare with.
+    return f"{inferred['accuracy']:.3f}" if "accuracy" in inferred else "–"
 
 
 def main(arguments: list[str]) -> int:

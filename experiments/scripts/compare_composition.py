@@ -16,7 +16,7 @@ from experiments.generalization import composition
 from experiments.runs import (
     TRAINING_FILE,
     frames_measured,
-    load_data,
+    load_measured,
     read_json,
     read_run_config,
     write_json,
@@ -50,7 +50,7 @@ def measure(run: Path, split: str, images: int) -> dict[str, Any]:
     """Return the mean errors of a run, and where it comes from."""
     config = read_run_config(run)
     model = flowfactor.load(run)
-    data = load_data(config, split)
+    data = load_measured(config, split, model)
     indices = torch.arange(min(images, len(data)))
     frames = frames_measured(config, data)
     composed = composition(model, data, indices, frames=frames)

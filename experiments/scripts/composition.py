@@ -16,7 +16,7 @@ from experiments.cli import composition_tables
 from experiments.explore import different_samples
 from experiments.generalization import composition
 from experiments.plots import FIGURES, composition_strips
-from experiments.runs import frames_measured, load_data, read_run_config, write_json
+from experiments.runs import frames_measured, load_measured, read_run_config, write_json
 from flowfactor.diagnostics import draw_composition, save
 from flowfactor.errors import DataError, FlowFactorError
 from solvers import SolverError
@@ -62,7 +62,7 @@ def main() -> Path:
     options = arguments()
     model = flowfactor.load(options.run)
     config = read_run_config(options.run)
-    data = load_data(config, config.evaluation.split)
+    data = load_measured(config, config.evaluation.split, model)
     if len(data.names) < 2:
         raise DataError(f"{options.run} knows one transformation only; to compose takes two.")
     neighbours = list(zip(data.names[:-1], data.names[1:], strict=True))

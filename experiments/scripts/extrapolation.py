@@ -22,7 +22,7 @@ from experiments.config import read_config
 from experiments.explore import different_samples
 from experiments.generalization import extrapolation
 from experiments.plots import FIGURES
-from experiments.runs import read_run_config, write_json
+from experiments.runs import load_measured, read_run_config, write_json
 from flowfactor.data import samples_of
 from flowfactor.diagnostics import plot_errors, plot_film_strips, save
 from flowfactor.errors import DataError, FlowFactorError
@@ -77,8 +77,7 @@ def main() -> Path:
     if options.data is not None:
         config = read_config(options.data, options.overrides)[1]
     split = config.evaluation.split
-    load = config.data.load_held_out if options.held_out else config.data.load
-    data = load(split, config.seed)
+    data = load_measured(config, split, model, held_out=options.held_out)
     check_comparable(model, data, 1)
     if options.first >= len(data):
         raise DataError(f"--first must be in 0..{len(data) - 1}, not {options.first}.")
@@ -98,11 +97,13 @@ def main() -> Path:
 
     longer = data.with_last(result["last"])
     shown = [
-        int(able[(options.first + k) % len(able)])
+        (int(able[(options.first + k) % len(able)]), k)
         for k in range(len(data.names))
         for able in [samples_of(longer, k)]
+        if len(able)
     ]
-    strips = plot_film_strips(model, longer.sample(shown, torch.arange(len(data.names))))
+    samples, factors = torch.tensor(shown).T
+    strips = plot_film_strips(model, longer.sample(samples, factors))
     folder = options.out or options.run / FIGURES
     save(errors, folder / "extrapolation_errors.png")
     path = save(strips, folder / "extrapolation_strips.png")

@@ -1,4 +1,4 @@
-"""Draw the landscape of a run's potential, with decoded trajectories of held-out digits over it.
+"""Draw the landscape of a run's potential, with decoded trajectories of held-out samples over it.
 
 Example: python experiments/scripts/plot_landscape.py runs/demo --transformation rotation
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 import flowfactor
-from experiments.runs import load_data, read_run_config
+from experiments.runs import load_measured, read_run_config
 from flowfactor.data import in_turn
 from flowfactor.diagnostics import plot_landscape, save
 from flowfactor.errors import FlowFactorError
@@ -46,7 +46,7 @@ def main() -> Path:
     options = arguments()
     model = flowfactor.load(options.run)
     config = read_run_config(options.run)
-    data = load_data(config, config.evaluation.split)
+    data = load_measured(config, config.evaluation.split, model)
     name = options.transformation or model.names[0]
     chosen = torch.arange(options.first, options.first + options.images)
     # Frame 0 is the digit before any transformation.

@@ -1,4 +1,4 @@
-"""Draw the latent trajectories of held-out digits under the transformations of a run.
+"""Draw the latent trajectories of held-out samples under the transformations of a run.
 
 Example: python experiments/scripts/plot_trajectories.py runs/demo --images 24
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 import flowfactor
-from experiments.runs import load_data, read_run_config
+from experiments.runs import load_measured, read_run_config
 from flowfactor.data import in_turn
 from flowfactor.diagnostics import plot_trajectories, save
 from flowfactor.errors import FlowFactorError
@@ -45,7 +45,7 @@ def main() -> Path:
     options = arguments()
     model = flowfactor.load(options.run)
     config = read_run_config(options.run)
-    data = load_data(config, config.evaluation.split)
+    data = load_measured(config, config.evaluation.split, model)
     chosen = torch.arange(options.images)
     # Frame 0 is the digit before any transformation.
     images = data.sample(chosen, in_turn(data, chosen)).frames[:, 0]

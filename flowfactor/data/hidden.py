@@ -88,6 +88,10 @@ class HiddenFactors:
 
     def sample(self, indices: Any, factor: Any, *options: Any, **more: Any) -> Sequences:
         """The sequences of some samples, as the data set gives them, but hidden."""
+        if isinstance(self.source, GivenFactor) and isinstance(factor, Tensor):
+            own = self.source.given_factor[torch.as_tensor(indices, device=self.device)]
+            if torch.equal(factor, own):  # also where it is not known
+                factor = None
         sequences = self.source.sample(indices, factor, *options, **more)  # type: ignore[attr-defined]
         return self._hide(sequences, torch.as_tensor(indices, device=self.device))
 

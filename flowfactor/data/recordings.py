@@ -97,6 +97,8 @@ class Recordings(TransformedSequences):
         if last is None and (short == "drop" or stride is not None):
             raise DataError("stride and short='drop' need the length of a sequence: give last.")
         films = open_films(frames, Preparation(_size(size), grey), memory_limit)
+        labels = films.labels if labels is None else labels
+        self.labelled = labels is not None
         self._names, factors = _label_numbers(films, labels, names)
         self._films = films
         self._every = every
@@ -177,6 +179,32 @@ class Recordings(TransformedSequences):
         changed._own = self._own[chosen]
         chosen = chosen.cpu()
         changed.recordings, changed._begins = self.recordings[chosen], self._begins[chosen]
+        return changed
+
+    def relabelled(self, names: Sequence[str], factor: Int[Tensor, " n"]) -> Recordings:
+        """The same sequences, said to undergo other transformations.
+
+        Args:
+            names: of the transformations.
+            factor: an index into ``names`` for each sequence, -1 where it is not known.
+
+        Raises:
+            DataError: an index out of range, a number of them that is not that of the sequences,
+                names that are not one or more, each different.
+        """
+        _check_names(names)
+        if factor.shape != (len(self),):
+            raise DataError(
+                f"There must be an index for each of the {len(self)} sequences, but their shape is "
+                f"{tuple(factor.shape)}."
+            )
+        if not -1 <= int(factor.min()) <= int(factor.max()) < len(names):
+            raise DataError(
+                f"The transformations must be in 0..{len(names) - 1}, or -1 for unknown, but they "
+                f"are in {int(factor.min())}..{int(factor.max())}."
+            )
+        changed = copy.copy(self)
+        changed._names, changed._own = tuple(names), factor.to(self.device)
         return changed
 
     def split(
@@ -344,12 +372,10 @@ def _label_numbers(
     names: Sequence[str] | None,
 ) -> tuple[tuple[str, ...], Int[Tensor, " r"]]:
     """Names of the transformations, and the index of that of each recording."""
-    if names is not None and (not names or len(set(names)) < len(names)):
-        raise DataError(f"names must be one or more, each different, but they are {list(names)}.")
+    if names is not None:
+        _check_names(names)
     if isinstance(labels, str | Path):
         labels = _read_labels(Path(labels))
-    if labels is None:
-        labels = films.labels
     if labels is None:
         # One transformation is that of all; which of several it is, only a model can find out.
         names = tuple(names or ("transformation",))
@@ -367,6 +393,11 @@ def _label_numbers(
             )
         numbers.append(-1 if value is None else known[str(value)])
     return tuple(names), torch.tensor(numbers)
+
+
+def _check_names(names: Sequence[str]) -> None:
+    if not names or len(set(names)) < len(names):
+        raise DataError(f"names must be one or more, each different, but they are {list(names)}.")
 
 
 def _names_of(values: Labels) -> tuple[str, ...]:

@@ -34,7 +34,7 @@ from flowfactor.metrics.known_factors import (
     known_factors,
 )
 from flowfactor.metrics.likelihood import log_likelihood
-from flowfactor.metrics.matching import Matching, match_flows
+from flowfactor.metrics.matching import Matching, infer_labels, match_flows
 from flowfactor.metrics.paths import PathMeasures, path_measures
 from flowfactor.metrics.predictability import (
     ClassifierOptions,
@@ -66,6 +66,7 @@ __all__ = [
     "equivariance_error",
     "factor_vae_score",
     "frame_errors",
+    "infer_labels",
     "known_factors",
     "log_likelihood",
     "match_flows",

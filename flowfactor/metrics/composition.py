@@ -188,9 +188,9 @@ def reversal_error(
     check_comparable(model, data, frames)
     chosen = torch.arange(len(data)) if indices is None else torch.as_tensor(indices)
     errors = {}
-    for k, name in enumerate(data.names):
-        parts = []
-        for batch in chosen[rows_undergoing(data, chosen, k)].split(batch_size):
+    for k, rows in rows_undergoing(data, chosen).items():
+        name, parts = data.names[k], []
+        for batch in chosen[rows].split(batch_size):
             x = data.sample(batch, k).frames[:, : frames + 1].flip(1).to(_device(model))
             z = model.represent(x[:, 0])
             z = model.flow(z, name, _times(frames, z).flip(0), method=method)

@@ -101,6 +101,10 @@ def equivariance_error(
             :class:`~flowfactor.models.WeakFlowVAE` infer that of each sequence from its frames.
         batch_size: images at a time; it does not change the result.
 
+    Returns:
+        The error by the name of the transformation; one that none of the recordings undergoes is
+        left out.
+
     Raises:
         ValueError: the data has other transformations than the model, or too few frames.
 
@@ -119,9 +123,9 @@ def equivariance_error(
     device = next(model.parameters()).device
     chosen = torch.arange(len(data)) if indices is None else torch.as_tensor(indices)
     errors = {}
-    for k, name in enumerate(data.names):
+    for k, rows in rows_undergoing(data, chosen).items():
         parts = []
-        for batch in chosen[rows_undergoing(data, chosen, k)].split(batch_size):
+        for batch in chosen[rows].split(batch_size):
             sequences = data.sample(batch, k).to(device)
             flows: int | Tensor = k
             if choose == "inferred":
@@ -131,22 +135,28 @@ def equivariance_error(
             z0 = model.represent(x[:, 0])
             times = torch.arange(frames + 1, dtype=z0.dtype, device=device)
             parts.append(frame_errors(model, x, model.flow(z0, flows, times, method=method)))
-        errors[name] = joined(parts)
+        errors[data.names[k]] = joined(parts)
     return errors
 
 
 def rows_undergoing(
-    data: TransformedSequences, chosen: Int[Tensor, "n"], k: int
-) -> Int[Tensor, "m"]:
-    """Return which of the chosen samples can be had under transformation ``k``: all, if rendered.
+    data: TransformedSequences, chosen: Int[Tensor, "n"]
+) -> dict[int, Int[Tensor, "_"]]:
+    """Return which of the chosen samples can be had under each transformation: all, if rendered.
+
+    Transformations that none of the chosen recordings undergoes are left out.
 
     Raises:
-        ValueError: none can.
+        ValueError: that is so of all.
     """
-    rows = torch.isin(chosen, samples_of(data, k).cpu()).nonzero().flatten()
-    if not len(rows):
-        raise ValueError(f"none of the samples undergoes {data.names[k]}")
-    return rows
+    found = {}
+    for k in range(len(data.names)):
+        rows = torch.isin(chosen, samples_of(data, k).cpu()).nonzero().flatten()
+        if len(rows):
+            found[k] = rows
+    if not found:
+        raise ValueError(f"none of the samples undergoes {' or '.join(data.names)}")
+    return found
 
 
 def check_comparable(model: SequenceModel, data: TransformedSequences, frames: int) -> None:

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from flowfactor.data import Sequences
+from flowfactor.data import Recordings, Sequences
 from flowfactor.models import WeakFlowVAE
 
 
@@ -68,7 +68,7 @@ def match_flows(model: WeakFlowVAE, batches: Iterable[Sequences], transformation
 
     Example:
         >>> import torch
-        >>> from flowfactor.data import Sequences
+        >>> from flowfactor.data import Recordings, Sequences
         >>> from flowfactor.models import WeakFlowVAE
         >>> model = WeakFlowVAE.build(("a", "b"), latent_dim=4, width=8).eval()
         >>> films = Sequences.full(torch.rand(6, 9, 3, 28, 28), torch.tensor([0, 1] * 3))
@@ -94,3 +94,49 @@ def match_flows(model: WeakFlowVAE, batches: Iterable[Sequences], transformation
         counts += torch.bincount(places, minlength=transformations * flows).view_as(counts)
     _, columns = linear_sum_assignment(counts.numpy(), maximize=True)
     return Matching(counts, tuple(int(k) for k in np.asarray(columns)))
+
+
+@torch.no_grad()
+def infer_labels(model: WeakFlowVAE, data: Recordings, *, batch_size: int = 250) -> Recordings:
+    """Recordings that undergo, where nobody knows what, the flow that a model finds most likely.
+
+    What is known stays as it is: the model's first flows must be the transformations of the data,
+    unless no sequence has its label.
+
+    Args:
+        model: in evaluation mode.
+        data: some or all of its labels may be unknown.
+        batch_size: sequences at a time; it does not change the result.
+
+    Returns:
+        The same sequences; the names of their transformations are those of the model's flows,
+        unless nothing was unknown.
+
+    Raises:
+        ValueError: known transformations that are not the model's first flows.
+
+    Example:
+        >>> import torch
+        >>> from flowfactor.data import Recordings
+        >>> from flowfactor.models import WeakFlowVAE
+        >>> model = WeakFlowVAE.build(("a", "b"), latent_dim=4, width=8).eval()
+        >>> films = Recordings(torch.rand(6, 9, 3, 28, 28), names=["turn", "grow"])
+        >>> films.given_factor.tolist()
+        [-1, -1, -1, -1, -1, -1]
+        >>> inferred = infer_labels(model, films)
+        >>> inferred.names, int(inferred.given_factor.min()) >= 0
+        (('a', 'b'), True)
+    """
+    factor = data.given_factor.clone()
+    if not bool((factor < 0).any()):
+        return data
+    if bool((factor >= 0).any()) and data.names != model.names[: len(data.names)]:
+        raise ValueError(
+            f"the data undergoes {', '.join(data.names)}, but the model's flows are "
+            f"{', '.join(model.names)}; the first of them must be the same, in the same order"
+        )
+    device = next(model.parameters()).device
+    for unknown in (factor < 0).nonzero()[:, 0].split(batch_size):
+        found = model.infer(data.sample(unknown).to(device)).argmax(-1)
+        factor[unknown] = found.to(factor.device)
+    return data.relabelled(model.names, factor)

@@ -88,8 +88,8 @@ def path_measures(
     device = next(model.parameters()).device
     chosen = torch.arange(len(data)) if indices is None else torch.as_tensor(indices)
     measures = {}
-    for k, name in enumerate(data.names):
-        able = chosen[rows_undergoing(data, chosen, k)]
+    for k, rows in rows_undergoing(data, chosen).items():
+        able = chosen[rows]
         sums = torch.zeros(3, dtype=torch.float64)
         for batch in able.split(batch_size):
             first = torch.zeros(len(batch), 1, dtype=torch.long)
@@ -98,7 +98,7 @@ def path_measures(
             distance = (path.z[-1] - path.z[0]).norm(dim=-1)
             parts = (straightness(path).clamp(max=1), energy, distance)
             sums += torch.stack([part.double().sum().cpu() for part in parts])
-        measures[name] = PathMeasures(*(sums / len(able)).tolist())
+        measures[data.names[k]] = PathMeasures(*(sums / len(able)).tolist())
     return measures
 
 

@@ -123,8 +123,8 @@ def variation_predictability(
     starts = torch.rand(len(chosen), data.start_size, generator=generator)
     groups, before, after, factor = [], [], [], []
     with torch.no_grad():
-        for k in range(len(data.names)):
-            for rows in rows_undergoing(data, chosen, k).split(batch_size):
+        for k, able in rows_undergoing(data, chosen).items():
+            for rows in able.split(batch_size):
                 first = torch.zeros(len(rows), 1, dtype=torch.long)
                 start = starts[rows] if random_starts else None
                 x = data.sample(chosen[rows], k, first, start).frames[:, 0].to(device)

@@ -253,6 +253,56 @@ def test_recordings_of_ones_own_without_labels_of_most(call, tmp_path):
     assert flowfactor.load(run).names[2:] == ("spare 1",)
 
 
+def test_recordings_of_ones_own_without_any_label(call, tmp_path):
+    """The flows are all there is: everything after the training calls them by number."""
+    run, options = tmp_path / "run", sets_of("recordings", tmp_path)
+    hidden = ("model.supervision=weak", "data.labels=null", "training.validation_errors=2")
+    words = [*options, *(word for change in hidden for word in ("--set", change))]
+    code, output = call("train", "recordings", *words, "--out", run)
+    assert code == 2
+    assert "model.flows" in output
+    assert not run.exists()
+    code, output = call("run", "recordings", *words, "--set", "model.flows=3", "--out", run)
+    assert code == 0, output
+    assert "no sequence has a label" in output
+    assert flowfactor.load(run).names == ("flow 1", "flow 2", "flow 3")
+    matching = json.loads((run / "training.json").read_text())["matching"]
+    assert set(matching) == {"counts", "flows"}
+    assert matching["counts"][0] == sorted(matching["counts"][0], reverse=True)
+    result = json.loads((run / "evaluation.json").read_text())
+    counts = result["inferred"]["counts"][0]
+    assert sum(counts) == result["images"]
+    assert list(result["errors"]) == [f"flow {k + 1}" for k, count in enumerate(counts) if count]
+    assert "accuracy" not in result["inferred"]
+    assert result["inferred"]["mean_error"] == pytest.approx(result["mean_error"])
+    code, output = call("explore-latent", run, "--images", 1)
+    assert code == 0, output
+    command = [sys.executable, "-m", "experiments.scripts.extrapolation", run, "--images", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    shutil.copytree(run, tmp_path / "other")
+    code, output = call("compare", run, tmp_path / "other", "--out", tmp_path / "compared")
+    assert code == 2
+    assert "without labels" in output
+
+
+def test_recordings_some_of_which_have_no_label(call, tmp_path):
+    """Validation and evaluation compare with the labels that there are."""
+    run, options = tmp_path / "run", sets_of("recordings", tmp_path)
+    labels = tmp_path / "labels.csv"
+    known = labels.read_text().split()
+    half = [line if i % 4 < 2 else line.split(",")[0] + "," for i, line in enumerate(known)]
+    labels.write_text("\n".join(half))
+    words = [*options, "--set", "model.supervision=weak", "--set", "model.flows=3"]
+    words += ["--set", "data.validation=0.25", "--set", "data.test=0.25"]
+    code, output = call("run", "recordings", *words, "--out", run)
+    assert code == 0, output
+    result = json.loads((run / "evaluation.json").read_text())
+    assert 0 <= result["inferred"]["accuracy"] <= 1
+    assert 0 < sum(map(sum, result["inferred"]["counts"])) < result["images"]
+    assert flowfactor.load(run).names == ("down", "right", "spare 1")
+
+
 def test_videos_of_ones_own(call, tmp_path):
     """A folder of mp4 files, by the command line alone."""
     import av

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from flowfactor.data import HiddenFactors, Recordings, SequenceLoader, Sprites
+from flowfactor.data import HiddenFactors, Recordings, SequenceLoader, Sprites, in_turn
 from flowfactor.data.sequences import GivenFactor
 from flowfactor.errors import DataError
 
@@ -30,6 +30,15 @@ def test_a_loader_draws_what_was_recorded_and_sees_no_label(films):
     for batch in seen:
         for film in batch.frames[:, : films.last + 1].flatten(1):
             assert (known == film).all(1).any()
+
+
+def test_what_is_not_known_can_be_asked_for_in_turn(films):
+    some = films.relabelled(films.names, torch.tensor([0, -1] * 6))
+    hidden = HiddenFactors(some)
+    indices = torch.arange(12)
+    assert hidden.sample(indices, in_turn(hidden, indices)).factor.tolist() == [-1] * 12
+    with pytest.raises(DataError, match="Sequence 0 undergoes"):
+        hidden.sample([0, 1], torch.tensor([1, 1]))
 
 
 def test_a_part_keeps_its_label(films):

@@ -593,6 +593,25 @@ def test_what_was_recorded_cannot_be_chosen():
         recordings.subset([])
 
 
+def test_other_labels():
+    recordings = Recordings(FILMS, ["a", "b", "a", "b"])
+    assert recordings.labelled
+    assert not Recordings(FILMS).labelled
+    other = recordings.relabelled(["x", "y", "z"], torch.tensor([2, -1, 0, 2]))
+    assert other.names == ("x", "y", "z")
+    assert other.sample([0, 1, 2, 3]).factor.tolist() == [2, -1, 0, 2]
+    assert torch.equal(other.sample([1]).frames, recordings.sample([1]).frames)
+    assert recordings.given_factor.tolist() == [0, 1, 0, 1]
+    for names, factor, message in (
+        (["x"], [0, 0, 0, 1], r"in 0\.\.0, or -1"),
+        (["x"], [0, 0, 0, -2], r"in 0\.\.0, or -1"),
+        (["x", "x"], [0, 0, 0, 1], r"each different"),
+        (["x"], [0, 0, 0], r"each of the 4 sequences"),
+    ):
+        with pytest.raises(DataError, match=message):
+            recordings.relabelled(names, torch.tensor(factor))
+
+
 def test_helpers_for_sources_of_both_kinds(dataset):
     recordings = Recordings(FILMS, ["a", "b", "a", "b"])
     assert samples_of(recordings, 1).tolist() == [1, 3]

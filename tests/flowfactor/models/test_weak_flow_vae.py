@@ -7,10 +7,10 @@ import dataclasses
 import pytest
 import torch
 
-from flowfactor.data import HiddenFactors, Sequences, Sprites
+from flowfactor.data import HiddenFactors, Recordings, Sequences, Sprites
 from flowfactor.errors import DataError
 from flowfactor.inference import Inference, TransformationPosterior
-from flowfactor.metrics import equivariance_error, match_flows
+from flowfactor.metrics import equivariance_error, infer_labels, match_flows
 from flowfactor.models import WeakFlowVAE
 
 SHAPE = (3, 16, 16)
@@ -111,6 +111,27 @@ def test_matching_is_the_best_assignment() -> None:
         match_flows(model, [sequences], 5)
     with pytest.raises(ValueError, match="must all have their label"):
         match_flows(model, [films(9)], 3)
+
+
+def test_what_has_no_label_undergoes_the_likeliest_flow() -> None:
+    model = make_model(3).eval()
+    frames = torch.rand(6, 9, *SHAPE, generator=torch.Generator().manual_seed(1))
+    unknown = Recordings(frames, names=["turn", "grow"])
+    most_likely = model.infer(unknown.sample(range(6))).argmax(-1)
+    inferred = infer_labels(model, unknown, batch_size=4)
+    assert torch.equal(inferred.given_factor, most_likely)
+    assert inferred.names == model.names
+    # Flows that no sequence has are left out of the errors.
+    errors = equivariance_error(model, inferred)
+    assert list(errors) == [model.names[k] for k in most_likely.unique().tolist()]
+
+    factor = torch.tensor([1, -1, 0, -1, 1, 0])
+    some = unknown.relabelled(["turn", "grow"], factor)
+    with pytest.raises(ValueError, match="the first of them must be the same"):
+        infer_labels(model, some)
+    model.arrange([0, 1, 2], ["turn", "grow", "spare"])
+    expected = torch.where(factor < 0, most_likely, factor)
+    assert torch.equal(infer_labels(model, some).given_factor, expected)
 
 
 def test_hidden_factors() -> None:

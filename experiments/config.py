@@ -43,6 +43,7 @@ class ObjectiveConfig(Section):
     hamilton_jacobi: Weight = Objective.hamilton_jacobi
     initial: Weight = Objective.initial
     consistency: Weight = Objective.consistency
+    reversal: Weight = Objective.reversal
     commutator: Weight = Objective.commutator
 
 

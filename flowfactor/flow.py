@@ -92,6 +92,50 @@ def trace(
     return Path(ys[0], ys[1], times, solution.stats)
 
 
+def return_to_start(
+    z: Float[Tensor, "b d"],
+    potential: Potential,
+    t: Float[Tensor, "b"],
+    model: SequenceModel,
+) -> Float[Tensor, "b d"]:
+    """Flow back to time 0 from a time of its own for each sample.
+
+    .. code-block:: text
+
+        w(0) = z,   dw/ds = -t/T grad u(w, t (1 - s/T)),   the result is w(T),   T = model.last
+
+    which is the flow in a time that runs backwards and at the speed that brings all samples to 0
+    together. The model's method takes as many steps as for a whole sequence.
+
+    Args:
+        z: latents at the times t.
+        potential: of each sample.
+        t: in ``[0, T]``.
+        model: gives the solver, its gradient and T.
+
+    Example:
+        >>> import torch, flowfactor
+        >>> from flowfactor.flow import return_to_start
+        >>> model = flowfactor.FlowVAE.build(("a", "b"), latent_dim=4, width=8)
+        >>> z = torch.randn(2, 4, generator=torch.Generator().manual_seed(0))
+        >>> back = return_to_start(z, model.potentials["b"], torch.tensor([0.0, 3.0]), model)
+        >>> torch.allclose(back[0], z[0])
+        True
+        >>> torch.allclose(back[1], model.flow(z, "b", [3.0, 0.0])[-1, 1], atol=1e-4)
+        True
+    """
+
+    def field(at: Tensor, state: State) -> State:
+        assert isinstance(state, Tensor)
+        speed = (t / model.last).unsqueeze(-1)
+        return -speed * potential.gradient(state, t * (1 - at / model.last))
+
+    grid = torch.arange(model.last + 1, dtype=z.dtype, device=z.device)
+    solution = _solve(field, z, grid, model.method, model.gradient, potential, z)
+    assert isinstance(solution.ys, Tensor)
+    return solution.ys[-1]
+
+
 @overload
 def flow(
     z: Float[Tensor, "b d"],

@@ -13,7 +13,14 @@ from torch import Tensor, nn
 import solvers
 from flowfactor.commutator import lie_bracket
 from flowfactor.data import Sequences
-from flowfactor.flow import LogDensity, Path, check_discrete, full_precision, trace
+from flowfactor.flow import (
+    LogDensity,
+    Path,
+    check_discrete,
+    full_precision,
+    return_to_start,
+    trace,
+)
 from flowfactor.models.autoencoder import Autoencoder, kl_to_standard_normal
 from flowfactor.networks import make_decoder, make_encoder
 from flowfactor.observation import Observation, observation_from_name
@@ -40,6 +47,8 @@ class Objective:
         initial: of the mean ``||grad u(z_0, 0)||^2``, which lets every flow start from rest.
         consistency: of ``sum_{t>=1} KL(q_t(. | x_0, k) || q(. | x_t))``: what has flowed to
             frame t is to be what that frame is encoded as, so that any flow can go on from there.
+        reversal: of ``-log p(x_0 | z_{t->0})``, where ``z_t ~ q(. | x_t)`` of a random frame flows
+            back to time 0, so that flows also run backwards.
         commutator: of the mean squared Lie bracket of the sequence's flow and another one, where
             transformations are known to commute.
 
@@ -52,6 +61,7 @@ class Objective:
     hamilton_jacobi: float = 0.01
     initial: float = 0.0
     consistency: float = 0.0
+    reversal: float = 0.0
     commutator: float = 0.0
 
     def __post_init__(self) -> None:
@@ -72,12 +82,14 @@ class FlowVAE(Autoencoder):
         + hamilton_jacobi mean_{t in [0, T]} (du/dt + 1/2 ||grad u||^2 - f)^2
         + initial         ||grad u(z_0, 0)||^2
         + consistency     sum_{t=1..T} KL(q_t(. | x_0, k) || q(. | x_t))
+        + reversal        E_{t = 1..T} E_{z_t ~ q(. | x_t)} [ -log p(x_0 | z_{t->0}) ]
         + commutator      ||[grad u^k, grad u^j](z_t, t)||^2
 
-    averaged over the batch, where ``z_t`` is the flow of ``z_0 ~ q(z_0|x_0)``, ``q_t`` its density
-    and ``p_t`` the diffusing prior, and j is another transformation and t a time at random in the
-    last line. The first line is the negative evidence bound for
-    ``beta = 1``; the transitions are deterministic, so that it needs no further term.
+    averaged over the batch, where ``z_t`` is the flow of ``z_0 ~ q(z_0|x_0)``, ``q_t`` its density,
+    ``p_t`` the diffusing prior and ``z_{t->0}`` what flows back to time 0, and j is another
+    transformation and t a time at random in the last line. The first line is the negative
+    evidence bound for ``beta = 1``; the transitions are deterministic, so that it needs no further
+    term.
 
     Args:
         encoder: maps images ``(B, C, H, W)`` to ``(B, 2 D)``: mean and log standard deviation.
@@ -267,6 +279,7 @@ class FlowVAE(Autoencoder):
         costs = self.costs(sequences, sequences.factor, entropy, z0)
         terms = {"reconstruction": costs.pop("reconstruction")}
         terms["kl"] = self.objective.beta * kl_to_standard_normal(posterior)
+        terms |= self.reversal(sequences, sequences.factor)
         return {name: cost.mean() for name, cost in (terms | costs).items()}
 
     def costs(
@@ -315,6 +328,26 @@ class FlowVAE(Autoencoder):
         if weights.commutator > 0:
             costs["commutator"] = weights.commutator * self._bracket(path, potential, k)
         return costs
+
+    def reversal(
+        self, sequences: Sequences, k: Int[Tensor, "b"] | Float[Tensor, "b k"]
+    ) -> dict[str, Float[Tensor, "b"]]:
+        """Return the weighted term of flows that run backwards, unless its weight is 0, in nats.
+
+        Args:
+            sequences: their frame 0, and others of which one is drawn for each sequence.
+            k: the transformation of each sequence, or weights ``(B, K)`` of a mixture.
+        """
+        if self.objective.reversal == 0:
+            return {}
+        frames = sequences.frames
+        rows = torch.arange(len(frames), device=frames.device)
+        drawn = torch.randint(1, frames.shape[1], rows.shape, device=rows.device)
+        z = self.encode(frames[rows, drawn]).rsample()
+        elapsed = sequences.times[rows, drawn].to(z.dtype)
+        back = return_to_start(z, self.potentials.select(k), elapsed, self)
+        log_likelihood = self.observation.log_prob(self.decode_logits(back), frames[:, 0])
+        return {"reversal": -self.objective.reversal * log_likelihood}
 
     def _divergence(
         self,

@@ -169,7 +169,7 @@ class WeakFlowVAE(FlowVAE):
         return super().loss(dataclasses.replace(sequences, factor=k)) | more
 
     def _enumerated(self, sequences: Sequences, progress: float) -> dict[str, Float[Tensor, ""]]:
-        """One step of variational EM over all flows."""
+        """One step of variational EM over all flows; no flow runs backwards in it."""
         K, B = len(self.potentials), len(sequences)
         later = dataclasses.replace(
             sequences, frames=sequences.frames[:, 1:], times=sequences.times[:, 1:]
@@ -220,6 +220,7 @@ class WeakFlowVAE(FlowVAE):
         weights = torch.where(known.unsqueeze(1), labels, drawn)
         posterior = self.encode(sequences.frames[:, 0])
         costs = self.costs(sequences, weights, posterior.entropy(), posterior.rsample())
+        costs |= self.reversal(sequences, weights)
         terms = {name: cost.mean() for name, cost in costs.items()}
         terms["kl"] = self.objective.beta * kl_to_standard_normal(posterior).mean()
         # KL(q || uniform) where the flow is unknown; the label's surprise where it is not.

@@ -9,6 +9,7 @@ from torch.distributions import kl_divergence
 import flowfactor
 from flowfactor.commutator import lie_bracket
 from flowfactor.data import Sequences
+from solvers import RK4
 
 NAMES = ("a", "b", "c")
 
@@ -99,6 +100,33 @@ def test_some_of_the_frames_estimate_all_of_them():
         )
         parts.append(model.costs(chosen, chosen.factor, entropy, z0)["consistency"])
     torch.testing.assert_close(torch.stack(parts).mean(0), whole, rtol=1e-4, atol=1e-3)
+
+
+def test_reversal_is_the_likelihood_of_frame_0_after_the_way_back():
+    model, sequences = build(reversal=2.0), films()
+    # A posterior without spread.
+    model._posterior = lambda x: (model.encoder(x)[:, :4], torch.full((len(x), 4), -30.0))
+    possible = []
+    for t in range(1, 5):
+        z = model.encode(sequences.frames[:, t]).mean
+        back = model.flow(z, sequences.factor, [float(t), 0.0], method=RK4(steps=20))[-1]
+        logits = model.decode_logits(back)
+        possible.append(-2.0 * model.observation.log_prob(logits, sequences.frames[:, 0]))
+    possible = torch.stack(possible)
+    seen = set()
+    for _ in range(30):
+        found = model.reversal(sequences, sequences.factor)["reversal"]
+        distance, at = (possible - found).abs().min(0)
+        assert (distance < 1e-4 * found).all()
+        seen |= set(at.tolist())
+    assert seen == {0, 1, 2, 3}
+
+
+def test_reversal_reaches_encoder_decoder_and_potentials():
+    model = build(reversal=1.0)
+    model.loss(films())["reversal"].backward()
+    for part in (model.encoder, model.decoder, model.potentials):
+        assert any(p.grad is not None and p.grad.abs().max() > 0 for p in part.parameters())
 
 
 def test_commutator_is_a_squared_bracket_with_another_flow():

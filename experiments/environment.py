@@ -36,6 +36,11 @@ def command() -> str:
     return " ".join([program, *sys.argv[1:]])
 
 
+def origin() -> dict[str, Any]:
+    """Return both, for a file of results."""
+    return {"command": command(), "environment": describe()}
+
+
 def _version(package: str) -> str:
     try:
         return metadata.version(package)

@@ -576,8 +576,7 @@ def evaluate(
         }
     if (run / TRAINING_FILE).is_file():
         result["training"] = read_json(run / TRAINING_FILE)
-    result["command"] = environment.command()
-    result["environment"] = environment.describe()
+    result |= environment.origin()
     write_json(run / EVALUATION_FILE, result)
     return result
 

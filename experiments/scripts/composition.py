@@ -12,6 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 import flowfactor
+from experiments import environment
 from experiments.cli import composition_tables
 from experiments.explore import different_samples
 from experiments.generalization import composition
@@ -85,7 +86,7 @@ def main() -> Path:
         Console().print(table)
     folder = options.out or options.run / FIGURES
     path = save(figure, folder / "composition.png")
-    write_json(folder / "composition.json", result)
+    write_json(folder / "composition.json", result | environment.origin())
     return path
 
 

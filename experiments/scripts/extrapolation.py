@@ -17,6 +17,7 @@ import torch
 from rich.console import Console
 
 import flowfactor
+from experiments import environment
 from experiments.cli import extrapolation_table
 from experiments.config import read_config
 from experiments.explore import different_samples
@@ -107,7 +108,7 @@ def main() -> Path:
     folder = options.out or options.run / FIGURES
     save(errors, folder / "extrapolation_errors.png")
     path = save(strips, folder / "extrapolation_strips.png")
-    write_json(folder / "extrapolation.json", result)
+    write_json(folder / "extrapolation.json", result | environment.origin())
     return path
 
 

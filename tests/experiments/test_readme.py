@@ -42,6 +42,7 @@ PAGE = (ROOT / "docs" / "results.md").read_text()
         (PAGE, "mnist_composition", tables.composition_table),
         (PAGE, "mnist_composition", tables.reversal_table),
         (PAGE, "shapes3d", tables.error_table),
+        (PAGE, "shapes3d_weak", tables.error_table),
         (PAGE, "mnist_composition", tables.extrapolation_table),
     ],
 )

@@ -183,6 +183,8 @@ def run_all(
             out_console.print(f"{folder} is trained already; delete the folder to train it again.")
         else:
             _train(config, overrides, folder, (folder / "checkpoint.pt").is_file())
+            if not runs.is_first_process():
+                return
         _evaluate(folder, None, None)
         _plot(folder)
 

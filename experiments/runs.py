@@ -266,6 +266,14 @@ def train(
     return result
 
 
+def is_first_process() -> bool:
+    """Whether this process is the first, or the only one, of those that have trained together."""
+    distributed = torch.distributed
+    return not (distributed.is_available() and distributed.is_initialized()) or (
+        distributed.get_rank() == 0
+    )
+
+
 def _name_flows(run: Path, held_out: TransformedSequences, config: Config) -> dict[str, Any]:
     """Find out on validation sequences what the flows have learned; order and name them by it."""
     model = flowfactor.load(run)

@@ -36,6 +36,10 @@ POTENTIALS: dict[str, type[RidgePotential] | type[MLPPotential]] = {
 """The banks of potentials that :meth:`FlowVAE.build` knows by name."""
 
 
+Codes = tuple[Float[Tensor, "b f d"], Float[Tensor, "b f d"]]
+"""Mean and log standard deviation of ``q(z | x)`` for some frames of each sequence."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Objective:
     """The weights of the objective's terms, all at least 0.
@@ -276,10 +280,11 @@ class FlowVAE(Autoencoder):
         """
         posterior = self.encode(sequences.frames[:, 0])
         z0, entropy = posterior.rsample(), posterior.entropy()
-        costs = self.costs(sequences, sequences.factor, entropy, z0)
+        later = self.codes(sequences)
+        costs = self.costs(sequences, sequences.factor, entropy, z0, later)
         terms = {"reconstruction": costs.pop("reconstruction")}
         terms["kl"] = self.objective.beta * kl_to_standard_normal(posterior)
-        terms |= self.reversal(sequences, sequences.factor)
+        terms |= self.reversal(sequences, sequences.factor, later)
         return {name: cost.mean() for name, cost in (terms | costs).items()}
 
     def costs(
@@ -288,6 +293,7 @@ class FlowVAE(Autoencoder):
         k: Int[Tensor, "b"] | Float[Tensor, "b k"],
         entropy: Float[Tensor, "b"],
         z0: Float[Tensor, "b d"],
+        later: Codes | None = None,
     ) -> dict[str, Float[Tensor, "b"]]:
         """Return the weighted terms that depend on the flow, for each sequence, in nats.
 
@@ -297,6 +303,7 @@ class FlowVAE(Autoencoder):
             k: the transformation of each sequence, or weights ``(B, K)`` of a mixture.
             entropy: of ``q(z_0 | x_0)``.
             z0: a sample of it, where the flow starts.
+            later: what :meth:`codes` makes of the frames after frame 0, if it is at hand.
         """
         frames, weights = sequences.frames, self.objective
         potential = self.potentials.select(k)
@@ -306,17 +313,19 @@ class FlowVAE(Autoencoder):
         logits = self.decode_logits(z.flatten(0, 1)).unflatten(0, frames.shape[:2])
         log_likelihood = self.observation.log_prob(logits, frames) * sequences.weights
         costs = {"reconstruction": -log_likelihood.sum(1)}
-        if path.log_det is not None:
+        if weights.path_kl > 0:
+            assert path.log_det is not None
             path_kl = path_kl_estimate(entropy, self.prior, path.z, path.log_det, k, path.times)
             costs["path_kl"] = weights.path_kl * path_kl[1:].sum(0)
         if weights.consistency > 0:
             assert path.log_det is not None
             change = path.log_det.mT.gather(1, sequences.times)
             # Frame 0 does not count. It comes first as a rule, and need not be encoded again.
-            later = slice(1 if bool((sequences.times[:, 0] == 0).all()) else 0, None)
-            divergence = self._divergence(z[:, later], frames[:, later], entropy, change[:, later])
+            rest = slice(1 if bool((sequences.times[:, 0] == 0).all()) else 0, None)
+            codes = self._codes(frames[:, rest]) if later is None else later
+            divergence = self._divergence(z[:, rest], codes, entropy, change[:, rest])
             counted = sequences.weights * (sequences.times > 0)
-            divergence = divergence * counted[:, later]
+            divergence = divergence * counted[:, rest]
             costs["consistency"] = weights.consistency * divergence.sum(1)
         if between is not None:
             residual = along_path(potential, between, self.force).residual
@@ -329,21 +338,40 @@ class FlowVAE(Autoencoder):
             costs["commutator"] = weights.commutator * self._bracket(path, potential, k)
         return costs
 
+    def codes(self, sequences: Sequences) -> Codes | None:
+        """Return mean and log standard deviation of ``q(z | x_t)`` of all frames but frame 0.
+
+        None where no term needs all of them.
+        """
+        return self._codes(sequences.frames[:, 1:]) if self.objective.consistency > 0 else None
+
+    def _codes(self, frames: Float[Tensor, "b f c h w"]) -> Codes:
+        mean, log_scale = self._posterior(frames.flatten(0, 1))
+        return mean.unflatten(0, frames.shape[:2]), log_scale.unflatten(0, frames.shape[:2])
+
     def reversal(
-        self, sequences: Sequences, k: Int[Tensor, "b"] | Float[Tensor, "b k"]
+        self,
+        sequences: Sequences,
+        k: Int[Tensor, "b"] | Float[Tensor, "b k"],
+        later: Codes | None = None,
     ) -> dict[str, Float[Tensor, "b"]]:
         """Return the weighted term of flows that run backwards, unless its weight is 0, in nats.
 
         Args:
             sequences: their frame 0, and others of which one is drawn for each sequence.
             k: the transformation of each sequence, or weights ``(B, K)`` of a mixture.
+            later: what :meth:`codes` makes of the others, if it is at hand.
         """
         if self.objective.reversal == 0:
             return {}
         frames = sequences.frames
         rows = torch.arange(len(frames), device=frames.device)
         drawn = torch.randint(1, frames.shape[1], rows.shape, device=rows.device)
-        z = self.encode(frames[rows, drawn]).rsample()
+        if later is None:
+            mean, log_scale = self._posterior(frames[rows, drawn])
+        else:
+            mean, log_scale = (code[rows, drawn - 1] for code in later)
+        z = mean + log_scale.exp() * torch.randn_like(mean)
         elapsed = sequences.times[rows, drawn].to(z.dtype)
         back = return_to_start(z, self.potentials.select(k), elapsed, self)
         log_likelihood = self.observation.log_prob(self.decode_logits(back), frames[:, 0])
@@ -352,15 +380,14 @@ class FlowVAE(Autoencoder):
     def _divergence(
         self,
         z: Float[Tensor, "b f d"],
-        frames: Float[Tensor, "b f c h w"],
+        codes: Codes,
         entropy: Float[Tensor, "b"],
         log_det: Float[Tensor, "b f"],
     ) -> Float[Tensor, "b f"]:
         """Estimate ``KL(q_t(. | x_0, k) || q(. | x_t))`` from one sample of each path, in nats."""
-        mean, log_scale = self._posterior(frames.flatten(0, 1))
-        at = z.flatten(0, 1)
-        squares = ((at - mean) * (-log_scale).exp()).square() + math.log(2 * math.pi)
-        minus_log_q = (0.5 * squares + log_scale).sum(-1).view(frames.shape[:2])
+        mean, log_scale = codes
+        squares = ((z - mean) * (-log_scale).exp()).square() + math.log(2 * math.pi)
+        minus_log_q = (0.5 * squares + log_scale).sum(-1)
         return minus_log_q - entropy.unsqueeze(1) - log_det
 
     def _bracket(

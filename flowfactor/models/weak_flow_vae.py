@@ -219,8 +219,9 @@ class WeakFlowVAE(FlowVAE):
         labels = F.one_hot(sequences.factor.clamp(min=0), log_q.shape[1]).to(drawn)
         weights = torch.where(known.unsqueeze(1), labels, drawn)
         posterior = self.encode(sequences.frames[:, 0])
-        costs = self.costs(sequences, weights, posterior.entropy(), posterior.rsample())
-        costs |= self.reversal(sequences, weights)
+        later = self.codes(sequences)
+        costs = self.costs(sequences, weights, posterior.entropy(), posterior.rsample(), later)
+        costs |= self.reversal(sequences, weights, later)
         terms = {name: cost.mean() for name, cost in costs.items()}
         terms["kl"] = self.objective.beta * kl_to_standard_normal(posterior).mean()
         # KL(q || uniform) where the flow is unknown; the label's surprise where it is not.

@@ -226,12 +226,14 @@ def test_ones_own_images_from_an_array_and_a_folder(call, tmp_path):
 
 
 def test_two_processes_train_together(tmp_path):
-    """Distributed data parallel on the CPU, by the ordinary command."""
+    """Distributed data parallel on the CPU, by the ordinary command; one of them evaluates."""
     run = tmp_path / "run"
     words = sets("training.devices=2", "training.strategy=ddp", "data.train=null")
-    command = [sys.executable, "-m", "experiments.cli", "train", "demo", *words, "--out", run]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    command = [sys.executable, "-m", "experiments.cli", "run", "demo", *words, "--out", run]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
     assert result.returncode == 0, result.stderr
+    assert result.stdout.count("Equivariance error on") == 1
+    assert (run / "report.html").is_file()
     assert json.loads((run / "training.json").read_text())["steps"] == 4
     lines = [json.loads(line) for line in (run / "metrics.jsonl").open()]
     assert [line["step"] for line in lines if line["split"] == "train"] == [1, 2, 3, 4]

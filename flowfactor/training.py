@@ -13,7 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.tensorboard import SummaryWriter
 
@@ -184,8 +184,7 @@ class _Trainer:
             weight_decay=options.weight_decay,
             fused=True,
         )
-        self.wrapped, self.optimizer = fabric.setup(model, optimizer)
-        self.wrapped.mark_forward_method("loss")
+        self.wrapped, self.optimizer = fabric.setup(_Loss(model), optimizer)
         self.average: AveragedModel | None = None
         if options.average is not None:
             average = get_ema_multi_avg_fn(options.average)
@@ -255,7 +254,10 @@ class _Trainer:
         try:
             # Fabric applies its precision by itself only where a strategy wraps the model.
             with self.fabric.autocast():
-                terms: dict[str, Tensor] = self.wrapped.loss(batch.to(self.fabric.device))
+                on_device = batch.to(self.fabric.device)
+                terms: dict[str, Tensor] = self.wrapped(
+                    on_device.frames, on_device.times, on_device.factor, on_device.last
+                )
         except SolverError as error:
             raise self._stopped(f"the flow could not be solved ({error})") from error
         loss = torch.stack(list(terms.values())).sum()
@@ -443,6 +445,20 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
                 f"the other lines are good."
             ) from error
     return lines
+
+
+class _Loss(nn.Module):
+    """A model's loss as a function of tensors, which is what Fabric can hand to its processes."""
+
+    def __init__(self, model: SequenceModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, frames: Tensor, times: Tensor, factor: Tensor, last: int
+    ) -> dict[str, Tensor]:
+        """Return the terms of the loss."""
+        return self.model.loss(Sequences(frames, times, factor, last))
 
 
 def validation_batches(source: Any, count: int, batch_size: int = 250) -> Iterator[Sequences]:

@@ -228,7 +228,8 @@ def test_ones_own_images_from_an_array_and_a_folder(call, tmp_path):
 def test_two_processes_train_together(tmp_path):
     """Distributed data parallel on the CPU, by the ordinary command; one of them evaluates."""
     run = tmp_path / "run"
-    words = sets("training.devices=2", "training.strategy=ddp", "data.train=null")
+    together = ("training.devices=2", "training.strategy=ddp", "training.precision=bf16-mixed")
+    words = sets(*together, "data.train=null")
     command = [sys.executable, "-m", "experiments.cli", "run", "demo", *words, "--out", run]
     result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
     assert result.returncode == 0, result.stderr

@@ -76,6 +76,21 @@ def test_runs_side_by_side_are_those_of_the_results(name):
         assert row in PAGE
 
 
+def test_flows_on_what_they_have_not_seen_are_those_of_the_results():
+    result = json.loads((RESULTS / "compared" / "mnist_on_sprites.json").read_text())
+    for name, error in result["errors"].items():
+        sums = [sum(error[key][:7]) for key in ("per_frame", "identity_per_frame")]
+        flow, still = (f"{value:.1f}" for value in sums)
+        assert f"| {name} | **{flow}** | {still} | {7 * error['floor_per_frame']:.1f} |" in PAGE
+    result = json.loads((RESULTS / "shapes3d_held_out.json").read_text())
+    for name, seen in result["errors"].items():
+        unseen = result["held_out"]["errors"][name]
+        cells = (seen["error"], seen["floor"], unseen["error"], unseen["identity"], unseen["floor"])
+        row = [f"{cell:.1f}" for cell in cells]
+        row[2] = f"**{row[2]}**"
+        assert f"| {name} | {' | '.join(row)} |" in PAGE
+
+
 def test_every_pair_of_sprites_is_that_of_its_result():
     pairs = {"composition": json.loads((RESULTS / "compared/sprites_pairs.json").read_text())}
     assert tables.composition_table(pairs) in PAGE

@@ -148,6 +148,10 @@ def load_measured(
         DataError: they cannot be read.
     """
     data = config.data.load_held_out(split, config.seed) if held_out else load_data(config, split)
+    return _with_labels(data, model)
+
+
+def _with_labels(data: TransformedSequences, model: SequenceModel) -> TransformedSequences:
     if isinstance(model, WeakFlowVAE) and isinstance(data, Recordings):
         return infer_labels(model, data)
     return data
@@ -525,7 +529,8 @@ def evaluate(
     split = split or options.split
     report = on_stage or (lambda _: None)
     model = flowfactor.load(run)
-    data = load_measured(config, split, model)
+    known = load_data(config, split)
+    data = _with_labels(known, model)
     indices = torch.arange(min(images or options.images, len(data)))
     frames = frames_measured(config, data)
 
@@ -548,7 +553,6 @@ def evaluate(
         result["solver_independence"] = {k: change._asdict() for k, change in changes.items()}
     if isinstance(model, WeakFlowVAE):
         report("which flow is which transformation")
-        known = load_data(config, split)
         result["inferred"] = _inferred(model, data, known, indices, frames)
     report("log-likelihoods")
     result["log_likelihood"] = _likelihoods(model, data, config)

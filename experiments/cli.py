@@ -489,11 +489,11 @@ def composition_tables(result: dict[str, Any]) -> list[Table]:
 
 def extrapolation_table(result: dict[str, Any]) -> Table:
     """Return the errors of a frame within and beyond the times of the training."""
-    last, end = result["trained_last"], result["last"]
+    horizon, end = result["trained_last"], result["last"]
     table = Table(
         _names("flow"),
-        title=f"Error of a frame within the training (t=1..{last}) and beyond "
-        + (f"(t={last + 1}..{end})" if end > last else "(the data ends)"),
+        title=f"Error of a frame within the training (t=1..{horizon}) and beyond "
+        + (f"(t={horizon + 1}..{end})" if end > horizon else "(the data ends)"),
         title_justify="left",
     )
     for column in ("E within", "identity", "E beyond", "identity"):

@@ -31,7 +31,7 @@ from experiments.datasets import DigitsConfig, SpritesConfig
 from experiments.plots import one_of_each_class
 from experiments.runs import EVALUATION_FILE, load_data, read_json, read_run_config
 from flowfactor import diagnostics
-from flowfactor.data import GivenFactor, TransformedSequences, samples_of
+from flowfactor.data import GivenFactor, SequenceDataset, samples_undergoing
 from flowfactor.diagnostics.saving import write_file
 from flowfactor.errors import RunError
 
@@ -42,8 +42,8 @@ _MAY_DIFFER = (
     "data.train",
     "data.labelled_fraction",
     "data.start",
-    "data.moving_start",
-    "data.random_fraction",
+    "data.active_start",
+    "data.random_start_prob",
 )
 
 # Data sets of which every copy is the same, wherever it lies; 3D Shapes without a file is not.
@@ -114,7 +114,7 @@ def compare(
     report("models")
     models = {run.label: flowfactor.load(run.path) for run in shown}
     data = load_data(shown[0].config, shown[0].result["split"])
-    if isinstance(data, GivenFactor) and bool((data.given_factor < 0).any()):
+    if isinstance(data, GivenFactor) and bool((data.labels < 0).any()):
         raise RunError(
             f"{shown[0].path} was measured on recordings without labels: which flow is which "
             f"transformation differs from run to run, so that their strips cannot be compared."
@@ -300,12 +300,12 @@ def _of_one_seed(groups: dict[str, list[_Run]]) -> list[_Run]:
     return first
 
 
-def _samples(data: TransformedSequences, count: int) -> tuple[Tensor, Tensor]:
+def _samples(data: SequenceDataset, count: int) -> tuple[Tensor, Tensor]:
     """Return samples and transformations of the strips; the samples differ where they can."""
     samples, factors = [], []
     classes = one_of_each_class(data)
     for k in range(len(data.names)):
-        able = samples_of(data, k)
+        able = samples_undergoing(data, k)
         if len(able) == len(data):
             rest = torch.arange(len(data))
             able = torch.cat([classes, rest[~torch.isin(rest, classes)]]).roll(-k * count)

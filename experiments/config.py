@@ -162,18 +162,18 @@ class Config(Section):
                 "training.frames_per_sequence must be null for a topographic_vae, which sums over "
                 "neighbouring frames"
             )
-        last, some = self.data.last, self.training.frames_per_sequence
-        if last is None:  # it is the data's own, and checked when that is read
+        horizon, some = self.data.horizon, self.training.frames_per_sequence
+        if horizon is None:  # it is the data's own, and checked when that is read
             return self
-        if some is not None and some > last:
+        if some is not None and some > horizon:
             raise ValueError(
                 f"training.frames_per_sequence is {some}, but the sequences have only "
-                f"{last} frames after the first (data.last)"
+                f"{horizon} frames after the first (data.horizon)"
             )
-        if self.evaluation.frames is not None and self.evaluation.frames > last:
+        if self.evaluation.frames is not None and self.evaluation.frames > horizon:
             raise ValueError(
                 f"evaluation.frames is {self.evaluation.frames}, but the sequences end at frame "
-                f"{last} (data.last)"
+                f"{horizon} (data.horizon)"
             )
         return self
 
@@ -268,14 +268,14 @@ def _apply(content: dict[str, Any], override: str) -> None:
         raise ConfigError(
             f"--set {override}: the value is not YAML: {_one_line(error)}."
         ) from error
-    *parents, last = key.strip().split(".")
+    *parents, leaf = key.strip().split(".")
     section = content
     for parent in parents:
         below = section.setdefault(parent, {})
         if not isinstance(below, dict):
             raise ConfigError(f"--set {override}: {parent} is a value, not a section.")
         section = below
-    section[last] = value
+    section[leaf] = value
 
 
 def _describe(problem: Any) -> str:

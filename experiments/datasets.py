@@ -22,7 +22,7 @@ from flowfactor.data import (
     Shapes3D,
     Sprites,
     Transformation,
-    TransformedSequences,
+    TransformedImages,
     falcor3d,
     from_images,
     isaac3d,
@@ -102,7 +102,7 @@ class DataSection(Section):
     start: Literal["canonical", "random"] = "canonical"
     labelled_fraction: Fraction | None = None
 
-    def load(self, split: str, seed: int) -> TransformedSequences:
+    def load(self, split: str, seed: int) -> SequenceDataset:
         """Return the sequences of a split.
 
         Raises:
@@ -114,7 +114,7 @@ class DataSection(Section):
         """Say what training never sees, as in `digits 8, 9`; None if nothing is left out."""
         return None
 
-    def load_held_out(self, split: str, seed: int) -> TransformedSequences:
+    def load_held_out(self, split: str, seed: int) -> SequenceDataset:
         """Return sequences of exactly what training never sees.
 
         Raises:
@@ -133,23 +133,23 @@ class StillConfig(DataSection):
     transformations: Annotated[dict[str, TransformationConfig], Field(min_length=1)] = Field(
         default_factory=_default_transformations
     )
-    last: Positive = 8
+    horizon: Positive = 8
     centre: Literal["true", "authors"] = "true"
-    moving_start: Literal["random", "canonical"] = "random"
-    random_fraction: Fraction = 0.8
+    active_start: Literal["random", "canonical"] = "random"
+    random_start_prob: Fraction = 0.8
     train: Positive | None = None
     validation: Positive | None = None
     test: Positive | None = None
 
-    def _sequences(self, images: Tensor, labels: Tensor) -> SequenceDataset:
-        return SequenceDataset(
+    def _sequences(self, images: Tensor, labels: Tensor) -> TransformedImages:
+        return TransformedImages(
             images,
             labels,
             [each.build(name) for name, each in self.transformations.items()],
-            last=self.last,
+            horizon=self.horizon,
             centre=self.centre,
-            moving_start=self.moving_start,
-            random_fraction=self.random_fraction,
+            active_start=self.active_start,
+            random_start_prob=self.random_start_prob,
             start_ranges={
                 name: each.start_range
                 for name, each in self.transformations.items()
@@ -174,7 +174,7 @@ class DigitsConfig(StillConfig):
         """Say which digits `auto` stands for, so that all commands take the same."""
         return self.model_copy(update={"source": resolve_source(self.source, self.root)})
 
-    def load(self, split: str, seed: int) -> SequenceDataset:
+    def load(self, split: str, seed: int) -> TransformedImages:
         """Return the digits of a split, without the classes that training leaves out."""
         return self._load(split, only_excluded=False)
 
@@ -184,13 +184,13 @@ class DigitsConfig(StillConfig):
             return None
         return f"digits {', '.join(map(str, self.exclude_digits))}"
 
-    def load_held_out(self, split: str, seed: int) -> TransformedSequences:
+    def load_held_out(self, split: str, seed: int) -> SequenceDataset:
         """Return the digits of the classes that training leaves out."""
         if not self.exclude_digits:
             return super().load_held_out(split, seed)
         return self._load(split, only_excluded=True)
 
-    def _load(self, split: str, *, only_excluded: bool) -> SequenceDataset:
+    def _load(self, split: str, *, only_excluded: bool) -> TransformedImages:
         images, labels = load_mnist(
             self.source,
             self.root,
@@ -216,7 +216,7 @@ class ImagesConfig(StillConfig):
 
     source: Literal["images"]
 
-    def load(self, split: str, seed: int) -> SequenceDataset:
+    def load(self, split: str, seed: int) -> TransformedImages:
         """Return a split: shuffled once by the seed, a tenth held out twice."""
         whole = from_images(self.root)
         count = len(whole)
@@ -244,9 +244,9 @@ class SpritesConfig(DataSection):
     size: Positive = 32
     motions: Annotated[dict[str, MotionConfig], Field(min_length=1)] | None = None
     shapes: tuple[Literal["square", "ellipse", "heart"], ...] = SHAPES  # type: ignore[assignment]
-    last: Positive = 8
-    moving_start: Literal["random", "canonical"] = "random"
-    random_fraction: Fraction = 0.8
+    horizon: Positive = 8
+    active_start: Literal["random", "canonical"] = "random"
+    random_start_prob: Fraction = 0.8
     train: Positive = 60_000
     validation: Positive = 1000
     test: Positive = 1000
@@ -261,11 +261,11 @@ class SpritesConfig(DataSection):
             counts[split],
             self.size,
             motions,
-            last=self.last,
+            horizon=self.horizon,
             split=split,
             shapes=self.shapes,
-            moving_start=self.moving_start,
-            random_fraction=self.random_fraction,
+            active_start=self.active_start,
+            random_start_prob=self.random_start_prob,
         )
 
 
@@ -273,7 +273,7 @@ class GridSection(DataSection):
     """Images for every combination of some factors."""
 
     moves: Moves | None = None
-    last: Positive | None = None
+    horizon: Positive | None = None
     held_out: dict[str, tuple[Natural, ...]] = {}
     validation: Positive | None = None
     test: Positive | None = None
@@ -286,7 +286,7 @@ class GridSection(DataSection):
             f"{name} {', '.join(map(str, positions))}" for name, positions in self.held_out.items()
         )
 
-    def load_held_out(self, split: str, seed: int) -> TransformedSequences:
+    def load_held_out(self, split: str, seed: int) -> SequenceDataset:
         """Return the sequences at the positions that training leaves out, whatever the split."""
         if not self.held_out:
             return super().load_held_out(split, seed)
@@ -294,7 +294,7 @@ class GridSection(DataSection):
 
     def _options(self, split: str, seed: int) -> dict[str, Any]:
         return {
-            "last": self.last,
+            "horizon": self.horizon,
             "split": split,
             "held_out": self.held_out or None,
             "validation": self.validation,
@@ -379,7 +379,7 @@ class RecordingsConfig(DataSection):
     path: str
     labels: str | None = None
     names: tuple[str, ...] | None = None
-    last: Positive | None = None
+    horizon: Positive | None = None
     size: Positive | tuple[Positive, Positive] | None = None
     grey: bool = False
     every: Positive = 1
@@ -403,7 +403,7 @@ class RecordingsConfig(DataSection):
             self.path,
             self.labels,
             self.names,
-            last=self.last,
+            horizon=self.horizon,
             size=self.size,
             grey=self.grey,
             every=self.every,

@@ -13,7 +13,7 @@ import flowfactor
 from experiments.plots import FIGURES, one_of_each_class
 from experiments.runs import load_measured, read_run_config
 from flowfactor import diagnostics
-from flowfactor.data import TransformedSequences, in_turn
+from flowfactor.data import SequenceDataset, round_robin
 from flowfactor.diagnostics.saving import FORMATS
 from flowfactor.errors import DataError, RunError
 from flowfactor.models import SequenceModel
@@ -58,7 +58,7 @@ def explore_latent(
     if config.data.start == "random":
         generator = torch.Generator().manual_seed(config.seed)
         start = torch.rand(len(chosen), data.start_size, generator=generator)
-    first = data.sample(chosen, in_turn(data, chosen), clock, start).frames[:, 0]
+    first = data.sample(chosen, round_robin(data, chosen), clock, start).frames[:, 0]
     target = out or run / FIGURES / "latent_grid.png"
     try:
         grid = diagnostics.explore_latent(model, first, times=times)
@@ -72,7 +72,7 @@ def explore_latent(
     return found
 
 
-def different_samples(data: TransformedSequences, count: int) -> Int[Tensor, "b"]:
+def different_samples(data: SequenceDataset, count: int) -> Int[Tensor, "b"]:
     """Return numbers of samples, those of different classes first.
 
     Raises:

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from flowfactor.data import TransformedSequences
+from flowfactor.data import SequenceDataset
 from flowfactor.errors import DataError
 from flowfactor.metrics import (
     EquivarianceError,
@@ -22,7 +22,7 @@ from flowfactor.models import SequenceModel
 
 def composition(
     model: SequenceModel,
-    data: TransformedSequences,
+    data: SequenceDataset,
     indices: Tensor,
     *,
     frames: int = 7,
@@ -47,7 +47,7 @@ def composition(
     """
     options: dict[str, Any] = {"frames": frames, "random_starts": random_starts}
     together = superposition_error(model, data, indices=indices, **options)
-    in_turn = switching_error(model, data, indices=indices, **options)
+    round_robin = switching_error(model, data, indices=indices, **options)
     backwards = reversal_error(model, data, indices, frames=frames)
     either = commutation_error(model, data, indices=indices)
     return {
@@ -55,20 +55,18 @@ def composition(
         "frames": frames,
         "random_starts": random_starts,
         "superposition": summaries({" + ".join(pair): e for pair, e in together.items()}),
-        "switching": summaries({", ".join(pair): e for pair, e in in_turn.items()}),
+        "switching": summaries({", ".join(pair): e for pair, e in round_robin.items()}),
         "reversal": summaries(backwards),
         "commutation": {", ".join(pair): each._asdict() for pair, each in either.items()},
         "means": {
             "superposition": mean_error(together) if together else None,
-            "switching": mean_error(in_turn) if in_turn else None,
+            "switching": mean_error(round_robin) if round_robin else None,
             "reversal": mean_error(backwards),
         },
     }
 
 
-def extrapolation(
-    model: SequenceModel, data: TransformedSequences, indices: Tensor
-) -> dict[str, Any]:
+def extrapolation(model: SequenceModel, data: SequenceDataset, indices: Tensor) -> dict[str, Any]:
     """Measure every flow up to twice the last frame of the training.
 
     Args:
@@ -81,19 +79,19 @@ def extrapolation(
         of each frame, with those of the trained frames (``within``) and of the later ones
         (``beyond``) as means of a frame. ``beyond`` is None where the data has no later frames.
     """
-    longer = _longest(data, 2 * model.last)
-    errors = equivariance_error(model, longer, indices, frames=longer.last)
+    longer = _longest(data, 2 * model.horizon)
+    errors = equivariance_error(model, longer, indices, frames=longer.horizon)
     return {
         "images": len(indices),
-        "trained_last": model.last,
-        "last": longer.last,
-        "errors": {name: _parts(error, model.last) for name, error in errors.items()},
+        "trained_last": model.horizon,
+        "last": longer.horizon,
+        "errors": {name: _parts(error, model.horizon) for name, error in errors.items()},
     }
 
 
-def _longest(data: TransformedSequences, last: int) -> TransformedSequences:
+def _longest(data: SequenceDataset, horizon: int) -> SequenceDataset:
     """The same data in the longest sequences up to a last frame that it has."""
-    for candidate in range(last, data.last, -1):
+    for candidate in range(horizon, data.horizon, -1):
         try:
             return data.with_last(candidate)
         except DataError:  # the grid or the recordings end before
@@ -101,7 +99,7 @@ def _longest(data: TransformedSequences, last: int) -> TransformedSequences:
     return data
 
 
-def _parts(error: EquivarianceError, last: int) -> dict[str, Any]:
+def _parts(error: EquivarianceError, horizon: int) -> dict[str, Any]:
     flow, identity = error.flow.mean(0), error.identity.mean(0)
 
     def means(part: slice) -> dict[str, float] | None:
@@ -110,8 +108,8 @@ def _parts(error: EquivarianceError, last: int) -> dict[str, Any]:
         return {"error": float(flow[part].mean()), "identity": float(identity[part].mean())}
 
     return {
-        "within": means(slice(0, last)),
-        "beyond": means(slice(last, None)),
+        "within": means(slice(0, horizon)),
+        "beyond": means(slice(horizon, None)),
         "per_frame": flow.tolist(),
         "identity_per_frame": identity.tolist(),
         "floor_per_frame": float(error.reconstruction.mean()),

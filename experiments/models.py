@@ -131,20 +131,26 @@ class ModelSection(Section):
         return False
 
     def build(
-        self, names: list[str], shape: tuple[int, int, int], last: int, objective: dict[str, float]
+        self,
+        names: list[str],
+        shape: tuple[int, int, int],
+        horizon: int,
+        objective: dict[str, float],
     ) -> SequenceModel:
         """Return the model, untrained, its weights drawn from the global generator.
 
         Args:
             names: of the transformations.
             shape: of the images.
-            last: the last frame.
+            horizon: the last frame.
             objective: the weights of the flow model's terms.
 
         Raises:
             ValueError: sizes that do not fit together.
         """
-        return MODELS[self.kind].build(names, shape, last=last, **self._common(), **self._own())
+        return MODELS[self.kind].build(
+            names, shape, horizon=horizon, **self._common(), **self._own()
+        )
 
     def _common(self) -> dict[str, Any]:
         return {
@@ -213,7 +219,11 @@ class FlowVAEConfig(PotentialSection):
         return self.supervision == "weak"
 
     def build(
-        self, names: list[str], shape: tuple[int, int, int], last: int, objective: dict[str, float]
+        self,
+        names: list[str],
+        shape: tuple[int, int, int],
+        horizon: int,
+        objective: dict[str, float],
     ) -> SequenceModel:
         """Return the model, untrained; a weak one has flows without names."""
         kind, more = "flow_vae", {}
@@ -228,7 +238,7 @@ class FlowVAEConfig(PotentialSection):
         return MODELS[kind].build(
             names,
             shape,
-            last=last,
+            horizon=horizon,
             **self._common(),
             **self._own(),
             potential=self.potential,

@@ -19,9 +19,9 @@ from flowfactor import diagnostics
 from flowfactor.data import (
     SequenceDataset,
     Sprites,
-    TransformedSequences,
-    in_turn,
-    samples_of,
+    TransformedImages,
+    round_robin,
+    samples_undergoing,
 )
 from flowfactor.diagnostics import Illustration, Section, Table
 from flowfactor.errors import DataError, RunError
@@ -66,31 +66,33 @@ def plot(run: Path, *, on_stage: Callable[[str], None] | None = None) -> Path:
     if hasattr(model, "potentials"):
         sections.append(_landscapes(model, data, chosen, run, report))
         sections.append(_transport(model, data, run, report))
-    sections.append(_numbers(result, run, config, model.last, report))
+    sections.append(_numbers(result, run, config, model.horizon, report))
     return diagnostics.write_report(
         run, f"flowfactor: {run.name}", sections, subtitle=result.get("command", "")
     )
 
 
-def one_of_each_class(data: TransformedSequences) -> Tensor:
+def one_of_each_class(data: SequenceDataset) -> Tensor:
     """Return the first sample of each class, or the first ten where there are no classes."""
-    labels = data.labels if isinstance(data, SequenceDataset | Sprites) else torch.zeros(len(data))
-    classes = labels.unique()
+    classes = (
+        data.classes if isinstance(data, TransformedImages | Sprites) else torch.zeros(len(data))
+    )
+    classes = classes.unique()
     if len(classes) == 1:
         return torch.arange(min(10, len(data)))
-    return torch.stack([(labels == c).nonzero()[0, 0] for c in classes])
+    return torch.stack([(classes == c).nonzero()[0, 0] for c in classes])
 
 
-def _first_frames(data: TransformedSequences, indices: Tensor) -> Tensor:
+def _first_frames(data: SequenceDataset, indices: Tensor) -> Tensor:
     times = torch.zeros(len(indices), 1, dtype=torch.long)
-    return data.sample(indices, in_turn(data, indices), times).frames[:, 0]
+    return data.sample(indices, round_robin(data, indices), times).frames[:, 0]
 
 
-def _shown(data: TransformedSequences, chosen: Tensor, each: int) -> tuple[Tensor, Tensor]:
+def _shown(data: SequenceDataset, chosen: Tensor, each: int) -> tuple[Tensor, Tensor]:
     """Return samples for a number of strips of each transformation, different ones if possible."""
     samples, factors = [], []
     for k in range(len(data.names)):
-        able = samples_of(data, k)
+        able = samples_undergoing(data, k)
         if not len(able):
             continue
         able = able if len(able) < len(data) else chosen
@@ -156,7 +158,7 @@ def _how_latents_move(result: dict[str, Any], config: Config) -> str:
 
 def _films(
     model: SequenceModel,
-    data: TransformedSequences,
+    data: SequenceDataset,
     chosen: Tensor,
     run: Path,
     report: Callable[[str], None],
@@ -164,13 +166,13 @@ def _films(
     report("film strips")
     folder = run / FIGURES
     # A different sample for each strip, two strips for each transformation.
-    samples, factor = _shown(data, chosen, 2)
-    strips = diagnostics.plot_film_strips(model, data.sample(samples, factor))
+    samples, labels = _shown(data, chosen, 2)
+    strips = diagnostics.plot_film_strips(model, data.sample(samples, labels))
     diagnostics.save(strips, folder / "film_strips.png")
     try:
-        longer = data.with_last(data.last + 4).sample(samples[::2], factor[::2])
+        longer = data.with_last(data.horizon + 4).sample(samples[::2], labels[::2])
     except DataError:  # a grid or a recording that ends: nothing to compare later frames with
-        longer = data.sample(samples[::2], factor[::2])
+        longer = data.sample(samples[::2], labels[::2])
     outside = diagnostics.plot_film_strips(model, longer, before=3)
     diagnostics.save(outside, folder / "extrapolation.png")
     report("the animation")
@@ -193,7 +195,7 @@ def _films(
 
 def composition_strips(
     model: SequenceModel,
-    data: TransformedSequences,
+    data: SequenceDataset,
     pairs: list[tuple[str, str]],
     *,
     random_starts: bool = False,
@@ -210,22 +212,22 @@ def composition_strips(
     """
     found = []
     generator = torch.Generator().manual_seed(seed)
-    clock = torch.arange(data.last + 1)[None]
-    turn = math.ceil(data.last / 2)
-    in_turn = [clock.clamp(max=turn), (clock - turn).clamp(min=0)]
+    clock = torch.arange(data.horizon + 1)[None]
+    turn = math.ceil(data.horizon / 2)
+    round_robin = [clock.clamp(max=turn), (clock - turn).clamp(min=0)]
     for pair in pairs:
         sample = torch.randint(len(data), (1,), generator=generator)
         start = torch.rand(1, data.start_size, generator=generator) if random_starts else None
         both = data.compose(sample, pair, start=start)
         found.append(diagnostics.composition_data(model, both, pair))
-        switched = data.compose(sample, pair, start=start, elapsed=in_turn)
+        switched = data.compose(sample, pair, start=start, elapsed=round_robin)
         found.append(diagnostics.composition_data(model, switched, pair, turn=turn))
     return found
 
 
 def _composition(
     model: SequenceModel,
-    data: TransformedSequences,
+    data: SequenceDataset,
     result: dict[str, Any],
     run: Path,
     report: Callable[[str], None],
@@ -259,7 +261,7 @@ def _composition(
 
 def _landscapes(
     model: SequenceModel,
-    data: TransformedSequences,
+    data: SequenceDataset,
     chosen: Tensor,
     run: Path,
     report: Callable[[str], None],
@@ -290,7 +292,7 @@ def _landscapes(
 
 
 def _transport(
-    model: SequenceModel, data: TransformedSequences, run: Path, report: Callable[[str], None]
+    model: SequenceModel, data: SequenceDataset, run: Path, report: Callable[[str], None]
 ) -> Section:
     report("transport along the flows")
     images = _first_frames(data, torch.arange(min(200, len(data))))
@@ -322,7 +324,7 @@ def _numbers(
         }
         for name, error in result["errors"].items()
     }
-    errors = diagnostics.plot_errors(curves, last=model_last)
+    errors = diagnostics.plot_errors(curves, horizon=model_last)
     diagnostics.save(errors, folder / "errors.png")
     shown = [Illustration(errors, "Error of each frame, with identity and floor.")]
     metrics = read_metrics(run)

@@ -27,20 +27,20 @@ from experiments.generalization import composition, extrapolation, summaries
 from experiments.models import FlowVAEConfig, flow_names
 from flowfactor import checkpoints
 from flowfactor.data import (
-    HiddenFactors,
     Recordings,
+    SequenceBatch,
+    SequenceDataset,
     SequenceLoader,
-    Sequences,
     SequenceSource,
-    TransformedSequences,
-    in_turn,
+    Unlabelled,
+    round_robin,
 )
 from flowfactor.errors import ConfigError, RunError
 from flowfactor.metrics import (
     CodeTable,
     EquivarianceError,
-    codes_of,
     dci,
+    encode_dataset,
     equivariance_error,
     factor_vae_score,
     frame_errors,
@@ -56,10 +56,10 @@ from flowfactor.metrics import (
     variation_predictability,
 )
 from flowfactor.models import (
-    RuleModel,
     SequenceModel,
+    TraversalModel,
     WeakFlowVAE,
-    fit_displacements,
+    fit_traversals,
     mean_displacements,
 )
 from flowfactor.observation import Gaussian
@@ -105,7 +105,7 @@ logger = logging.getLogger(__name__)
 # ---- data and model of a configuration
 
 
-def load_data(config: Config, split: str) -> TransformedSequences:
+def load_data(config: Config, split: str) -> SequenceDataset:
     """Return the sequences of a split.
 
     Args:
@@ -133,7 +133,7 @@ def load_data(config: Config, split: str) -> TransformedSequences:
 
 def load_measured(
     config: Config, split: str, model: SequenceModel, *, held_out: bool = False
-) -> TransformedSequences:
+) -> SequenceDataset:
     """Return sequences to measure a trained model on.
 
     What recordings without a label undergo is what a weakly supervised model infers.
@@ -151,7 +151,7 @@ def load_measured(
     return _with_labels(data, model)
 
 
-def _with_labels(data: TransformedSequences, model: SequenceModel) -> TransformedSequences:
+def _with_labels(data: SequenceDataset, model: SequenceModel) -> SequenceDataset:
     if isinstance(model, WeakFlowVAE) and isinstance(data, Recordings):
         return infer_labels(model, data)
     return data
@@ -170,7 +170,7 @@ def build_model(config: Config, data: SequenceSource) -> SequenceModel:
     torch.manual_seed(config.seed)
     try:
         return config.model.build(
-            list(data.names), data.image_shape, data.last, config.objective.model_dump()
+            list(data.names), data.image_shape, data.horizon, config.objective.model_dump()
         )
     except (TypeError, ValueError) as error:
         raise ConfigError(f"model: {error}.") from error
@@ -206,7 +206,7 @@ def train(
     # Everything that can be wrong with data and model is found before the folder is made.
     training = load_data(config, "train")
     held_out = load_data(config, "validation")
-    _check_frames(config, training.last)
+    _check_frames(config, training.horizon)
     model = build_model(config, training)
     fabric = _fabric(config)
 
@@ -226,8 +226,8 @@ def train(
         held_out = held_out.to(fabric.device)
         validated: SequenceSource = held_out
         if config.model.weak:
-            source = HiddenFactors(source, config.data.labelled_fraction or 0.0, config.seed)
-            validated = HiddenFactors(held_out)
+            source = Unlabelled(source, config.data.labelled_fraction or 0.0, config.seed)
+            validated = Unlabelled(held_out)
         loader = SequenceLoader(
             source,
             config.training.batch_size,
@@ -264,7 +264,7 @@ def train(
     if fabric.is_global_zero:
         if config.model.weak:
             facts["matching"] = _name_flows(run, held_out, config)
-        if isinstance(model, RuleModel):
+        if isinstance(model, TraversalModel):
             facts["rules"] = _learn_rules(run, training)
         write_json(run / TRAINING_FILE, facts)
     return result
@@ -278,12 +278,12 @@ def is_first_process() -> bool:
     )
 
 
-def _name_flows(run: Path, held_out: TransformedSequences, config: Config) -> dict[str, Any]:
+def _name_flows(run: Path, held_out: SequenceDataset, config: Config) -> dict[str, Any]:
     """Find out on validation sequences what the flows have learned; order and name them by it."""
     model = flowfactor.load(run)
     assert isinstance(model, WeakFlowVAE)
     if isinstance(held_out, Recordings):
-        labelled = (held_out.given_factor >= 0).nonzero()[:, 0]
+        labelled = (held_out.labels >= 0).nonzero()[:, 0]
         if not len(labelled):
             return _count_flows(run, model, held_out)
         held_out = held_out.subset(labelled)
@@ -304,7 +304,7 @@ def _name_flows(run: Path, held_out: TransformedSequences, config: Config) -> di
 
 def _count_flows(run: Path, model: WeakFlowVAE, held_out: Recordings) -> dict[str, Any]:
     """Order the flows by how many validation sequences they have, where there are no labels."""
-    chosen = infer_labels(model, held_out).given_factor
+    chosen = infer_labels(model, held_out).labels
     counts = torch.bincount(chosen, minlength=len(model.names))
     order = counts.argsort(descending=True, stable=True)
     model.arrange(order.tolist(), flow_names(len(order)))
@@ -313,18 +313,18 @@ def _count_flows(run: Path, model: WeakFlowVAE, held_out: Recordings) -> dict[st
     return {"counts": [counts[order].tolist()], "flows": list(model.names)}
 
 
-def _learn_rules(run: Path, training: TransformedSequences) -> dict[str, Any]:
+def _learn_rules(run: Path, training: SequenceDataset) -> dict[str, Any]:
     """Learn how the latents of a model without flows move, and take the rule that does it best.
 
     What it is learned from and chosen by are training sequences.
     """
     model = flowfactor.load(run)
-    assert isinstance(model, RuleModel)
+    assert isinstance(model, TraversalModel)
     count = _RULE_SEQUENCES * len(training.names)
     batches = list(validation_batches(training, count))
-    fit_displacements(model, batches, images=_RULE_IMAGES, ranges=_RULE_RANGES)
+    fit_traversals(model, batches, images=_RULE_IMAGES, ranges=_RULE_RANGES)
     errors = {}
-    for rule in model.RULES:
+    for rule in model.TRAVERSALS:
         model.rule = rule
         errors[rule] = _sequence_error(model, batches[0].to(_device(model)))
     model.rule = min(errors, key=lambda rule: errors[rule])
@@ -337,7 +337,7 @@ def _learn_rules(run: Path, training: TransformedSequences) -> dict[str, Any]:
 
 
 def _validation_error(
-    config: Config, training: TransformedSequences, held_out: SequenceSource
+    config: Config, training: SequenceDataset, held_out: SequenceSource
 ) -> Callable[[SequenceModel], dict[str, float]] | None:
     """Return what measures the equivariance error during a training, if that is asked for.
 
@@ -353,13 +353,13 @@ def _validation_error(
 
     def measure(model: SequenceModel) -> dict[str, float]:
         sequences = watched.to(_device(model))
-        if not isinstance(model, RuleModel):
+        if not isinstance(model, TraversalModel):
             return {"error": _sequence_error(model, sequences)}
-        displacements = mean_displacements(model, shown)[sequences.factor]
+        displacements = mean_displacements(model, shown)[sequences.labels]
         z0 = model.represent(sequences.frames[:, 0])
         path = (z0.unsqueeze(1) + displacements).transpose(0, 1)
         errors = [_path_error(model, sequences, path)]
-        if model.rule not in RuleModel.RULES:
+        if model.rule not in TraversalModel.TRAVERSALS:
             errors.append(_sequence_error(model, sequences))
         return {"error": min(errors)}
 
@@ -371,17 +371,17 @@ def _device(model: SequenceModel) -> torch.device:
 
 
 @torch.no_grad()
-def _sequence_error(model: SequenceModel, sequences: Sequences) -> float:
+def _sequence_error(model: SequenceModel, sequences: SequenceBatch) -> float:
     """Return the mean equivariance error over sequences of any transformations."""
     weak = isinstance(model, WeakFlowVAE)
-    flows = model.infer(sequences).argmax(-1) if weak else sequences.factor
+    flows = model.infer(sequences).argmax(-1) if weak else sequences.labels
     z0 = model.represent(sequences.frames[:, 0])
     times = torch.arange(sequences.frames.shape[1], dtype=z0.dtype, device=z0.device)
     return _path_error(model, sequences, model.flow(z0, flows, times))
 
 
-def _path_error(model: SequenceModel, sequences: Sequences, path: Tensor) -> float:
-    frames = min(_FRAMES, sequences.last)
+def _path_error(model: SequenceModel, sequences: SequenceBatch, path: Tensor) -> float:
+    frames = min(_FRAMES, sequences.horizon)
     x = sequences.frames[:, : frames + 1]
     return frame_errors(model, x, path[: frames + 1]).error
 
@@ -393,18 +393,18 @@ def _with_resolved_source(config: Config) -> Config:
     return config.model_copy(update={"data": config.data.resolved()})
 
 
-def _check_frames(config: Config, last: int) -> None:
+def _check_frames(config: Config, horizon: int) -> None:
     """The schema cannot know how long sequences are whose data set decides it."""
     some = config.training.frames_per_sequence
-    if some is not None and some > last:
+    if some is not None and some > horizon:
         raise ConfigError(
-            f"training.frames_per_sequence is {some}, but the sequences have only {last} frames "
+            f"training.frames_per_sequence is {some}, but the sequences have only {horizon} frames "
             "after the first."
         )
-    if config.evaluation.frames is not None and config.evaluation.frames > last:
+    if config.evaluation.frames is not None and config.evaluation.frames > horizon:
         raise ConfigError(
             f"evaluation.frames is {config.evaluation.frames}, but the sequences end at frame "
-            f"{last}."
+            f"{horizon}."
         )
 
 
@@ -543,7 +543,7 @@ def evaluate(
         "frames": frames,
         **_summary(errors),
     }
-    if isinstance(model, RuleModel):
+    if isinstance(model, TraversalModel):
         report("its other rules")
         result["rule"] = model.rule
         result["rules"] = _rules(model, data, indices, errors, frames)
@@ -593,9 +593,9 @@ def evaluate(
     return result
 
 
-def frames_measured(config: Config, data: TransformedSequences) -> int:
+def frames_measured(config: Config, data: SequenceDataset) -> int:
     """Return up to which frame a run is measured."""
-    return config.evaluation.frames or min(_FRAMES, data.last)
+    return config.evaluation.frames or min(_FRAMES, data.horizon)
 
 
 def _summary(errors: dict[str, EquivarianceError]) -> dict[str, Any]:
@@ -604,15 +604,15 @@ def _summary(errors: dict[str, EquivarianceError]) -> dict[str, Any]:
 
 
 def _rules(
-    model: RuleModel,
-    data: TransformedSequences,
+    model: TraversalModel,
+    data: SequenceDataset,
     indices: Tensor,
     chosen: dict[str, EquivarianceError],
     frames: int,
 ) -> dict[str, Any]:
     """Measure every rule by which the latents of a model may move, not only the chosen one."""
     best, found = model.rule, {}
-    for rule in model.RULES:
+    for rule in model.TRAVERSALS:
         model.rule = rule
         errors = chosen if rule == best else equivariance_error(model, data, indices, frames=frames)
         found[rule] = _summary(errors)
@@ -625,7 +625,7 @@ def _disentanglement(model: SequenceModel, config: Config, split: str) -> dict[s
     options = config.evaluation
     data = load_data(config, "all" if isinstance(config.data, GridSection) else split)
     known = known_factors(data)
-    codes, factors = codes_of(model, known, options.codes, seed=config.seed)
+    codes, factors = encode_dataset(model, known, options.codes, seed=config.seed)
     trees = dci(codes, factors, trees=options.trees, seed=config.seed)
     return {
         "factors": list(known.names),
@@ -642,8 +642,8 @@ def _disentanglement(model: SequenceModel, config: Config, split: str) -> dict[s
 
 def _inferred(
     model: WeakFlowVAE,
-    data: TransformedSequences,
-    known: TransformedSequences,
+    data: SequenceDataset,
+    known: SequenceDataset,
     indices: Tensor,
     frames: int,
 ) -> dict[str, Any]:
@@ -658,14 +658,14 @@ def _inferred(
     """
     errors = equivariance_error(model, data, indices, frames=frames, choose="inferred")
     if isinstance(known, Recordings):
-        labelled = indices[known.given_factor[indices].cpu() >= 0]
+        labelled = indices[known.labels[indices].cpu() >= 0]
         if not len(labelled):
             assert isinstance(data, Recordings)
-            counts = torch.bincount(data.given_factor[indices], minlength=len(model.names))
+            counts = torch.bincount(data.labels[indices], minlength=len(model.names))
             return {"counts": [counts.tolist()], **_summary(errors)}
         indices = labelled
     batches = (
-        known.sample(part, in_turn(known, part)) for part in indices.split(_INFERRED_AT_ONCE)
+        known.sample(part, round_robin(known, part)) for part in indices.split(_INFERRED_AT_ONCE)
     )
     matching = match_flows(model, batches, len(known.names))
     return {
@@ -677,13 +677,11 @@ def _inferred(
     }
 
 
-def _likelihoods(
-    model: SequenceModel, data: TransformedSequences, config: Config
-) -> dict[str, Any]:
+def _likelihoods(model: SequenceModel, data: SequenceDataset, config: Config) -> dict[str, Any]:
     """Return IWAE bounds per sequence and frame, under two models of the pixels."""
     count = min(config.evaluation.likelihood_sequences, len(data))
     indices = torch.arange(count)
-    sequences = data.sample(indices, in_turn(data, indices))
+    sequences = data.sample(indices, round_robin(data, indices))
     samples = config.evaluation.likelihood_samples
     found: dict[str, Any] = {"sequences": count, "samples": samples}
     for name, observation in (("trained", None), ("unit_gaussian", Gaussian())):
@@ -694,7 +692,7 @@ def _likelihoods(
         found[name] = {
             "observation": config.model.observation if observation is None else "gaussian",
             "per_sequence": float(bound.mean()),
-            "per_frame": float(bound.mean()) / (data.last + 1),
+            "per_frame": float(bound.mean()) / (data.horizon + 1),
             "standard_error": float(bound.std() / count**0.5) if count > 1 else 0.0,
         }
     return found

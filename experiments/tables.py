@@ -103,9 +103,9 @@ def reversal_table(result: dict[str, Any]) -> str:
 def extrapolation_table(result: dict[str, Any]) -> str:
     """Return the errors of a frame within the training and beyond as a Markdown table."""
     later = result["extrapolation"]
-    last, end = later["trained_last"], later["last"]
+    horizon, end = later["trained_last"], later["last"]
     lines = [
-        f"| a frame | E, t = 1..{last} | identity | E, t = {last + 1}..{end} | identity |",
+        f"| a frame | E, t = 1..{horizon} | identity | E, t = {horizon + 1}..{end} | identity |",
         "|---|---:|---:|---:|---:|",
     ]
     for name, error in later["errors"].items():

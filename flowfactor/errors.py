@@ -5,8 +5,8 @@ class FlowFactorError(Exception):
     """Base of every error that a user's input, files or settings can cause."""
 
 
-class ConfigError(FlowFactorError):
-    """A configuration that cannot be used: unknown key, wrong type, impossible combination."""
+class ConfigError(FlowFactorError, ValueError):
+    """Options that cannot be used: an unknown key, a wrong type, an impossible combination."""
 
 
 class DataError(FlowFactorError):

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 import solvers
-from flowfactor.potentials import Choice, Potential
+from flowfactor.potentials import Potential, Selector
 from solvers import RK4, Direct, Euler, Gradient, Method, Solution, SolverError, State, Stats
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Path(NamedTuple):
 
 def trace(
     z: Float[Tensor, "b d"],
-    k: Potential | Choice,
+    k: Potential | Selector,
     t: float | Sequence[float] | Tensor,
     model: SequenceModel | None = None,
     *,
@@ -92,7 +92,7 @@ def trace(
     return Path(ys[0], ys[1], times, solution.stats)
 
 
-def return_to_start(
+def flow_to_zero(
     z: Float[Tensor, "b d"],
     potential: Potential,
     t: Float[Tensor, "b"],
@@ -102,7 +102,7 @@ def return_to_start(
 
     .. code-block:: text
 
-        w(0) = z,   dw/ds = -t/T grad u(w, t (1 - s/T)),   the result is w(T),   T = model.last
+        w(0) = z,   dw/ds = -t/T grad u(w, t (1 - s/T)),   the result is w(T),   T = model.horizon
 
     which is the flow in a time that runs backwards and at the speed that brings all samples to 0
     together. The model's method takes as many steps as for a whole sequence.
@@ -115,10 +115,10 @@ def return_to_start(
 
     Example:
         >>> import torch, flowfactor
-        >>> from flowfactor.flow import return_to_start
+        >>> from flowfactor.flow import flow_to_zero
         >>> model = flowfactor.FlowVAE.build(("a", "b"), latent_dim=4, width=8)
         >>> z = torch.randn(2, 4, generator=torch.Generator().manual_seed(0))
-        >>> back = return_to_start(z, model.potentials["b"], torch.tensor([0.0, 3.0]), model)
+        >>> back = flow_to_zero(z, model.potentials["b"], torch.tensor([0.0, 3.0]), model)
         >>> torch.allclose(back[0], z[0])
         True
         >>> torch.allclose(back[1], model.flow(z, "b", [3.0, 0.0])[-1, 1], atol=1e-4)
@@ -127,10 +127,10 @@ def return_to_start(
 
     def field(at: Tensor, state: State) -> State:
         assert isinstance(state, Tensor)
-        speed = (t / model.last).unsqueeze(-1)
-        return -speed * potential.gradient(state, t * (1 - at / model.last))
+        speed = (t / model.horizon).unsqueeze(-1)
+        return -speed * potential.gradient(state, t * (1 - at / model.horizon))
 
-    grid = torch.arange(model.last + 1, dtype=z.dtype, device=z.device)
+    grid = torch.arange(model.horizon + 1, dtype=z.dtype, device=z.device)
     solution = _solve(field, z, grid, model.method, model.gradient, potential, z)
     assert isinstance(solution.ys, Tensor)
     return solution.ys[-1]
@@ -139,7 +139,7 @@ def return_to_start(
 @overload
 def flow(
     z: Float[Tensor, "b d"],
-    k: Potential | Choice,
+    k: Potential | Selector,
     t: float | Sequence[float] | Tensor,
     model: SequenceModel | None = None,
     *,
@@ -153,7 +153,7 @@ def flow(
 @overload
 def flow(
     z: Float[Tensor, "b d"],
-    k: Potential | Choice,
+    k: Potential | Selector,
     t: float | Sequence[float] | Tensor,
     model: SequenceModel | None = None,
     *,
@@ -166,7 +166,7 @@ def flow(
 
 def flow(
     z: Float[Tensor, "b d"],
-    k: Potential | Choice,
+    k: Potential | Selector,
     t: float | Sequence[float] | Tensor,
     model: SequenceModel | None = None,
     *,
@@ -334,7 +334,7 @@ def _explained(error: SolverError, z: Tensor) -> SolverError:
     return SolverError(message, error.status, error.time, error.stats)
 
 
-def _resolve(k: Potential | Choice, model: SequenceModel | None) -> Potential:
+def _resolve(k: Potential | Selector, model: SequenceModel | None) -> Potential:
     if isinstance(k, Potential):
         return k
     if model is None:

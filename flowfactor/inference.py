@@ -73,7 +73,7 @@ class TransformationPosterior(nn.Module):
     Args:
         image_shape: ``(C, H, W)``, sides divisible by ``2 ** len(channels)``.
         flows: K.
-        last: T.
+        horizon: T.
         channels: of the convolutions, each of which halves the image.
         hidden: the width of the vector.
 
@@ -82,7 +82,7 @@ class TransformationPosterior(nn.Module):
 
     Example:
         >>> import torch
-        >>> network = TransformationPosterior((3, 28, 28), flows=3, last=8)
+        >>> network = TransformationPosterior((3, 28, 28), flows=3, horizon=8)
         >>> frames = torch.rand(5, 2, 3, 28, 28)
         >>> network(frames, torch.tensor([[0, 4]] * 5)).shape
         torch.Size([5, 3])
@@ -92,7 +92,7 @@ class TransformationPosterior(nn.Module):
         self,
         image_shape: ImageShape,
         flows: int,
-        last: int,
+        horizon: int,
         channels: Sequence[int] = (16, 32),
         hidden: int = 128,
     ) -> None:
@@ -106,7 +106,7 @@ class TransformationPosterior(nn.Module):
         self.time = nn.Linear(1, hidden)
         self.head = nn.Sequential(nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU())
         self.logits = nn.Linear(hidden, flows)
-        self.last = last
+        self.horizon = horizon
         with torch.no_grad():  # no opinion at first
             self.logits.weight *= 0.1
             self.logits.bias.zero_()
@@ -130,6 +130,6 @@ class TransformationPosterior(nn.Module):
         later = frames[:, 1:]
         pairs = torch.cat([frames[:, :1].expand_as(later), later], dim=2)
         seen = self.pair(pairs.flatten(0, 1)).unflatten(0, later.shape[:2])
-        when = self.time(times[:, 1:, None].to(seen.dtype) / self.last)
+        when = self.time(times[:, 1:, None].to(seen.dtype) / self.horizon)
         logits: Tensor = self.logits(self.head(seen + when).mean(1))
         return logits.float()

@@ -18,7 +18,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.tensorboard import SummaryWriter
 
 from flowfactor import checkpoints
-from flowfactor.data import Sequences, in_turn
+from flowfactor.data import SequenceBatch, round_robin
 from flowfactor.errors import FlowFactorError, RunError
 from flowfactor.models import SequenceModel
 from solvers import SolverError
@@ -113,14 +113,14 @@ class TrainingResult:
 class Batches(Protocol):
     """Training batches, a pure function of the step: a :class:`~flowfactor.data.SequenceLoader`."""
 
-    def batch(self, step: int) -> Sequences:
+    def batch(self, step: int) -> SequenceBatch:
         """Return the batch of a step."""
 
 
 def fit(
     model: SequenceModel,
     batches: Batches,
-    validation: Sequence[Sequences],
+    validation: Sequence[SequenceBatch],
     options: TrainingOptions,
     run: Path,
     *,
@@ -199,7 +199,7 @@ class _Trainer:
     def train(
         self,
         batches: Batches,
-        validation: Sequence[Sequences],
+        validation: Sequence[SequenceBatch],
         on_progress: Callable[[Progress], None] | None,
     ) -> TrainingResult:
         options = self.options
@@ -249,14 +249,14 @@ class _Trainer:
             group["lr"] = peak * height
         return self.options.learning_rate * height
 
-    def _step(self, batch: Sequences) -> dict[str, Tensor]:
+    def _step(self, batch: SequenceBatch) -> dict[str, Tensor]:
         self.optimizer.zero_grad(set_to_none=True)
         try:
             # Fabric applies its precision by itself only where a strategy wraps the model.
             with self.fabric.autocast():
                 on_device = batch.to(self.fabric.device)
                 terms: dict[str, Tensor] = self.wrapped(
-                    on_device.frames, on_device.times, on_device.factor, on_device.last
+                    on_device.frames, on_device.times, on_device.labels, on_device.horizon
                 )
         except SolverError as error:
             raise self._stopped(f"the flow could not be solved ({error})") from error
@@ -289,7 +289,7 @@ class _Trainer:
 
     # ---- validation
 
-    def _validate(self, validation: Sequence[Sequences]) -> dict[str, float]:
+    def _validate(self, validation: Sequence[SequenceBatch]) -> dict[str, float]:
         """Return the mean terms over the validation batches; keep the model if it is the best."""
         model = self._evaluated()
         totals: dict[str, float] = {}
@@ -455,18 +455,18 @@ class _Loss(nn.Module):
         self.model = model
 
     def forward(
-        self, frames: Tensor, times: Tensor, factor: Tensor, last: int
+        self, frames: Tensor, times: Tensor, labels: Tensor, horizon: int
     ) -> dict[str, Tensor]:
         """Return the terms of the loss."""
-        return self.model.loss(Sequences(frames, times, factor, last))
+        return self.model.loss(SequenceBatch(frames, times, labels, horizon))
 
 
-def validation_batches(source: Any, count: int, batch_size: int = 250) -> Iterator[Sequences]:
+def validation_batches(source: Any, count: int, batch_size: int = 250) -> Iterator[SequenceBatch]:
     """Yield complete sequences of the first ``count`` images, the transformations in turn."""
     count = min(count, len(source))
     for begin in range(0, count, batch_size):
         indices = torch.arange(begin, min(begin + batch_size, count), device=source.device)
-        yield source.sample(indices, in_turn(source, indices))
+        yield source.sample(indices, round_robin(source, indices))
 
 
 def _as_floats(terms: dict[str, Tensor]) -> dict[str, float]:

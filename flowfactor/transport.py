@@ -73,7 +73,7 @@ def along_path(potential: Potential, path: Path, force: Force | None = None) -> 
 def trace_with_random_times(
     z0: Float[Tensor, "b d"],
     potential: Potential,
-    last: int,
+    horizon: int,
     model: SequenceModel,
     *,
     log_density: LogDensity = False,
@@ -88,13 +88,13 @@ def trace_with_random_times(
     Args:
         z0: where the flow starts.
         potential: the potential of each sample.
-        last: the last frame T.
+        horizon: the last frame T.
         model: gives the solver and its gradient.
         log_density: see :func:`flowfactor.flow`; the second path has none.
     """
-    frames = torch.arange(last + 1, dtype=z0.dtype, device=z0.device)
+    frames = torch.arange(horizon + 1, dtype=z0.dtype, device=z0.device)
     # Away from the ends by a thousandth: times must not repeat.
-    inner = frames[:-1] + torch.rand(last, dtype=z0.dtype, device=z0.device).clamp(1e-3, 0.999)
+    inner = frames[:-1] + torch.rand(horizon, dtype=z0.dtype, device=z0.device).clamp(1e-3, 0.999)
     times = torch.cat([torch.stack([frames[:-1], inner], dim=1).flatten(), frames[-1:]])
     method = model.method
     if isinstance(method, FixedMethod) and isinstance(method.steps, int):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import flowfactor
-from flowfactor.data import SequenceDataset
+from flowfactor.data import TransformedImages
 
 # The tensors of the tests are too small to share between threads.
 torch.set_num_threads(1)
@@ -21,7 +21,7 @@ def _seeded():
 
 
 @pytest.fixture(scope="session")
-def digits() -> SequenceDataset:
+def digits() -> TransformedImages:
     """Return twelve made-up digits: bright strokes on black, each one different."""
     generator = torch.Generator().manual_seed(0)
     images = torch.zeros(12, 1, 28, 28, dtype=torch.uint8)
@@ -29,7 +29,7 @@ def digits() -> SequenceDataset:
         row, column = torch.randint(8, 18, (2,), generator=generator).tolist()
         image[0, row - 4 : row + 5, column - 1 : column + 2] = 255
         image[0, row : row + 3, column - 4 : column + 4] = 180
-    return SequenceDataset(images)
+    return TransformedImages(images)
 
 
 @pytest.fixture

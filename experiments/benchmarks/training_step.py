@@ -21,9 +21,9 @@ from experiments.config import read_config
 from experiments.models import FlowVAEConfig
 from experiments.runs import build_model, write_json
 from flowfactor import AutogradPotential, RidgePotential
-from flowfactor.data import SequenceDataset, Sequences
+from flowfactor.data import SequenceBatch, TransformedImages
 from flowfactor.models import FlowVAE, Objective
-from flowfactor.potentials import Choice, Potential
+from flowfactor.potentials import Potential, Selector
 
 BATCH, LAST = 64, 8
 COUNTS = (3, 6, 12, 24, 48)
@@ -32,7 +32,7 @@ COUNTS = (3, 6, 12, 24, 48)
 class NestedRidge(RidgePotential):
     """The same bank with its gradients and Laplacians by automatic differentiation."""
 
-    def select(self, k: Choice) -> Potential:
+    def select(self, k: Selector) -> Potential:
         """Return the choice, knowing nothing of it but its value."""
         return AutogradPotential(super().select(k), self.dim)
 
@@ -43,13 +43,18 @@ def make_model(names: list[str], objective: Objective, nested: bool = False) -> 
     sizes = config.model
     assert isinstance(sizes, FlowVAEConfig)
     images = torch.zeros(1, 1, 28, 28, dtype=torch.uint8)
-    model = build_model(config, SequenceDataset(images, last=LAST))
+    model = build_model(config, TransformedImages(images, horizon=LAST))
     assert isinstance(model, FlowVAE)
     bank = NestedRidge if nested else RidgePotential
     torch.manual_seed(0)
     potentials = bank(names, sizes.latent_dim, sizes.width, horizon=LAST)
     return FlowVAE(
-        model.encoder, model.decoder, potentials, model.image_shape, last=LAST, objective=objective
+        model.encoder,
+        model.decoder,
+        potentials,
+        model.image_shape,
+        horizon=LAST,
+        objective=objective,
     )
 
 
@@ -61,8 +66,8 @@ def step_of(model: FlowVAE, chosen: int | None = None) -> Callable[[], None]:
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     generator = torch.Generator().manual_seed(0)
     frames = torch.rand(BATCH, LAST + 1, *model.image_shape, generator=generator)
-    factor = (torch.arange(BATCH) % (chosen or len(model.names))).sort().values
-    sequences = Sequences.full(frames, factor)
+    labels = (torch.arange(BATCH) % (chosen or len(model.names))).sort().values
+    sequences = SequenceBatch.full(frames, labels)
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)

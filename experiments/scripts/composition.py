@@ -75,7 +75,7 @@ def main() -> Path:
                 f"{' '.join(pair)}."
             )
     indices = different_samples(data, options.images).sort().values
-    longer = data if options.last is None else data.with_last(options.last)
+    longer = data if options.horizon is None else data.with_last(options.horizon)
     starts = options.random_starts
     parts = composition_strips(model, longer, pairs, random_starts=starts, seed=options.seed)
     figure = draw_composition(parts)

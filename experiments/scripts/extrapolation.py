@@ -5,7 +5,7 @@ data goes on as long) and extrapolation_strips.png, and prints the table.
 
 Examples:
     python experiments/scripts/extrapolation.py runs/demo
-    python experiments/scripts/extrapolation.py runs/demo --data mnist --set data.last=12
+    python experiments/scripts/extrapolation.py runs/demo --data mnist --set data.horizon=12
     python experiments/scripts/extrapolation.py runs/without_nines --held-out
 """
 
@@ -24,7 +24,7 @@ from experiments.explore import different_samples
 from experiments.generalization import extrapolation
 from experiments.plots import FIGURES
 from experiments.runs import load_measured, read_run_config, write_json
-from flowfactor.data import samples_of
+from flowfactor.data import samples_undergoing
 from flowfactor.diagnostics import plot_errors, plot_film_strips, save
 from flowfactor.errors import DataError, FlowFactorError
 from flowfactor.metrics.equivariance import check_comparable
@@ -94,13 +94,13 @@ def main() -> Path:
         }
         for name, error in result["errors"].items()
     }
-    errors = plot_errors(curves, last=model.last)
+    errors = plot_errors(curves, horizon=model.horizon)
 
     longer = data.with_last(result["last"])
     shown = [
         (int(able[(options.first + k) % len(able)]), k)
         for k in range(len(data.names))
-        for able in [samples_of(longer, k)]
+        for able in [samples_undergoing(longer, k)]
         if len(able)
     ]
     samples, factors = torch.tensor(shown).T

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from experiments.config import read_config
 from experiments.runs import load_data
-from flowfactor.data import GivenFactor, TransformedSequences, samples_of
+from flowfactor.data import GivenFactor, SequenceDataset, samples_undergoing
 from flowfactor.diagnostics import save
 from flowfactor.diagnostics.film_strips import draw_frame
 from flowfactor.diagnostics.style import INK, PAGE_WIDTH, new_figure, number, styled
@@ -75,11 +75,11 @@ def arguments() -> argparse.Namespace:
     return options
 
 
-def rows_of(data: TransformedSequences, count: int) -> list[tuple[str, list[int]]]:
+def rows_of(data: SequenceDataset, count: int) -> list[tuple[str, list[int]]]:
     """Return what there is to see: each transformation, and numbers of samples that undergo it."""
     if isinstance(data, GivenFactor):
-        known = [(name, samples_of(data, k)) for k, name in enumerate(data.names)]
-        unknown = (data.given_factor == -1).nonzero()[:, 0]
+        known = [(name, samples_undergoing(data, k)) for k, name in enumerate(data.names)]
+        unknown = (data.labels == -1).nonzero()[:, 0]
         named = [*known, ("not known", unknown)]
         return [(name, able[:count].tolist()) for name, able in named if len(able)]
     chosen = unlike_samples(data, count * len(data.names))
@@ -89,7 +89,7 @@ def rows_of(data: TransformedSequences, count: int) -> list[tuple[str, list[int]
     ]
 
 
-def unlike_samples(data: TransformedSequences, count: int) -> list[int]:
+def unlike_samples(data: SequenceDataset, count: int) -> list[int]:
     """Return numbers of samples: of each class in turn, or without classes from everywhere."""
     labels = getattr(data, "labels", None)
     if not isinstance(labels, Tensor):
@@ -103,7 +103,7 @@ def unlike_samples(data: TransformedSequences, count: int) -> list[int]:
     return order
 
 
-def random_starts(data: TransformedSequences, count: int, seed: int) -> Float[Tensor, "b s"]:
+def random_starts(data: SequenceDataset, count: int, seed: int) -> Float[Tensor, "b s"]:
     """Return random starts none of which is a canonical one."""
     start = torch.rand(count, data.start_size, generator=torch.Generator().manual_seed(seed))
     if data.start_size > len(data.names):
@@ -113,7 +113,7 @@ def random_starts(data: TransformedSequences, count: int, seed: int) -> Float[Te
 
 
 def look(
-    data: TransformedSequences, rows: Sequence[tuple[str, list[int]]], seed: int
+    data: SequenceDataset, rows: Sequence[tuple[str, list[int]]], seed: int
 ) -> tuple[Int[Tensor, " f"], list[Block]]:
     """Return the times that are shown, and the frames from each kind of start."""
     recorded = isinstance(data, GivenFactor)
@@ -121,16 +121,16 @@ def look(
     starts: dict[str, Tensor | None] = {"as recorded" if recorded else "canonical start": None}
     if data.start_size:
         starts["random start"] = random_starts(data, len(indices), seed)
-    columns = min(data.last + 1, _COLUMNS // len(starts))
-    times = torch.linspace(0, data.last, columns).round().long()
+    columns = min(data.horizon + 1, _COLUMNS // len(starts))
+    times = torch.linspace(0, data.horizon, columns).round().long()
     every = times.to(data.device).expand(len(indices), -1)
     if isinstance(data, GivenFactor):
-        factor = data.given_factor[indices]
+        labels = data.labels[indices]
     else:
         names = [name for name, chosen in rows for _ in chosen]
-        factor = torch.tensor([data.names.index(name) for name in names], device=data.device)
+        labels = torch.tensor([data.names.index(name) for name in names], device=data.device)
     blocks = [
-        Block(title, data.select(indices, factor, every, start).frames.cpu())
+        Block(title, data.select(indices, labels, every, start).frames.cpu())
         for title, start in starts.items()
     ]
     return times, blocks

@@ -11,7 +11,7 @@ import torch
 
 import flowfactor
 from experiments.runs import load_measured, read_run_config
-from flowfactor.data import in_turn
+from flowfactor.data import round_robin
 from flowfactor.diagnostics import plot_landscape, save
 from flowfactor.errors import FlowFactorError
 from solvers import SolverError
@@ -50,7 +50,7 @@ def main() -> Path:
     name = options.transformation or model.names[0]
     chosen = torch.arange(options.first, options.first + options.images)
     # Frame 0 is the digit before any transformation.
-    images = data.sample(chosen, in_turn(data, chosen)).frames[:, 0]
+    images = data.sample(chosen, round_robin(data, chosen)).frames[:, 0]
     figure = plot_landscape(
         model, images, name, times=options.times, arrows="descent" if options.descent else "ascent"
     )

@@ -11,7 +11,7 @@ import torch
 
 import flowfactor
 from experiments.runs import load_measured, read_run_config
-from flowfactor.data import in_turn
+from flowfactor.data import round_robin
 from flowfactor.diagnostics import plot_trajectories, save
 from flowfactor.errors import FlowFactorError
 from solvers import SolverError
@@ -48,8 +48,8 @@ def main() -> Path:
     data = load_measured(config, config.evaluation.split, model)
     chosen = torch.arange(options.images)
     # Frame 0 is the digit before any transformation.
-    images = data.sample(chosen, in_turn(data, chosen)).frames[:, 0]
-    figure = plot_trajectories(model, images, names=options.transformation, last=options.last)
+    images = data.sample(chosen, round_robin(data, chosen)).frames[:, 0]
+    figure = plot_trajectories(model, images, names=options.transformation, horizon=options.horizon)
     return save(figure, options.out or options.run / "figures" / "trajectories.png")
 
 

@@ -1,13 +1,13 @@
 """Images under transformation: sequences of frames, where they come from, how they are batched.
 
-A pixel's way: `load_mnist` or `from_images` gives still images, `SequenceDataset` turns any of
+A pixel's way: `load_mnist` or `from_images` gives still images, `TransformedImages` turns any of
 them into the frames of a transformation, `SequenceLoader` gives the batches of a training.
 `Sprites` draws its frames, and `Recordings` reads one's own.
 """
 
-from flowfactor.data.dataset import SequenceDataset
+from flowfactor.data.dataset import TransformedImages
 from flowfactor.data.factor_grid import FactorGrid, Move
-from flowfactor.data.hidden import HiddenFactors
+from flowfactor.data.hidden import Unlabelled
 from flowfactor.data.image_stores import repack_h5
 from flowfactor.data.images import from_images
 from flowfactor.data.loader import SequenceLoader
@@ -17,13 +17,13 @@ from flowfactor.data.recordings import Recordings
 from flowfactor.data.rendering import Centre, hue_to_rgb, render
 from flowfactor.data.sequences import (
     GivenFactor,
-    Sequences,
+    SequenceBatch,
     SequenceSource,
-    in_turn,
-    samples_of,
+    round_robin,
+    samples_undergoing,
 )
 from flowfactor.data.shapes3d import Shapes3D
-from flowfactor.data.source import TransformedSequences
+from flowfactor.data.source import SequenceDataset
 from flowfactor.data.sprites import MOTIONS, SHAPES, Motion, Sprites
 from flowfactor.data.transforms import Hue, Rotation, Scaling, Transformation
 
@@ -34,29 +34,29 @@ __all__ = [
     "Digits",
     "FactorGrid",
     "GivenFactor",
-    "HiddenFactors",
     "Hue",
     "Motion",
     "Move",
     "Recordings",
     "Rotation",
     "Scaling",
+    "SequenceBatch",
     "SequenceDataset",
     "SequenceLoader",
     "SequenceSource",
-    "Sequences",
     "Shapes3D",
     "Sprites",
     "Transformation",
-    "TransformedSequences",
+    "TransformedImages",
+    "Unlabelled",
     "falcor3d",
     "from_images",
     "hue_to_rgb",
-    "in_turn",
     "isaac3d",
     "load_mnist",
     "render",
     "repack_h5",
     "resolve_source",
-    "samples_of",
+    "round_robin",
+    "samples_undergoing",
 ]

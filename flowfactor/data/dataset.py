@@ -10,14 +10,14 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from flowfactor.data.rendering import check_centre, render
-from flowfactor.data.source import TransformedSequences, check_moving_start
+from flowfactor.data.source import SequenceDataset, check_active_start
 from flowfactor.data.transforms import NEUTRAL, Hue, Parameter, Rotation, Scaling, Transformation
 from flowfactor.errors import DataError
 
 DEFAULT_TRANSFORMATIONS: tuple[Transformation, ...] = (Scaling(), Rotation(), Hue())
 
 
-class SequenceDataset(TransformedSequences):
+class TransformedImages(SequenceDataset):
     """Grey images, held once, from which sequences are rendered on demand on their device.
 
     Frame `x_t` of image `i` under transformation `k` is the image with the parameter of `k` at
@@ -25,16 +25,16 @@ class SequenceDataset(TransformedSequences):
 
     Args:
         images: `uint8` of shape `(N, 1, H, H)`; see `from_images` for other kinds of array.
-        labels: class of each image, whole numbers `(N,)`; -1 for all if not given.
+        classes: class of each image, whole numbers `(N,)`; -1 for all if not given.
         transformations: what the sequences undergo; their order is their index.
-        last: `T`, the number of the last frame.
+        horizon: `T`, the number of the last frame.
         centre: fixed point of scaling and rotation, see `render`.
         start_ranges: for transformations by name, between which values of its parameter a random
             start lies; by default between the values at frames 0 and `T`.
-        moving_start: where at a random start the transformations begin that then act: `random` like
+        active_start: where at a random start the transformations begin that then act: `random` like
             those that rest, or `canonical`, so that the sequences stay within what the canonical
             ones and their compositions show.
-        random_fraction: the part of the random starts that are not canonical after all, so that
+        random_start_prob: the part of the random starts that are not canonical after all, so that
             the images themselves are among the frames, is 1 minus this.
         device: where images are held and frames are rendered; that of `images` by default.
 
@@ -45,50 +45,50 @@ class SequenceDataset(TransformedSequences):
     Example:
         >>> import torch
         >>> images = torch.randint(256, (10, 1, 28, 28), dtype=torch.uint8)
-        >>> dataset = SequenceDataset(images)
+        >>> dataset = TransformedImages(images)
         >>> dataset.names
         ('scaling', 'rotation', 'hue')
         >>> batch = dataset.sample([3, 5], "hue")
-        >>> tuple(batch.frames.shape), batch.factor.tolist()
+        >>> tuple(batch.frames.shape), batch.labels.tolist()
         ((2, 9, 3, 28, 28), [2, 2])
     """
 
     def __init__(
         self,
         images: Tensor,
-        labels: Tensor | None = None,
+        classes: Tensor | None = None,
         transformations: Sequence[Transformation] = DEFAULT_TRANSFORMATIONS,
         *,
-        last: int = 8,
+        horizon: int = 8,
         centre: str = "true",
         start_ranges: Mapping[str, tuple[float, float]] | None = None,
-        moving_start: str = "random",
-        random_fraction: float = 0.8,
+        active_start: str = "random",
+        random_start_prob: float = 0.8,
         device: torch.device | str | None = None,
     ) -> None:
         _check_images(images)
-        if labels is None:
-            labels = torch.full((len(images),), -1)
-        if labels.shape != images.shape[:1] or labels.is_floating_point():
+        if classes is None:
+            classes = torch.full((len(images),), -1)
+        if classes.shape != images.shape[:1] or classes.is_floating_point():
             raise DataError(
-                f"labels must be one whole number for each of the {len(images)} images, but they "
+                f"classes must be one whole number for each of the {len(images)} images, but they "
                 f"are {labels.dtype} of shape {tuple(labels.shape)}."
             )
-        if last < 1:
-            raise DataError(f"A sequence needs a last frame of at least 1, but last is {last}.")
+        if horizon < 1:
+            raise DataError(f"A sequence needs a last frame of at least 1, but last is {horizon}.")
         check_centre(centre)
-        _check_transformations(transformations, last)
-        if not 0 <= random_fraction <= 1:
-            raise DataError(f"random_fraction must be in [0, 1], but it is {random_fraction}.")
-        self.start_ranges = _start_ranges(transformations, last, start_ranges or {})
-        check_moving_start(moving_start)
-        self.moving_start = moving_start
-        self.random_fraction = random_fraction
+        _check_transformations(transformations, horizon)
+        if not 0 <= random_start_prob <= 1:
+            raise DataError(f"random_start_prob must be in [0, 1], but it is {random_start_prob}.")
+        self.start_ranges = _start_ranges(transformations, horizon, start_ranges or {})
+        check_active_start(active_start)
+        self.active_start = active_start
+        self.random_start_prob = random_start_prob
         self.images: UInt8[Tensor, "n 1 h h"] = images.to(device)
-        self.labels: Int[Tensor, " n"] = labels.to(self.images.device)
+        self.classes: Int[Tensor, " n"] = classes.to(self.images.device)
         self.transformations = tuple(transformations)
         self.centre = centre
-        self._last = last
+        self._last = horizon
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -96,7 +96,7 @@ class SequenceDataset(TransformedSequences):
         return tuple(transformation.name for transformation in self.transformations)
 
     @property
-    def last(self) -> int:
+    def horizon(self) -> int:
         """`T`, number of the last frame of a sequence."""
         return self._last
 
@@ -118,29 +118,29 @@ class SequenceDataset(TransformedSequences):
         """One number for each transformation, and one that says whether they count."""
         return len(self.transformations) + 1
 
-    def with_last(self, last: int) -> SequenceDataset:
+    def with_last(self, horizon: int) -> TransformedImages:
         """The same images in shorter or longer sequences, for instance to extrapolate.
 
         Random starts stay where they were.
         """
-        return self._changed(last=last)
+        return self._changed(horizon=horizon)
 
-    def to(self, device: torch.device | str) -> SequenceDataset:
+    def to(self, device: torch.device | str) -> TransformedImages:
         """The same data set with its images on another device."""
         return self._changed(device=device)
 
     def _changed(
-        self, last: int | None = None, device: torch.device | str | None = None
-    ) -> SequenceDataset:
-        return SequenceDataset(
+        self, horizon: int | None = None, device: torch.device | str | None = None
+    ) -> TransformedImages:
+        return TransformedImages(
             self.images,
-            self.labels,
+            self.classes,
             self.transformations,
-            last=self.last if last is None else last,
+            horizon=self.horizon if horizon is None else horizon,
             centre=self.centre,
             start_ranges=dict(zip(self.names, self.start_ranges, strict=True)),
-            moving_start=self.moving_start,
-            random_fraction=self.random_fraction,
+            active_start=self.active_start,
+            random_start_prob=self.random_start_prob,
             device=device,
         )
 
@@ -166,9 +166,9 @@ class SequenceDataset(TransformedSequences):
             if start is not None:
                 low, high = self.start_ranges[k]
                 anywhere = low + start[:, k : k + 1] * (high - low)
-                random = start[:, -1:] < self.random_fraction
+                random = start[:, -1:] < self.random_start_prob
                 resting = torch.where(random, anywhere, resting)
-                if self.moving_start == "random":
+                if self.active_start == "random":
                     moving = torch.where(random, transformation.value(t, anywhere), moving)
             value = torch.where(mask[:, None], moving, resting)
             before = parameters[name]
@@ -192,7 +192,7 @@ def _check_images(images: Tensor) -> None:
         raise DataError(f"There are no images: the shape is {tuple(images.shape)}.")
 
 
-def _check_transformations(transformations: Sequence[Transformation], last: int) -> None:
+def _check_transformations(transformations: Sequence[Transformation], horizon: int) -> None:
     names = [transformation.name for transformation in transformations]
     if not names or len(set(names)) < len(names):
         raise DataError(
@@ -206,7 +206,7 @@ def _check_transformations(transformations: Sequence[Transformation], last: int)
                 f"which is not one of {', '.join(NEUTRAL)}."
             )
         if transformation.parameter == "scale":
-            for t in range(last + 1):
+            for t in range(horizon + 1):
                 if transformation.value(t) <= 0:
                     raise DataError(
                         f"Transformation {transformation.name!r} has scale "
@@ -217,7 +217,7 @@ def _check_transformations(transformations: Sequence[Transformation], last: int)
 
 def _start_ranges(
     transformations: Sequence[Transformation],
-    last: int,
+    horizon: int,
     given: Mapping[str, tuple[float, float]],
 ) -> tuple[tuple[float, float], ...]:
     names = [transformation.name for transformation in transformations]
@@ -227,7 +227,7 @@ def _start_ranges(
     found = []
     for transformation in transformations:
         low, high = given.get(
-            transformation.name, (transformation.value(0), transformation.value(last))
+            transformation.name, (transformation.value(0), transformation.value(horizon))
         )
         if not (math.isfinite(low) and math.isfinite(high)):
             raise DataError(
@@ -236,7 +236,7 @@ def _start_ranges(
             )
         if transformation.parameter == "scale":
             for begin in (low, high):
-                for t in range(last + 1):
+                for t in range(horizon + 1):
                     if transformation.value(t, begin) <= 0:
                         raise DataError(
                             f"From {begin:g}, transformation {transformation.name!r} has a scale "

@@ -22,7 +22,7 @@ from flowfactor.data.image_stores import (
     create_images,
     open_store,
 )
-from flowfactor.data.source import TransformedSequences
+from flowfactor.data.source import SequenceDataset
 from flowfactor.errors import DataError
 
 GridSplit = Literal["train", "validation", "test", "held_out", "all"]
@@ -59,7 +59,7 @@ class Move:
     start: int | Literal["own"] = 0
 
 
-class FactorGrid(TransformedSequences):
+class FactorGrid(SequenceDataset):
     """Sequences along the axes of a grid of images, one image for each combination of factors.
 
     Image number `n` shows factor `j` at position `p_j`, where `n = sum_j p_j * stride_j` and
@@ -82,7 +82,7 @@ class FactorGrid(TransformedSequences):
         cyclic: factors whose last position is followed by the first.
         moves: the transformations, in the order of their index; by default every factor with more
             than one position, one position a frame.
-        last: `T`, the number of the last frame; by default the largest for which all moves have
+        horizon: `T`, the number of the last frame; by default the largest for which all moves have
             room, but no more than 8.
         split: `train`, `validation`, `test`; `held_out` for the values of `held_out`; `all`.
         held_out: positions of factors that do not move, left out of the first three splits.
@@ -103,9 +103,9 @@ class FactorGrid(TransformedSequences):
         >>> images = torch.randint(256, (24, 8, 8, 3), dtype=torch.uint8)
         >>> factors = {"hue": 4, "shape": 2, "size": 3}
         >>> grid = FactorGrid(images, factors, cyclic=["hue"], split="all")
-        >>> grid.names, grid.last, len(grid)
+        >>> grid.names, grid.horizon, len(grid)
         (('hue', 'shape', 'size'), 1, 24)
-        >>> batch = grid.with_moves([Move("hue", start="own")], last=4).sample([7, 20], "hue")
+        >>> batch = grid.with_moves([Move("hue", start="own")], horizon=4).sample([7, 20], "hue")
         >>> tuple(batch.frames.shape)
         (2, 5, 3, 8, 8)
         >>> bool((batch.frames[:, 4] == batch.frames[:, 0]).all())
@@ -121,7 +121,7 @@ class FactorGrid(TransformedSequences):
         *,
         cyclic: Collection[str] = (),
         moves: Sequence[Move] | None = None,
-        last: int | None = None,
+        horizon: int | None = None,
         split: str = "train",
         held_out: Mapping[str, Collection[int]] | None = None,
         validation: int | None = None,
@@ -150,18 +150,18 @@ class FactorGrid(TransformedSequences):
         self.store = store.to(device)
         self._device = device
         self.description = f"{total} images ({store.where})"
-        self._set_moves(moves, last)
+        self._set_moves(moves, horizon)
         self.split = split
-        held = _held_out(self.factors, held_out or {}, {move.factor for move in moves})
+        held = _held_out(self.factors, held_out or {}, {move.labels for move in moves})
         self._numbers = self._split(split, held, validation, test, seed).to(device)
 
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the transformations: of the factors that they move."""
-        return tuple(move.factor for move in self.moves)
+        return tuple(move.labels for move in self.moves)
 
     @property
-    def last(self) -> int:
+    def horizon(self) -> int:
         """`T`, number of the last frame of a sequence."""
         return self._last
 
@@ -183,36 +183,36 @@ class FactorGrid(TransformedSequences):
     def __len__(self) -> int:
         return len(self._numbers)
 
-    def with_last(self, last: int) -> FactorGrid:
+    def with_last(self, horizon: int) -> FactorGrid:
         """The same images in shorter or longer sequences.
 
         Raises:
             DataError: a factor that is not cyclic has too few positions.
         """
-        return self.with_moves(self.moves, last)
+        return self.with_moves(self.moves, horizon)
 
     def with_moves(
-        self: _Grid, moves: Sequence[Move] | None = None, last: int | None = None
+        self: _Grid, moves: Sequence[Move] | None = None, horizon: int | None = None
     ) -> _Grid:
         """The same samples with other steps and starts of the factors that move.
 
         Args:
             moves: of some or all of the factors that already move; of another factor, the
                 splits would no longer be apart.
-            last: `T`; by default the present one where there is room, else the largest.
+            horizon: `T`; by default the present one where there is room, else the largest.
 
         Raises:
             DataError: as the constructor does; a factor that did not move before.
         """
         other = copy.copy(self)
         moves = self.moves if moves is None else moves
-        fresh = [move.factor for move in moves if move.factor not in self.names]
+        fresh = [move.labels for move in moves if move.labels not in self.names]
         if fresh and self.split not in ("all", "held_out"):
             raise DataError(
                 f"The splits are apart only for moves of {', '.join(self.names)}, not of "
                 f"{', '.join(fresh)}. Name these moves when the data set is made."
             )
-        other._set_moves(moves, last)
+        other._set_moves(moves, horizon)
         return other
 
     def to(self: _Grid, device: torch.device | str) -> _Grid:
@@ -299,7 +299,7 @@ class FactorGrid(TransformedSequences):
         for k, (move, (low, high), mask) in enumerate(
             zip(self.moves, self._rooms, active, strict=True)
         ):
-            count, stride = self.factors[move.factor], self.strides[move.factor]
+            count, stride = self.factors[move.labels], self.strides[move.labels]
             own = base // stride % count
             if start is not None:
                 begin = low + (start[:, k] * (high - low + 1)).long().clamp(max=high - low)
@@ -308,47 +308,47 @@ class FactorGrid(TransformedSequences):
             else:
                 begin = torch.full_like(own, move.start % count)
             target = begin[:, None] + move.step * elapsed[k]
-            if move.factor in self.cyclic:
+            if move.labels in self.cyclic:
                 target = target % count
             numbers = torch.where(
                 mask[:, None], numbers + (target - own[:, None]) * stride, numbers
             )
         return numbers
 
-    def _set_moves(self, moves: Sequence[Move], last: int | None) -> None:
+    def _set_moves(self, moves: Sequence[Move], horizon: int | None) -> None:
         _check_moves(moves, self.factors)
-        largest = {move.factor: self._largest_last(move) for move in moves}
+        largest = {move.labels: self._largest_last(move) for move in moves}
         most = min(largest.values())
-        if last is None:
-            last = int(min(most, getattr(self, "_last", _DEFAULT_LAST)))
-        if last < 1 or last > most:
+        if horizon is None:
+            horizon = int(min(most, getattr(self, "_last", _DEFAULT_LAST)))
+        if horizon < 1 or horizon > most:
             each = ", ".join(
                 f"{name} has room for {'any' if room == math.inf else room}"
                 for name, room in largest.items()
             )
             raise DataError(
-                f"The last frame must be in 1..{most}, but last is {last}: {each}. Lower last, "
+                f"The last frame must be in 1..{most}, but last is {horizon}: {each}. Lower last, "
                 "move in smaller steps, start elsewhere, or leave that factor still."
             )
         self.moves = tuple(moves)
-        self._last = last
-        self._rooms = tuple(self._room(move, last) for move in moves)
+        self._last = horizon
+        self._rooms = tuple(self._room(move, horizon) for move in moves)
 
     def _largest_last(self, move: Move) -> float:
-        if move.factor in self.cyclic:
+        if move.labels in self.cyclic:
             return math.inf
-        count = self.factors[move.factor]
+        count = self.factors[move.labels]
         start = 0 if move.start == "own" else move.start % count
         if move.start == "own" or move.step > 0:
             return (count - 1 - start) // abs(move.step)
         return start // -move.step
 
-    def _room(self, move: Move, last: int) -> tuple[int, int]:
+    def _room(self, move: Move, horizon: int) -> tuple[int, int]:
         """First and last position from which a whole sequence stays on the grid."""
-        count = self.factors[move.factor]
-        if move.factor in self.cyclic:
+        count = self.factors[move.labels]
+        if move.labels in self.cyclic:
             return (0, count - 1)
-        way = move.step * last
+        way = move.step * horizon
         return (max(0, -way), count - 1 - max(0, way))
 
     def _split(
@@ -401,7 +401,7 @@ class FactorGrid(TransformedSequences):
         """These positions and all that differ from one of them in just one moved factor."""
         lines = [numbers]
         for move in self.moves:
-            count, stride = self.factors[move.factor], self.strides[move.factor]
+            count, stride = self.factors[move.labels], self.strides[move.labels]
             foot = numbers - numbers // stride % count * stride
             lines.append((foot[:, None] + stride * torch.arange(count)).flatten())
         return torch.cat(lines)
@@ -457,28 +457,28 @@ def _check_factors(factors: Mapping[str, int], cyclic: Collection[str]) -> None:
 
 
 def _check_moves(moves: Sequence[Move], factors: Mapping[str, int]) -> None:
-    names = [move.factor for move in moves]
+    names = [move.labels for move in moves]
     if not names or len(set(names)) < len(names):
         raise DataError(
             f"There must be at least one move, and no factor moves twice, but the factors that "
             f"move are {names}."
         )
     for move in moves:
-        count = factors.get(move.factor)
+        count = factors.get(move.labels)
         if count is None:
             raise DataError(
-                f"There is no factor {move.factor!r} to move. There are: {', '.join(factors)}."
+                f"There is no factor {move.labels!r} to move. There are: {', '.join(factors)}."
             )
         if not isinstance(move.step, int) or move.step == 0:
             raise DataError(
-                f"{move.factor!r} must move by a whole number of positions, not 0, for there are "
+                f"{move.labels!r} must move by a whole number of positions, not 0, for there are "
                 f"no images between them, but its step is {move.step}."
             )
         if move.start != "own" and not (
             isinstance(move.start, int) and -count <= move.start < count
         ):
             raise DataError(
-                f"{move.factor!r} must start at 'own' or a position in {-count}..{count - 1}, but "
+                f"{move.labels!r} must start at 'own' or a position in {-count}..{count - 1}, but "
                 f"its start is {move.start!r}."
             )
 

@@ -9,12 +9,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from flowfactor.data.sequences import GivenFactor, Sequences, SequenceSource
+from flowfactor.data.sequences import GivenFactor, SequenceBatch, SequenceSource
 from flowfactor.errors import DataError
 
 
-class HiddenFactors:
-    """A data set whose sequences hide their transformation: their ``factor`` is -1.
+class Unlabelled:
+    """A data set whose sequences hide their transformation: their ``labels`` is -1.
 
     What the source offers it offers too: if it is a :class:`~flowfactor.data.sequences.GivenFactor`
     this is one, so that a loader still draws only what was recorded.
@@ -29,10 +29,10 @@ class HiddenFactors:
 
     Example:
         >>> import torch
-        >>> from flowfactor.data import SequenceDataset
+        >>> from flowfactor.data import TransformedImages
         >>> images = torch.randint(256, (10, 1, 28, 28), dtype=torch.uint8)
-        >>> hidden = HiddenFactors(SequenceDataset(images))
-        >>> hidden.sample([3, 5], "hue").factor.tolist()
+        >>> hidden = Unlabelled(TransformedImages(images))
+        >>> hidden.sample([3, 5], "hue").labels.tolist()
         [-1, -1]
     """
 
@@ -46,7 +46,7 @@ class HiddenFactors:
         drawn = torch.rand(len(source), generator=generator) < labelled_fraction
         self.labelled = drawn.to(source.device)
         if isinstance(source, GivenFactor):
-            self.given_factor = source.given_factor
+            self.labels = source.labels
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -54,9 +54,9 @@ class HiddenFactors:
         return self.source.names
 
     @property
-    def last(self) -> int:
+    def horizon(self) -> int:
         """`T`, number of the last frame of a sequence."""
-        return self.source.last
+        return self.source.horizon
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -79,22 +79,22 @@ class HiddenFactors:
     def select(
         self,
         indices: Int[Tensor, " b"],
-        factor: Int[Tensor, " b"],
+        labels: Int[Tensor, " b"],
         times: Int[Tensor, "b f"],
         start: Float[Tensor, "b s"] | None = None,
-    ) -> Sequences:
-        """The frames `times` of samples `indices` under transformations `factor`, unchecked."""
-        return self._hide(self.source.select(indices, factor, times, start), indices)
+    ) -> SequenceBatch:
+        """The frames `times` of samples `indices` under transformations `labels`, unchecked."""
+        return self._hide(self.source.select(indices, labels, times, start), indices)
 
-    def sample(self, indices: Any, factor: Any, *options: Any, **more: Any) -> Sequences:
+    def sample(self, indices: Any, labels: Any, *options: Any, **more: Any) -> SequenceBatch:
         """The sequences of some samples, as the data set gives them, but hidden."""
-        if isinstance(self.source, GivenFactor) and isinstance(factor, Tensor):
-            own = self.source.given_factor[torch.as_tensor(indices, device=self.device)]
-            if torch.equal(factor, own):  # also where it is not known
-                factor = None
-        sequences = self.source.sample(indices, factor, *options, **more)  # type: ignore[attr-defined]
+        if isinstance(self.source, GivenFactor) and isinstance(labels, Tensor):
+            own = self.source.labels[torch.as_tensor(indices, device=self.device)]
+            if torch.equal(labels, own):  # also where it is not known
+                labels = None
+        sequences = self.source.sample(indices, labels, *options, **more)  # type: ignore[attr-defined]
         return self._hide(sequences, torch.as_tensor(indices, device=self.device))
 
-    def _hide(self, sequences: Sequences, indices: Tensor) -> Sequences:
-        factor = torch.where(self.labelled[indices], sequences.factor, -1)
-        return dataclasses.replace(sequences, factor=factor)
+    def _hide(self, sequences: SequenceBatch, indices: Tensor) -> SequenceBatch:
+        labels = torch.where(self.labelled[indices], sequences.labels, -1)
+        return dataclasses.replace(sequences, labels=labels)

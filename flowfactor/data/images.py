@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from flowfactor.data.dataset import DEFAULT_TRANSFORMATIONS, SequenceDataset
+from flowfactor.data.dataset import DEFAULT_TRANSFORMATIONS, TransformedImages
 from flowfactor.data.transforms import Transformation
 from flowfactor.errors import DataError
 
@@ -21,13 +21,13 @@ _EIGHT_BIT = ("1", "L", "LA", "P", "RGB", "RGBA")
 
 def from_images(
     images: Tensor | npt.NDArray[np.generic] | str | Path,
-    labels: Tensor | npt.NDArray[np.generic] | Sequence[int] | None = None,
+    classes: Tensor | npt.NDArray[np.generic] | Sequence[int] | None = None,
     transformations: Sequence[Transformation] = DEFAULT_TRANSFORMATIONS,
     *,
-    last: int = 8,
+    horizon: int = 8,
     centre: str = "true",
     device: torch.device | str | None = None,
-) -> SequenceDataset:
+) -> TransformedImages:
     """A data set of one's own grey images.
 
     Bright strokes on black, like the digits of MNIST, suit the transformations best: what turns
@@ -38,9 +38,9 @@ def from_images(
             [0, 1] (kept to 8 bits), a tensor or a numpy array; or the path of a `.npy` file with
             such an array; or a folder of picture files of one size, taken in the order of their
             names, colour pictures by their luminance.
-        labels: class of each image, whole numbers `(N,)`.
+        classes: class of each image, whole numbers `(N,)`.
         transformations: what the sequences undergo.
-        last: `T`, the number of the last frame.
+        horizon: `T`, the number of the last frame.
         centre: fixed point of scaling and rotation, see `render`.
         device: where images are held and frames are rendered.
 
@@ -50,7 +50,7 @@ def from_images(
 
     Example:
         >>> import numpy as np
-        >>> dataset = from_images(np.random.default_rng(0).random((20, 32, 32)), last=4)
+        >>> dataset = from_images(np.random.default_rng(0).random((20, 32, 32)), horizon=4)
         >>> len(dataset), dataset.image_shape
         (20, (3, 32, 32))
     """
@@ -71,9 +71,9 @@ def from_images(
             f"{pixels.dtype}. Convert values of 0..255 with `images.astype('uint8')` (numpy) or "
             "`images.to(torch.uint8)` (torch)."
         )
-    classes = None if labels is None else _as_tensor(labels)
-    return SequenceDataset(
-        pixels, classes, transformations, last=last, centre=centre, device=device
+    classes = None if classes is None else _as_tensor(classes)
+    return TransformedImages(
+        pixels, classes, transformations, horizon=horizon, centre=centre, device=device
     )
 
 

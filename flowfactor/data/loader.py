@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flowfactor.data.sequences import GivenFactor, Sequences, SequenceSource
+from flowfactor.data.sequences import GivenFactor, SequenceBatch, SequenceSource
 from flowfactor.errors import DataError
 
 # First numbers of the seeds of two kinds of random stream, so that they never coincide.
@@ -35,7 +35,7 @@ class SequenceLoader:
         source: the data set.
         batch_size: sequences per batch and process.
         frames_per_sequence: how many frames beside frame 0, a uniformly random subset of `1..T`
-            drawn anew for each sequence; all if not given. `Sequences.weights` makes sums over
+            drawn anew for each sequence; all if not given. `SequenceBatch.weights` makes sums over
             them unbiased.
         random_starts: let sequences start where the data set's transformations have taken their
             image at random, instead of at the image itself.
@@ -47,11 +47,11 @@ class SequenceLoader:
 
     Example:
         >>> import torch
-        >>> from flowfactor.data import SequenceDataset
+        >>> from flowfactor.data import TransformedImages
         >>> images = torch.randint(256, (100, 1, 28, 28), dtype=torch.uint8)
-        >>> loader = SequenceLoader(SequenceDataset(images), batch_size=6, frames_per_sequence=2)
+        >>> loader = SequenceLoader(TransformedImages(images), batch_size=6, frames_per_sequence=2)
         >>> batch = loader.batch(0)
-        >>> tuple(batch.frames.shape), batch.factor.tolist()
+        >>> tuple(batch.frames.shape), batch.labels.tolist()
         ((6, 3, 3, 28, 28), [0, 0, 1, 1, 2, 2])
     """
 
@@ -68,10 +68,10 @@ class SequenceLoader:
     ) -> None:
         if batch_size < 1:
             raise DataError(f"The batch size must be at least 1, but it is {batch_size}.")
-        if frames_per_sequence is not None and not 1 <= frames_per_sequence <= source.last:
+        if frames_per_sequence is not None and not 1 <= frames_per_sequence <= source.horizon:
             raise DataError(
-                f"The number of frames beside frame 0 must be in 1..{source.last}, for the "
-                f"sequences end at frame {source.last}, but it is {frames_per_sequence}. Leave it "
+                f"The number of frames beside frame 0 must be in 1..{source.horizon}, for the "
+                f"sequences end at frame {source.horizon}, but it is {frames_per_sequence}. Leave it "
                 "out for all."
             )
         if seed < 0:
@@ -86,7 +86,7 @@ class SequenceLoader:
         self.source = source
         self.random_starts = random_starts
         self.batch_size = batch_size
-        self.frames_per_sequence = frames_per_sequence or source.last
+        self.frames_per_sequence = frames_per_sequence or source.horizon
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
@@ -103,16 +103,16 @@ class SequenceLoader:
             total = len(self._groups) * max(map(len, self._groups))
         return -(-total // (self.batch_size * self.world_size))
 
-    def batch(self, step: int) -> Sequences:
+    def batch(self, step: int) -> SequenceBatch:
         """Batch number `step`, from 0, of this process.
 
         Returns:
-            `batch_size` sequences on the device of the data set, sorted by `factor`.
+            `batch_size` sequences on the device of the data set, sorted by `labels`.
         """
         indices = self.indices(step)
         generator = _generator(self.seed, _STEP, step, self.rank)
         given = self._factors
-        factor = self._draw_factors(generator) if given is None else given[indices]
+        labels = self._draw_factors(generator) if given is None else given[indices]
         times = self._draw_times(generator)
         start = None
         if self.random_starts:
@@ -120,7 +120,7 @@ class SequenceLoader:
         device = self.source.device
         return self.source.select(
             indices.to(device),
-            factor.to(device),
+            labels.to(device),
             times.to(device),
             None if start is None else start.to(device),
         )
@@ -165,10 +165,10 @@ class SequenceLoader:
         return torch.repeat_interleave(torch.arange(count), counts)
 
     def _draw_times(self, generator: torch.Generator) -> Tensor:
-        last = self.source.last
-        if self.frames_per_sequence == last:
-            return torch.arange(last + 1).repeat(self.batch_size, 1)
-        order = torch.rand(self.batch_size, last, generator=generator).argsort(dim=1)
+        horizon = self.source.horizon
+        if self.frames_per_sequence == horizon:
+            return torch.arange(horizon + 1).repeat(self.batch_size, 1)
+        order = torch.rand(self.batch_size, horizon, generator=generator).argsort(dim=1)
         later = order[:, : self.frames_per_sequence].sort(dim=1).values + 1
         return torch.nn.functional.pad(later, (1, 0))
 
@@ -177,7 +177,7 @@ def _given_factors(source: SequenceSource) -> tuple[Tensor | None, list[Tensor]]
     """Each sample's own transformation and the samples of each, if they are given at all."""
     if not isinstance(source, GivenFactor):
         return None, []
-    factors = source.given_factor.cpu()
+    factors = source.labels.cpu()
     return factors, [(factors == k).nonzero()[:, 0] for k in factors.unique()]
 
 

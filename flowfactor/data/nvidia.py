@@ -57,7 +57,7 @@ ISAAC3D_MOVES: tuple[Move, ...] = tuple(
 class GridOptions(TypedDict, total=False):
     """What `FactorGrid` lets one choose of data whose images and factors are fixed."""
 
-    last: int | None
+    horizon: int | None
     split: str
     held_out: Mapping[str, Collection[int]] | None
     validation: int | None
@@ -80,7 +80,7 @@ def falcor3d(
             `write_h5` of this data set has written.
         moves: the transformations; by default all factors.
         sizes: other sizes for some of the factors, for a part of the data.
-        options: see `FactorGrid`. `last` is by default the largest for which all moves have room,
+        options: see `FactorGrid`. `horizon` is by default the largest for which all moves have room,
             4 for the default moves. `size` reduces pictures as they are read; for training,
             `falcor3d(folder, size=64).write_h5(path)` reduces and unpacks them once for all.
 
@@ -116,7 +116,7 @@ def isaac3d(
         moves: the transformations; by default the six factors that have an order, which the
             object's shape and the two colours have not.
         sizes: other sizes for some of the factors, for a part of the data.
-        options: as for `falcor3d`. `last` is 3 for the default moves; the arm alone, moved by
+        options: as for `falcor3d`. `horizon` is 3 for the default moves; the arm alone, moved by
             `Move("robot_x_move")`, has room for 7.
 
     Raises:

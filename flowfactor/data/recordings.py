@@ -15,12 +15,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from flowfactor.data.films import Array, Films, Labels, Preparation, natural, open_films
-from flowfactor.data.sequences import Sequences
-from flowfactor.data.source import TransformedSequences
+from flowfactor.data.sequences import SequenceBatch
+from flowfactor.data.source import SequenceDataset
 from flowfactor.errors import DataError
 
 
-class Recordings(TransformedSequences):
+class Recordings(SequenceDataset):
     """Recorded sequences, each of which underwent a transformation that nobody can choose.
 
     What can be read:
@@ -47,7 +47,7 @@ class Recordings(TransformedSequences):
         names: of the transformations, in the order of their index; by default the different
             labels in natural order. Without labels a single name is that of all sequences, and
             with several it is not known which one a sequence undergoes.
-        last: `T`, the number of the last frame of a sequence; by default all that the shortest
+        horizon: `T`, the number of the last frame of a sequence; by default all that the shortest
             recording has.
         size: height and width, or one number for both, to which frames are resized, and their
             middle cut out where the shape differs.
@@ -66,7 +66,7 @@ class Recordings(TransformedSequences):
         >>> import numpy as np
         >>> films = np.random.default_rng(0).random((20, 9, 3, 16, 16))
         >>> recordings = Recordings(films, labels=["turn", "grow"] * 10)
-        >>> recordings.names, recordings.given_factor[:4].tolist()
+        >>> recordings.names, recordings.labels[:4].tolist()
         (('grow', 'turn'), [1, 0, 1, 0])
         >>> tuple(recordings.sample([0, 3]).frames.shape)
         (2, 9, 3, 16, 16)
@@ -80,7 +80,7 @@ class Recordings(TransformedSequences):
         labels: Tensor | Array | Sequence[Any] | Mapping[str, Any] | str | Path | None = None,
         names: Sequence[str] | None = None,
         *,
-        last: int | None = None,
+        horizon: int | None = None,
         size: int | Sequence[int] | None = None,
         grey: bool = False,
         every: int = 1,
@@ -89,12 +89,12 @@ class Recordings(TransformedSequences):
         memory_limit: int = 1 << 30,
         device: torch.device | str | None = None,
     ) -> None:
-        for option, value in (("last", last), ("every", every), ("stride", stride)):
+        for option, value in (("horizon", horizon), ("every", every), ("stride", stride)):
             if value is not None and value < 1:
                 raise DataError(f"{option} must be at least 1, but it is {value}.")
         if short not in ("error", "drop"):
             raise DataError(f"short must be 'error' or 'drop', but it is {short!r}.")
-        if last is None and (short == "drop" or stride is not None):
+        if horizon is None and (short == "drop" or stride is not None):
             raise DataError("stride and short='drop' need the length of a sequence: give last.")
         films = open_films(frames, Preparation(_size(size), grey), memory_limit)
         labels = films.labels if labels is None else labels
@@ -102,7 +102,7 @@ class Recordings(TransformedSequences):
         self._names, factors = _label_numbers(films, labels, names)
         self._films = films
         self._every = every
-        self._last = (min(films.lengths) - 1) // every if last is None else last
+        self._last = (min(films.lengths) - 1) // every if horizon is None else horizon
         self._device = torch.device(device or "cpu")
         recordings, begins = _windows(films, self._last, every, stride, short)
         self.recordings: Int[Tensor, " n"] = recordings
@@ -115,12 +115,12 @@ class Recordings(TransformedSequences):
         return self._names
 
     @property
-    def given_factor(self) -> Int[Tensor, " n"]:
+    def labels(self) -> Int[Tensor, " n"]:
         """The transformation that each sequence undergoes, -1 where it is not known."""
         return self._own
 
     @property
-    def last(self) -> int:
+    def horizon(self) -> int:
         """`T`, number of the last frame of a sequence."""
         return self._last
 
@@ -141,24 +141,24 @@ class Recordings(TransformedSequences):
         """The name of the recording that sequence `index` is from: its file, folder or number."""
         return self._films.names[int(self.recordings[index])]
 
-    def with_last(self, last: int) -> Recordings:
+    def with_last(self, horizon: int) -> Recordings:
         """The same sequences cut shorter, or longer where their recordings go on.
 
         Raises:
             DataError: a recording ends before.
         """
-        if last < 1:
-            raise DataError(f"A sequence needs a last frame of at least 1, but last is {last}.")
+        if horizon < 1:
+            raise DataError(f"A sequence needs a last frame of at least 1, but last is {horizon}.")
         lengths = torch.tensor(self._films.lengths)[self.recordings]
-        ends = self._begins + last * self._every >= lengths
+        ends = self._begins + horizon * self._every >= lengths
         if bool(ends.any()):
             first = int(ends.nonzero()[0])
             raise DataError(
-                f"Sequence {first} has no frame {last}: its recording {self.recording(first)!r} "
+                f"Sequence {first} has no frame {horizon}: its recording {self.recording(first)!r} "
                 f"ends after {int(lengths[first])} frames. Recorded sequences cannot be extended."
             )
         changed = copy.copy(self)
-        changed._last = last
+        changed._last = horizon
         return changed
 
     def to(self, device: torch.device | str) -> Recordings:
@@ -181,30 +181,30 @@ class Recordings(TransformedSequences):
         changed.recordings, changed._begins = self.recordings[chosen], self._begins[chosen]
         return changed
 
-    def relabelled(self, names: Sequence[str], factor: Int[Tensor, " n"]) -> Recordings:
+    def relabelled(self, names: Sequence[str], labels: Int[Tensor, " n"]) -> Recordings:
         """The same sequences, said to undergo other transformations.
 
         Args:
             names: of the transformations.
-            factor: an index into ``names`` for each sequence, -1 where it is not known.
+            labels: an index into ``names`` for each sequence, -1 where it is not known.
 
         Raises:
             DataError: an index out of range, a number of them that is not that of the sequences,
                 names that are not one or more, each different.
         """
         _check_names(names)
-        if factor.shape != (len(self),):
+        if labels.shape != (len(self),):
             raise DataError(
                 f"There must be an index for each of the {len(self)} sequences, but their shape is "
                 f"{tuple(factor.shape)}."
             )
-        if not -1 <= int(factor.min()) <= int(factor.max()) < len(names):
+        if not -1 <= int(labels.min()) <= int(labels.max()) < len(names):
             raise DataError(
                 f"The transformations must be in 0..{len(names) - 1}, or -1 for unknown, but they "
                 f"are in {int(factor.min())}..{int(factor.max())}."
             )
         changed = copy.copy(self)
-        changed._names, changed._own = tuple(names), factor.to(self.device)
+        changed._names, changed._own = tuple(names), labels.to(self.device)
         return changed
 
     def split(
@@ -247,15 +247,15 @@ class Recordings(TransformedSequences):
     def sample(
         self,
         indices: Tensor | Sequence[int],
-        factor: Tensor | int | str | None = None,
+        labels: Tensor | int | str | None = None,
         times: Tensor | None = None,
         start: Tensor | None = None,
-    ) -> Sequences:
+    ) -> SequenceBatch:
         """Some of the sequences, after checking what is asked for.
 
         Args:
             indices: numbers of the sequences, `(B,)`.
-            factor: best left out: the transformation they undergo is their own, and no other can
+            labels: best left out: the transformation they undergo is their own, and no other can
                 be asked for.
             times: frames, whole numbers in `0..T` of shape `(B, F)`, the first of each row 0; all
                 of `0..T` if not given.
@@ -266,10 +266,10 @@ class Recordings(TransformedSequences):
                 does not undergo.
         """
         indices = self._indices(indices)
-        own = self.given_factor[indices]
-        if factor is not None:
-            self._check_known(factor, indices)
-            asked = self._factors(factor, len(indices))
+        own = self.labels[indices]
+        if labels is not None:
+            self._check_known(labels, indices)
+            asked = self._factors(labels, len(indices))
             wrong = (asked != own).nonzero()
             if len(wrong):
                 first = int(wrong[0])
@@ -278,12 +278,12 @@ class Recordings(TransformedSequences):
                 raise DataError(
                     f"Sequence {int(indices[first])} {says}, not transformation "
                     f"{self.names[int(asked[first])]!r}: what was recorded cannot be chosen. Leave "
-                    "factor out, or choose sequences by `given_factor`."
+                    "factor out, or choose sequences by `labels`."
                 )
         if start is not None:
             raise DataError("Recorded sequences have no random starts; they begin as they are.")
         if times is None:
-            times = torch.arange(self.last + 1, device=self.device).expand(len(indices), -1)
+            times = torch.arange(self.horizon + 1, device=self.device).expand(len(indices), -1)
         else:
             times = self._times(times, len(indices))
         return self.select(indices, own, times)
@@ -296,7 +296,7 @@ class Recordings(TransformedSequences):
         start: Tensor | None = None,
         *,
         elapsed: Sequence[Tensor] | None = None,
-    ) -> Sequences:
+    ) -> SequenceBatch:
         """Not to be had: what was recorded cannot undergo anything else.
 
         Raises:
@@ -307,10 +307,10 @@ class Recordings(TransformedSequences):
             "time was not recorded. Data sets that draw their frames can, such as Sprites."
         )
 
-    def _check_known(self, factor: Tensor | int | str, indices: Int[Tensor, " b"]) -> None:
-        if not isinstance(factor, Tensor) or factor.shape != indices.shape:
+    def _check_known(self, labels: Tensor | int | str, indices: Int[Tensor, " b"]) -> None:
+        if not isinstance(labels, Tensor) or labels.shape != indices.shape:
             return
-        unknown = (factor < 0).nonzero()
+        unknown = (labels < 0).nonzero()
         if len(unknown):
             recording = self.recording(int(indices[unknown[0]]))
             raise DataError(
@@ -342,14 +342,14 @@ def _size(size: int | Sequence[int] | None) -> tuple[int, int] | None:
 
 
 def _windows(
-    films: Films, last: int, every: int, stride: int | None, short: str
+    films: Films, horizon: int, every: int, stride: int | None, short: str
 ) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"]]:
     """The recording and the first frame of each sequence."""
-    span = last * every + 1
+    span = horizon * every + 1
     recordings: list[int] = []
     begins: list[int] = []
     for number, length in enumerate(films.lengths):
-        if (length < span and short == "error") or last < 1:
+        if (length < span and short == "error") or horizon < 1:
             raise DataError(
                 f"Recording {films.names[number]!r} has {length} frames, but a sequence of frames "
                 f"0..{max(last, 1)}, taking every {every}, needs {max(span, every + 1)}. Choose a "

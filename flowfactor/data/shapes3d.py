@@ -67,7 +67,7 @@ class Shapes3D(FactorGrid):
         path: the original file `3dshapes.h5`, or one written by `write_h5`. If not given, images
             are re-created: no original pixel is among them; `description` says so.
         moves: the transformations, see `Move`.
-        last: `T`; 7 by default, for which all of the default moves have room.
+        horizon: `T`; 7 by default, for which all of the default moves have room.
         split, held_out, validation, test, seed: see `FactorGrid`.
         cache: folder where the re-creation keeps its 20 MB of geometries, which take some 20 s of
             one core; by default `flowfactor` in the user's cache folder (`XDG_CACHE_HOME`, or
@@ -85,7 +85,7 @@ class Shapes3D(FactorGrid):
         >>> import tempfile
         >>> small = {"scale": 3, "shape": 1, "orientation": 5}
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     shapes = Shapes3D(side=8, sizes=small, last=2, cache=folder)
+        ...     shapes = Shapes3D(side=8, sizes=small, horizon=2, cache=folder)
         >>> shapes.names
         ('floor_hue', 'wall_hue', 'object_hue', 'scale', 'orientation')
         >>> tuple(shapes.sample([0, 100], "wall_hue").frames.shape)
@@ -99,7 +99,7 @@ class Shapes3D(FactorGrid):
         path: str | Path | None = None,
         *,
         moves: Sequence[Move] = SHAPES3D_MOVES,
-        last: int | None = None,
+        horizon: int | None = None,
         split: str = "train",
         held_out: Mapping[str, Collection[int]] | None = None,
         validation: int | None = None,
@@ -123,7 +123,7 @@ class Shapes3D(FactorGrid):
             factors,
             cyclic=_HUES,
             moves=moves,
-            last=last,
+            horizon=horizon,
             split=split,
             held_out=held_out,
             validation=validation,

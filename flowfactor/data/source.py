@@ -9,23 +9,23 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from flowfactor.data.sequences import Sequences
+from flowfactor.data.sequences import SequenceBatch
 from flowfactor.errors import DataError
 
 
-def check_moving_start(moving_start: str) -> None:
+def check_active_start(active_start: str) -> None:
     """Refuse a way to start what moves that does not exist.
 
     Raises:
         DataError: neither `random` nor `canonical`.
     """
-    if moving_start not in ("random", "canonical"):
+    if active_start not in ("random", "canonical"):
         raise DataError(
-            f"moving_start must be 'random' or 'canonical', but it is {moving_start!r}."
+            f"active_start must be 'random' or 'canonical', but it is {active_start!r}."
         )
 
 
-class TransformedSequences(ABC):
+class SequenceDataset(ABC):
     """Images that undergo transformations, rendered or looked up on demand.
 
     A data set says what its transformations are called and what its frames look like while any
@@ -44,7 +44,7 @@ class TransformedSequences(ABC):
 
     @property
     @abstractmethod
-    def last(self) -> int:
+    def horizon(self) -> int:
         """`T`, number of the last frame of a sequence."""
 
     @property
@@ -67,11 +67,11 @@ class TransformedSequences(ABC):
         """Number of samples."""
 
     @abstractmethod
-    def with_last(self, last: int) -> TransformedSequences:
+    def with_last(self, horizon: int) -> SequenceDataset:
         """The same images in shorter or longer sequences, for instance to extrapolate."""
 
     @abstractmethod
-    def to(self, device: torch.device | str) -> TransformedSequences:
+    def to(self, device: torch.device | str) -> SequenceDataset:
         """The same data set on another device."""
 
     @abstractmethod
@@ -90,15 +90,15 @@ class TransformedSequences(ABC):
     def sample(
         self,
         indices: Tensor | Sequence[int],
-        factor: Tensor | int | str,
+        labels: Tensor | int | str,
         times: Tensor | None = None,
         start: Tensor | None = None,
-    ) -> Sequences:
+    ) -> SequenceBatch:
         """The sequences of some images, after checking what is asked for.
 
         Args:
             indices: numbers of the images, `(B,)`.
-            factor: the transformation, an index or a name for all or one index each `(B,)`.
+            labels: the transformation, an index or a name for all or one index each `(B,)`.
             times: frames to render, whole numbers in `0..T` of shape `(B, F)`, the first of each
                 row 0; all of `0..T` if not given.
             start: where they start, numbers in [0, 1] of shape `(B, start_size)`; canonical if
@@ -110,27 +110,27 @@ class TransformedSequences(ABC):
         """
         indices = self._indices(indices)
         if times is None:
-            times = torch.arange(self.last + 1, device=self.device).expand(len(indices), -1)
+            times = torch.arange(self.horizon + 1, device=self.device).expand(len(indices), -1)
         else:
             times = self._times(times, len(indices))
-        factors, start = self._factors(factor, len(indices)), self._starts(start, len(indices))
+        factors, start = self._factors(labels, len(indices)), self._starts(start, len(indices))
         return self.select(indices, factors, times, start)
 
     def select(
         self,
         indices: Int[Tensor, " b"],
-        factor: Int[Tensor, " b"],
+        labels: Int[Tensor, " b"],
         times: Int[Tensor, "b f"],
         start: Float[Tensor, "b s"] | None = None,
-    ) -> Sequences:
-        """The frames `times` of images `indices` under transformations `factor`, unchecked.
+    ) -> SequenceBatch:
+        """The frames `times` of images `indices` under transformations `labels`, unchecked.
 
         What `sample` does, for callers that make their own valid numbers on the data set's
         device at every training step.
         """
-        active = [factor == k for k in range(len(self.names))]
+        active = [labels == k for k in range(len(self.names))]
         frames = self._frames(indices, [times] * len(active), active, start)
-        return Sequences(frames, times, factor, self.last)
+        return SequenceBatch(frames, times, labels, self.horizon)
 
     def compose(
         self,
@@ -140,7 +140,7 @@ class TransformedSequences(ABC):
         start: Tensor | None = None,
         *,
         elapsed: Sequence[Tensor] | None = None,
-    ) -> Sequences:
+    ) -> SequenceBatch:
         """Sequences that truly undergo several transformations, at the same time or in turn.
 
         The truth against which a superposition of learned flows is measured. Two transformations
@@ -156,7 +156,7 @@ class TransformedSequences(ABC):
                 stands still while another one moves makes a sequence that switches.
 
         Returns:
-            Sequences whose `factor` is -1, for no single transformation describes them.
+            Sequences whose `labels` is -1, for no single transformation describes them.
 
         Raises:
             DataError: an image, a transformation or a frame that does not exist; `elapsed` that
@@ -165,8 +165,8 @@ class TransformedSequences(ABC):
         Example:
             >>> import torch
             >>> images = torch.randint(256, (10, 1, 28, 28), dtype=torch.uint8)
-            >>> from flowfactor.data import SequenceDataset
-            >>> data = SequenceDataset(images)
+            >>> from flowfactor.data import TransformedImages
+            >>> data = TransformedImages(images)
             >>> both = data.compose([0, 1], ("rotation", "hue"))
             >>> tuple(both.frames.shape)
             (2, 9, 3, 28, 28)
@@ -180,10 +180,10 @@ class TransformedSequences(ABC):
             raise DataError(f"Name at least one transformation to compose, of {self.names}.")
         indices = self._indices(indices)
         if times is None:
-            times = torch.arange(self.last + 1, device=self.device).expand(len(indices), -1)
+            times = torch.arange(self.horizon + 1, device=self.device).expand(len(indices), -1)
         else:
             times = self._times(times, len(indices))
-        chosen = [self._factor(factor) for factor in factors]
+        chosen = [self._factor(labels) for labels in factors]
         clocks = [times] * len(self.names)
         if elapsed is not None:
             if len(elapsed) != len(factors) or len(set(chosen)) < len(chosen):
@@ -201,7 +201,7 @@ class TransformedSequences(ABC):
         everywhere = torch.ones(len(indices), dtype=torch.bool, device=self.device)
         active = [everywhere if k in chosen else ~everywhere for k in range(len(self.names))]
         frames = self._frames(indices, clocks, active, self._starts(start, len(indices)))
-        return Sequences(frames, times, torch.full_like(indices, -1), self.last)
+        return SequenceBatch(frames, times, torch.full_like(indices, -1), self.horizon)
 
     def _indices(self, indices: Tensor | Sequence[int]) -> Tensor:
         chosen = torch.as_tensor(indices, device=self.device)
@@ -218,25 +218,25 @@ class TransformedSequences(ABC):
             )
         return chosen.long()
 
-    def _factor(self, factor: int | str) -> int:
-        if isinstance(factor, str) and factor in self.names:
-            return self.names.index(factor)
-        if isinstance(factor, int) and 0 <= factor < len(self.names):
-            return factor
+    def _factor(self, labels: int | str) -> int:
+        if isinstance(labels, str) and labels in self.names:
+            return self.names.index(labels)
+        if isinstance(labels, int) and 0 <= labels < len(self.names):
+            return labels
         known = ", ".join(f"{k} ({name})" for k, name in enumerate(self.names))
-        raise DataError(f"There is no transformation {factor!r}. There are: {known}.")
+        raise DataError(f"There is no transformation {labels!r}. There are: {known}.")
 
-    def _factors(self, factor: Tensor | int | str, count: int) -> Tensor:
-        if not isinstance(factor, Tensor):
-            return torch.full((count,), self._factor(factor), device=self.device)
-        if factor.shape != (count,) or factor.is_floating_point():
+    def _factors(self, labels: Tensor | int | str, count: int) -> Tensor:
+        if not isinstance(labels, Tensor):
+            return torch.full((count,), self._factor(labels), device=self.device)
+        if labels.shape != (count,) or labels.is_floating_point():
             raise DataError(
                 f"factor must be one whole number for each of the {count} images, but it is "
-                f"{factor.dtype} of shape {tuple(factor.shape)}."
+                f"{labels.dtype} of shape {tuple(factor.shape)}."
             )
-        for k in (int(factor.min()), int(factor.max())):
+        for k in (int(labels.min()), int(labels.max())):
             self._factor(k)
-        return factor.to(self.device).long()
+        return labels.to(self.device).long()
 
     def _times(self, times: Tensor, count: int) -> Tensor:
         if times.ndim != 2 or len(times) != count or times.is_floating_point() or not times.numel():
@@ -244,9 +244,13 @@ class TransformedSequences(ABC):
                 f"times must be whole numbers of shape ({count}, frames), but they are "
                 f"{times.dtype} of shape {tuple(times.shape)}."
             )
-        if int(times.min()) < 0 or int(times.max()) > self.last or bool((times[:, 0] != 0).any()):
+        if (
+            int(times.min()) < 0
+            or int(times.max()) > self.horizon
+            or bool((times[:, 0] != 0).any())
+        ):
             raise DataError(
-                f"times must be in 0..{self.last}, each row beginning with 0, but they run from "
+                f"times must be in 0..{self.horizon}, each row beginning with 0, but they run from "
                 f"{int(times.min())} to {int(times.max())} and begin with "
                 f"{sorted(set(times[:, 0].tolist()))}. For later frames use `with_last`."
             )

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from flowfactor.data.mnist import Split
 from flowfactor.data.rendering import hue_to_rgb
-from flowfactor.data.source import TransformedSequences, check_moving_start
+from flowfactor.data.source import SequenceDataset, check_active_start
 from flowfactor.errors import DataError
 
 #: The shapes, in the order of their label.
@@ -84,7 +84,7 @@ MOTIONS = (
 )
 
 
-class Sprites(TransformedSequences):
+class Sprites(SequenceDataset):
     """Squares, ellipses and hearts under scaling, rotation, motion along x and y, and hue.
 
     Sample `i` is a shape with a size, a stretch and a brightness of its own, a pure function of
@@ -107,13 +107,13 @@ class Sprites(TransformedSequences):
         size: pixels along each side of the frames.
         transformations: what the sequences undergo, in the order of their index, at most one
             for each factor.
-        last: `T`, the number of the last frame.
+        horizon: `T`, the number of the last frame.
         split: `train`, `validation` or `test`; they share no sample.
         shapes: which of `SHAPES` there are, in equal parts.
-        moving_start: where at a random start the motions begin that then act: `random` like those
+        active_start: where at a random start the motions begin that then act: `random` like those
             that rest, or `canonical`; those that rest are then anywhere on their canonical way, so
             that the sequences stay within what canonical ones and their compositions show.
-        random_fraction: the part of the random starts that are not canonical after all is this.
+        random_start_prob: the part of the random starts that are not canonical after all is this.
         seed: of the samples.
         device: where frames are drawn.
 
@@ -122,7 +122,7 @@ class Sprites(TransformedSequences):
             name or factor, a scale that is not positive at some frame.
 
     Example:
-        >>> sprites = Sprites(1000, last=4)
+        >>> sprites = Sprites(1000, horizon=4)
         >>> sprites.names
         ('scaling', 'rotation', 'x', 'y', 'hue')
         >>> batch = sprites.sample([0, 1], "rotation")
@@ -136,11 +136,11 @@ class Sprites(TransformedSequences):
         size: int = 32,
         transformations: Sequence[Motion] = MOTIONS,
         *,
-        last: int = 8,
+        horizon: int = 8,
         split: str = "train",
         shapes: Sequence[str] = SHAPES,
-        moving_start: str = "random",
-        random_fraction: float = 0.8,
+        active_start: str = "random",
+        random_start_prob: float = 0.8,
         seed: int = 0,
         device: torch.device | str | None = None,
     ) -> None:
@@ -148,8 +148,8 @@ class Sprites(TransformedSequences):
             raise DataError(f"The number of sprites must be in 1..{_SPLIT_SIZE}; it is {count}.")
         if size < 8:
             raise DataError(f"Sprites need at least 8 pixels a side, but size is {size}.")
-        if last < 1:
-            raise DataError(f"A sequence needs a last frame of at least 1, but last is {last}.")
+        if horizon < 1:
+            raise DataError(f"A sequence needs a last frame of at least 1, but last is {horizon}.")
         if split not in get_args(Split):
             raise DataError(f"split must be one of {', '.join(get_args(Split))}; it is {split!r}.")
         if not shapes or len(set(shapes)) < len(shapes) or not set(shapes) <= set(SHAPES):
@@ -157,21 +157,21 @@ class Sprites(TransformedSequences):
                 f"shapes must be one or more of {', '.join(SHAPES)}, each once; they are "
                 f"{list(shapes)}."
             )
-        if not 0 <= random_fraction <= 1:
-            raise DataError(f"random_fraction must be in [0, 1], but it is {random_fraction}.")
+        if not 0 <= random_start_prob <= 1:
+            raise DataError(f"random_start_prob must be in [0, 1], but it is {random_start_prob}.")
         if not 0 <= seed < 2**63:
             raise DataError(f"The seed must be in 0..{2**63 - 1}, but it is {seed}.")
-        _check_motions(transformations, last)
+        _check_motions(transformations, horizon)
         self.size = size
         self.transformations = tuple(transformations)
         self.split = split
         self.shapes = tuple(shapes)
-        check_moving_start(moving_start)
-        self.moving_start = moving_start
-        self.random_fraction = random_fraction
+        check_active_start(active_start)
+        self.active_start = active_start
+        self.random_start_prob = random_start_prob
         self.seed = seed
         self._count = count
-        self._last = last
+        self._last = horizon
         self._device = torch.device(device or "cpu")
 
     @property
@@ -180,7 +180,7 @@ class Sprites(TransformedSequences):
         return tuple(motion.name for motion in self.transformations)
 
     @property
-    def last(self) -> int:
+    def horizon(self) -> int:
         """`T`, number of the last frame of a sequence."""
         return self._last
 
@@ -200,35 +200,35 @@ class Sprites(TransformedSequences):
         return len(self.transformations) + 1
 
     @property
-    def labels(self) -> Int[Tensor, " n"]:
+    def classes(self) -> Int[Tensor, " n"]:
         """The shape of each sample, its index in `SHAPES`."""
         return self.attributes(torch.arange(len(self), device=self.device)).shape
 
     def __len__(self) -> int:
         return self._count
 
-    def with_last(self, last: int) -> Sprites:
+    def with_last(self, horizon: int) -> Sprites:
         """The same sprites in shorter or longer sequences, for instance to extrapolate.
 
         Random starts stay where they were; in sequences that are longer than the usual 8 frames,
         sprites may leave the image.
         """
-        return self._changed(last=last)
+        return self._changed(horizon=horizon)
 
     def to(self, device: torch.device | str) -> Sprites:
         """The same sprites, drawn on another device."""
         return self._changed(device=torch.device(device))
 
-    def _changed(self, last: int | None = None, device: torch.device | None = None) -> Sprites:
+    def _changed(self, horizon: int | None = None, device: torch.device | None = None) -> Sprites:
         return Sprites(
             self._count,
             self.size,
             self.transformations,
-            last=self.last if last is None else last,
+            horizon=self.horizon if horizon is None else horizon,
             split=self.split,
             shapes=self.shapes,
-            moving_start=self.moving_start,
-            random_fraction=self.random_fraction,
+            active_start=self.active_start,
+            random_start_prob=self.random_start_prob,
             seed=self.seed,
             device=self.device if device is None else device,
         )
@@ -264,9 +264,9 @@ class Sprites(TransformedSequences):
             begin: Tensor | float = motion.start
             if start is not None:
                 low, high = motion.starts
-                random = start[:, -1:] < self.random_fraction
-                if self.moving_start == "canonical":
-                    low, high = motion.start, motion.value(self.last)
+                random = start[:, -1:] < self.random_start_prob
+                if self.active_start == "canonical":
+                    low, high = motion.start, motion.value(self.horizon)
                     random = random & ~mask[:, None]
                 anywhere = low + start[:, k : k + 1] * (high - low)
                 begin = torch.where(random, anywhere, motion.start)
@@ -409,9 +409,9 @@ def _mixed(key: Int[Tensor, "*b"]) -> Int[Tensor, "*b"]:
     In whole numbers, so that every device gives the same.
     """
     key = (key + 1) * _GOLDEN
-    for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15), (31, 1)):
+    for shift, labels in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15), (31, 1)):
         # An arithmetic shift copies the sign, which the mask removes.
-        key = (key ^ ((key >> shift) & ((1 << (64 - shift)) - 1))) * factor
+        key = (key ^ ((key >> shift) & ((1 << (64 - shift)) - 1))) * labels
     return key
 
 
@@ -424,7 +424,7 @@ def _uniform(key: Int[Tensor, " b"], number: int) -> Float[Tensor, " b"]:
     return (_mixed(key + number * 0x1234567) & 0xFFFFFF).float() / 0x1000000
 
 
-def _check_motions(motions: Sequence[Motion], last: int) -> None:
+def _check_motions(motions: Sequence[Motion], horizon: int) -> None:
     for what in ("name", "parameter"):
         values = [getattr(motion, what) for motion in motions]
         if not values or len(set(values)) < len(values):
@@ -435,10 +435,10 @@ def _check_motions(motions: Sequence[Motion], last: int) -> None:
     for motion in motions:
         if motion.parameter == "scale":
             for begin in (motion.start, *motion.starts):
-                smallest = min(begin, begin + last * motion.step)
+                smallest = min(begin, begin + horizon * motion.step)
                 if smallest <= 0:
                     raise DataError(
                         f"Transformation {motion.name!r} has a scale of {smallest:g} within "
-                        f"{last} frames from {begin:g}, but a scale must be positive. Choose a "
+                        f"{horizon} frames from {begin:g}, but a scale must be positive. Choose a "
                         "smaller step, fewer frames or another start."
                     )

@@ -99,7 +99,7 @@ def animate(
     *,
     names: Sequence[str] | None = None,
     substeps: int = 4,
-    last: float | None = None,
+    horizon: float | None = None,
     scale: int | None = None,
     seconds: float = 2.5,
 ) -> Animation:
@@ -113,7 +113,7 @@ def animate(
         images: first frames ``(B, C, H, W)``, pixels in [0, 1].
         names: of the transformations; all if not given.
         substeps: pictures per frame.
-        last: the time to turn back at; default: the model's last frame.
+        horizon: the time to turn back at; default: the model's last frame.
         scale: how often each pixel is repeated; default: so that an image is at most 84
             pixels and all are about 350 pixels wide.
         seconds: from the start to the last frame.
@@ -144,7 +144,7 @@ def animate(
     if scale < 1:
         raise ValueError(f"scale must be at least 1; it is {scale}")
     chosen = chosen_names(model, names)
-    end = float(model.last) if last is None else float(last)
+    end = float(model.horizon) if horizon is None else float(horizon)
     with evaluating(model):
         z0 = encode_means(model, images)
         times = time_grid(0.0, end, substeps).to(z0)

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from flowfactor.data import Sequences
+from flowfactor.data import SequenceBatch
 from flowfactor.diagnostics.film_strips import Strip, draw_strips, film_strip_data
 from flowfactor.diagnostics.style import PAGE_WIDTH, styled
 from flowfactor.models.base import SequenceModel
@@ -36,18 +36,18 @@ class ComparisonStrips:
         times: in frames, ``(N,)``.
         truth: true frames ``(B, N, C, H, W)``.
         flows: by the label of each model, the frames that it decodes, ``(B, N, C, H, W)``.
-        last: the last frame that the models were trained on.
+        horizon: the last frame that the models were trained on.
     """
 
     names: tuple[str, ...]
     times: Float[np.ndarray, "n"]
     truth: Float[Tensor, "b n c h w"]
     flows: Mapping[str, Float[Tensor, "b n c h w"]]
-    last: int
+    horizon: int
 
 
 def comparison_strip_data(
-    models: Mapping[str, SequenceModel], sequences: Sequences, names: Sequence[str]
+    models: Mapping[str, SequenceModel], sequences: SequenceBatch, names: Sequence[str]
 ) -> ComparisonStrips:
     """Encode frame 0 of each sequence and decode its flow at every frame, by each model.
 
@@ -64,26 +64,26 @@ def comparison_strip_data(
 
     Example:
         >>> import torch, flowfactor
-        >>> from flowfactor.data import Sequences
+        >>> from flowfactor.data import SequenceBatch
         >>> _ = torch.manual_seed(0)
         >>> models = {
         ...     f"width {width}": flowfactor.FlowVAE.build(("hue",), latent_dim=8, width=width)
         ...     for width in (8, 16)
         ... }
-        >>> films = Sequences.full(torch.rand(2, 9, 3, 28, 28), torch.tensor([0, 0]))
+        >>> films = SequenceBatch.full(torch.rand(2, 9, 3, 28, 28), torch.tensor([0, 0]))
         >>> data = comparison_strip_data(models, films, ("hue",))
         >>> list(data.flows), data.names
         (['width 8', 'width 16'], ('hue', 'hue'))
     """
     if not models:
         raise ValueError("there is no model to compare")
-    factor = sequences.factor
-    if bool((factor < 0).any() | (factor >= len(names)).any()):
+    labels = sequences.labels
+    if bool((labels < 0).any() | (labels >= len(names)).any()):
         raise ValueError(
             f"the factors of the sequences must be in 0..{len(names) - 1}, for "
-            f"{', '.join(names)}; they are {factor.tolist()}"
+            f"{', '.join(names)}; they are {labels.tolist()}"
         )
-    undergone = tuple(names[int(k)] for k in factor)
+    undergone = tuple(names[int(k)] for k in labels)
     found = {}
     for label, model in models.items():
         missing = [name for name in dict.fromkeys(undergone) if name not in model.names]
@@ -92,22 +92,22 @@ def comparison_strip_data(
                 f"{label} has no transformation {', '.join(map(repr, missing))}; it has "
                 f"{', '.join(model.names)}"
             )
-        own = torch.tensor([model.names.index(name) for name in undergone], device=factor.device)
-        found[label] = film_strip_data(model, dataclasses.replace(sequences, factor=own))
+        own = torch.tensor([model.names.index(name) for name in undergone], device=labels.device)
+        found[label] = film_strip_data(model, dataclasses.replace(sequences, labels=own))
     first = next(iter(found.values()))
     for label, data in found.items():
-        if data.last != first.last:
+        if data.horizon != first.horizon:
             raise ValueError(
-                f"{label} was trained up to frame {data.last}, {next(iter(found))} up to frame "
-                f"{first.last}; models side by side share one"
+                f"{label} was trained up to frame {data.horizon}, {next(iter(found))} up to frame "
+                f"{first.horizon}; models side by side share one"
             )
     flows = {label: data.flow for label, data in found.items()}
-    return ComparisonStrips(undergone, first.times, first.truth, flows, first.last)
+    return ComparisonStrips(undergone, first.times, first.truth, flows, first.horizon)
 
 
 def plot_comparison(
     models: Mapping[str, SequenceModel],
-    sequences: Sequences,
+    sequences: SequenceBatch,
     names: Sequence[str],
     *,
     width: float = PAGE_WIDTH,
@@ -157,7 +157,7 @@ def draw_comparison(data: ComparisonStrips, *, width: float = PAGE_WIDTH) -> Fig
     ]
     widest = left + 0.17 + _LARGEST * columns * across
     return draw_strips(
-        strips, data.times, data.last, width=min(width, widest), left=left, across=across
+        strips, data.times, data.horizon, width=min(width, widest), left=left, across=across
     )
 
 

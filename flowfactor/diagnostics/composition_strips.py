@@ -11,7 +11,7 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from flowfactor.data import Sequences
+from flowfactor.data import SequenceBatch
 from flowfactor.diagnostics.film_strips import Strip, draw_strips
 from flowfactor.diagnostics.sampling import (
     chosen_names,
@@ -41,7 +41,7 @@ class CompositionStrips:
         times: in frames, ``(N,)``.
         truth: true frames ``(B, N, C, H, W)``.
         flow: frames decoded along the composed flow, ``(B, N, C, H, W)``.
-        last: the last frame that the model was trained on.
+        horizon: the last frame that the model was trained on.
     """
 
     pair: Pair
@@ -49,7 +49,7 @@ class CompositionStrips:
     times: Float[np.ndarray, "n"]
     truth: Float[Tensor, "b n c h w"]
     flow: Float[Tensor, "b n c h w"]
-    last: int
+    horizon: int
 
     @property
     def label(self) -> str:
@@ -65,7 +65,7 @@ class CompositionStrips:
 
 def composition_data(
     model: SequenceModel,
-    sequences: Sequences,
+    sequences: SequenceBatch,
     pair: Pair,
     *,
     turn: int | None = None,
@@ -91,9 +91,9 @@ def composition_data(
 
     Example:
         >>> import torch, flowfactor
-        >>> from flowfactor.data import SequenceDataset
+        >>> from flowfactor.data import TransformedImages
         >>> _ = torch.manual_seed(0)
-        >>> digits = SequenceDataset(torch.randint(256, (4, 1, 28, 28), dtype=torch.uint8))
+        >>> digits = TransformedImages(torch.randint(256, (4, 1, 28, 28), dtype=torch.uint8))
         >>> model = flowfactor.FlowVAE.build(digits.names, latent_dim=8, width=16)
         >>> both = digits.compose([0, 1], ("rotation", "hue"))
         >>> data = composition_data(model, both, ("rotation", "hue"))
@@ -110,7 +110,7 @@ def composition_data(
         raise ValueError(
             "a composition strip needs at least one sequence, with all frames from t = 0 on"
         )
-    if bool((sequences.factor >= 0).any()):
+    if bool((sequences.labels >= 0).any()):
         raise ValueError(
             "the sequences undergo a single transformation each; those of two, from `compose` of "
             "a data set, have the factor -1"
@@ -136,16 +136,16 @@ def composition_data(
         np.asarray(times.double().cpu()),
         frames.float().cpu(),
         decoded,
-        model.last,
+        model.horizon,
     )
 
 
 def plot_composition(
     model: SequenceModel,
-    sequences: Sequences,
+    sequences: SequenceBatch,
     pair: Pair,
     *,
-    switched: Sequences | None = None,
+    switched: SequenceBatch | None = None,
     turn: int | None = None,
     width: float = PAGE_WIDTH,
 ) -> Figure:
@@ -208,4 +208,4 @@ def draw_composition(parts: Sequence[CompositionStrips], *, width: float = PAGE_
         for part in parts
         if i < len(part.flow)
     ]
-    return draw_strips(strips, first.times, first.last, width=width, left=0.86)
+    return draw_strips(strips, first.times, first.horizon, width=width, left=0.86)

@@ -67,7 +67,7 @@ def plot_errors(
     errors: Mapping[str, ErrorCurve | Mapping[str, Any]],
     *,
     times: Sequence[float] | None = None,
-    last: float | None = None,
+    horizon: float | None = None,
 ) -> Figure:
     """Draw the error of each frame over time, one panel for each transformation.
 
@@ -77,7 +77,7 @@ def plot_errors(
     Args:
         errors: a curve for each transformation.
         times: of the frames, ``(T,)``; default 1..T.
-        last: the last frame of the training; what is beyond has a grey ground.
+        horizon: the last frame of the training; what is beyond has a grey ground.
 
     Raises:
         ValueError: no curve, or curves that do not match each other or the times.
@@ -95,8 +95,8 @@ def plot_errors(
             raise ValueError(
                 f"{name} has errors of {len(curve.flow)} frames, but there are {t.size} times"
             )
-        if last is not None and t[-1] > last:
-            axes.axvspan(last, t[-1], color="#EFEFEF", linewidth=0, label="beyond training")
+        if horizon is not None and t[-1] > horizon:
+            axes.axvspan(horizon, t[-1], color="#EFEFEF", linewidth=0, label="beyond training")
         axes.plot(
             t, curve.identity, color=INK, linestyle=(0, (5, 1.6)), label="identity ($z_t = z_0$)"
         )

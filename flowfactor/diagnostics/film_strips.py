@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from flowfactor.data import Sequences
+from flowfactor.data import SequenceBatch
 from flowfactor.diagnostics.sampling import (
     as_pixels,
     decode_all,
@@ -51,18 +51,18 @@ class FilmStrips:
         times: in frames, ``(N,)``; negative ones run the flow backwards.
         truth: true frames ``(B, N, C, H, W)``; NaN at times of which no truth is known.
         flow: frames decoded along the flow, ``(B, N, C, H, W)``.
-        last: the last frame that the model was trained on.
+        horizon: the last frame that the model was trained on.
     """
 
     names: tuple[str, ...]
     times: Float[np.ndarray, "n"]
     truth: Float[Tensor, "b n c h w"]
     flow: Float[Tensor, "b n c h w"]
-    last: int
+    horizon: int
 
 
 def film_strip_data(
-    model: SequenceModel, sequences: Sequences, *, before: int = 0, beyond: int = 0
+    model: SequenceModel, sequences: SequenceBatch, *, before: int = 0, beyond: int = 0
 ) -> FilmStrips:
     """Encode frame 0 of each sequence and decode its flow at every frame.
 
@@ -81,10 +81,10 @@ def film_strip_data(
 
     Example:
         >>> import torch, flowfactor
-        >>> from flowfactor.data import Sequences
+        >>> from flowfactor.data import SequenceBatch
         >>> _ = torch.manual_seed(0)
         >>> model = flowfactor.FlowVAE.build(("rotation", "hue"), latent_dim=8, width=16)
-        >>> films = Sequences.full(torch.rand(2, 9, 3, 28, 28), torch.tensor([0, 1]))
+        >>> films = SequenceBatch.full(torch.rand(2, 9, 3, 28, 28), torch.tensor([0, 1]))
         >>> film_strip_data(model, films, before=1).times.tolist()
         [-1.0, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]
     """
@@ -94,26 +94,26 @@ def film_strip_data(
     known = torch.arange(frames.shape[1], device=sequences.times.device)
     if not len(sequences) or not bool((sequences.times == known).all()):
         raise ValueError("a film strip needs at least one sequence, with all frames from t = 0 on")
-    factor = sequences.factor
-    if bool((factor < 0).any() | (factor >= len(model.names)).any()):
+    labels = sequences.labels
+    if bool((labels < 0).any() | (labels >= len(model.names)).any()):
         raise ValueError(
             f"the factors of the sequences must be in 0..{len(model.names) - 1}, the "
-            f"transformations of the model; they are {factor.tolist()}"
+            f"transformations of the model; they are {labels.tolist()}"
         )
     with evaluating(model):
         z0 = encode_means(model, frames[:, 0])
         times = torch.arange(-before, frames.shape[1] + beyond).to(z0)
-        path = positions(model, z0, factor.to(z0.device), times)
+        path = positions(model, z0, labels.to(z0.device), times)
         decoded = decode_all(model, path).transpose(0, 1).float().cpu()
     truth = torch.full_like(decoded, torch.nan)
     truth[:, before : before + frames.shape[1]] = frames.float().cpu()
-    names = tuple(model.names[int(k)] for k in factor)
-    return FilmStrips(names, np.asarray(times.double().cpu()), truth, decoded, model.last)
+    names = tuple(model.names[int(k)] for k in labels)
+    return FilmStrips(names, np.asarray(times.double().cpu()), truth, decoded, model.horizon)
 
 
 def plot_film_strips(
     model: SequenceModel,
-    sequences: Sequences,
+    sequences: SequenceBatch,
     *,
     difference: bool = False,
     before: int = 0,
@@ -151,7 +151,7 @@ def draw_film_strips(
             rows.append(("|difference|", (truth - flow).abs()))
         strips.append(Strip(name, rows))
     return draw_strips(
-        strips, data.times, data.last, width=width, left=0.95 if difference else 0.72
+        strips, data.times, data.horizon, width=width, left=0.95 if difference else 0.72
     )
 
 
@@ -176,7 +176,7 @@ class Strip:
 def draw_strips(
     strips: Sequence[Strip],
     times: Float[np.ndarray, "n"],
-    last: int,
+    horizon: int,
     *,
     width: float,
     left: float,
@@ -187,14 +187,14 @@ def draw_strips(
     Args:
         strips: at least one; with several side by side, line by line.
         times: in frames, of the columns.
-        last: the last frame of the training; frames outside of 0 to it have a rim.
+        horizon: the last frame of the training; frames outside of 0 to it have a rim.
         width: of the figure in inches.
         left: room for the labels in inches.
         across: how many are side by side, all with the rows and the label of the first of them.
     """
     rows = strips[0].rows
     count, columns = -(-len(strips) // across), len(times)
-    outside = bool(((times < 0) | (times > last)).any())
+    outside = bool(((times < 0) | (times > horizon)).any())
     turns = any(strip.turn is not None for strip in strips)
     # Cells are laid out by hand: all must have one size, and nothing else may take their room.
     right, between, beside = 0.05, 0.07, 0.12
@@ -212,7 +212,7 @@ def draw_strips(
         axes = figure.add_axes(
             (begin / width, low / tall, strip_width / width, strip_height / tall)
         )
-        _draw_strip(axes, strip, times, last)
+        _draw_strip(axes, strip, times, horizon)
         if i + across >= len(strips):
             axes.set_xlabel("time $t$ (frames)")
             axes.tick_params(labelbottom=True)
@@ -231,7 +231,7 @@ def draw_strips(
             linespacing=1.1,
             fontsize=8.5 if lines == 1 else 8,
         )
-    handles: list[Artist] = list(rim_handles(times, last))
+    handles: list[Artist] = list(rim_handles(times, horizon))
     if turns:
         handles.append(Line2D([], [], **_TURN, label="the second flow takes over"))
     if handles:
@@ -239,13 +239,13 @@ def draw_strips(
     return figure
 
 
-def rim_handles(times: Float[np.ndarray, "n"], last: int) -> list[Rectangle]:
+def rim_handles(times: Float[np.ndarray, "n"], horizon: int) -> list[Rectangle]:
     """Return what a legend shows for those rims that frames at some times have."""
     return [
         Rectangle((0, 0), 1, 1, fill=False, edgecolor=colour, linestyle=dash, label=label)
         for label, (colour, dash), there in (
             ("before the first frame", _BEFORE, times.min() < 0),
-            (f"beyond training ($t$ > {last})", _BEYOND, times.max() > last),
+            (f"beyond training ($t$ > {horizon})", _BEYOND, times.max() > horizon),
         )
         if there
     ]
@@ -258,7 +258,7 @@ def draw_frame(
     top: float,
     *,
     t: float = 0.0,
-    last: int = 0,
+    horizon: int = 0,
     rim: float = 1.5,
 ) -> None:
     """Draw a frame one unit wide, with a narrow gap around it and a rim outside of the training.
@@ -269,7 +269,7 @@ def draw_frame(
         left: where it begins.
         top: where it ends.
         t: its time.
-        last: the last frame of the training.
+        horizon: the last frame of the training.
         rim: its line width in points.
     """
     aspect = frame.shape[-2] / frame.shape[-1]
@@ -285,7 +285,7 @@ def draw_frame(
         vmax=1,
         interpolation="nearest",
     )
-    if t < 0 or t > last:
+    if t < 0 or t > horizon:
         colour, dash = _BEFORE if t < 0 else _BEYOND
         axes.add_patch(
             Rectangle(
@@ -301,7 +301,7 @@ def draw_frame(
         )
 
 
-def _draw_strip(axes: Axes, strip: Strip, times: Float[np.ndarray, "n"], last: int) -> None:
+def _draw_strip(axes: Axes, strip: Strip, times: Float[np.ndarray, "n"], horizon: int) -> None:
     """Draw the frames of one sequence, one unit wide."""
     height, width = strip.rows[0][1].shape[-2:]
     aspect = height / width
@@ -309,7 +309,7 @@ def _draw_strip(axes: Axes, strip: Strip, times: Float[np.ndarray, "n"], last: i
     for row, (_, frames) in enumerate(strip.rows):
         for column, t in enumerate(times):
             place = column - 0.5, -row * aspect
-            draw_frame(axes, frames[column], *place, t=float(t), last=last, rim=rim)
+            draw_frame(axes, frames[column], *place, t=float(t), horizon=horizon, rim=rim)
     if strip.turn is not None:
         axes.axvline(strip.turn + 0.5, **_TURN, zorder=4)
     axes.set_xlim(-0.5, len(times) - 0.5)

@@ -134,7 +134,7 @@ def landscape_data(
         raise ValueError(f"the grid needs at least 2 points along each side, not {resolution}")
     if not margin >= 0:
         raise ValueError(f"the margin must be at least 0; it is {margin}")
-    middle = [0.0, model.last / 2, float(model.last)]
+    middle = [0.0, model.horizon / 2, float(model.horizon)]
     panels = middle if times is None else [float(t) for t in times]
     if not panels:
         raise ValueError("a landscape needs at least one time")
@@ -146,8 +146,8 @@ def landscape_data(
     potential = model.potentials[name]
     with evaluating(model):
         z0 = encode_means(model, images)
-        first, last = _range([0.0, float(model.last), *panels, *image_times])
-        path_times = time_grid(first, last, substeps).to(z0)
+        first, horizon = _range([0.0, float(model.horizon), *panels, *image_times])
+        path_times = time_grid(first, horizon, substeps).to(z0)
         path = positions(model, z0, potential, path_times)
         shown = torch.tensor(sorted(set(map(float, image_times)))).to(z0)
         decoded = positions(model, z0, potential, shown) if len(shown) else path[:0]

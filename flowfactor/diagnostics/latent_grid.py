@@ -42,14 +42,14 @@ class LatentGrid:
         times: in frames, ``(N,)``; at negative ones the flow has run backwards.
         starts: the images that were encoded, ``(B, C, H, W)``.
         images: ``decode(flow(z_0, k, t))``, ``(B, K, N, C, H, W)``.
-        last: the last frame that the model was trained on.
+        horizon: the last frame that the model was trained on.
     """
 
     names: tuple[str, ...]
     times: Float[np.ndarray, "n"]
     starts: Float[Tensor, "b c h w"]
     images: Float[Tensor, "b k n c h w"]
-    last: int
+    horizon: int
 
 
 def latent_grid_data(
@@ -86,7 +86,9 @@ def latent_grid_data(
         at = chosen.to(z0)
         blocks = [decode_all(model, positions(model, z0, model.potentials[k], at)) for k in shown]
         decoded = torch.stack(blocks).permute(2, 0, 1, 3, 4, 5).float().cpu()
-    return LatentGrid(shown, np.asarray(chosen.double()), images.float().cpu(), decoded, model.last)
+    return LatentGrid(
+        shown, np.asarray(chosen.double()), images.float().cpu(), decoded, model.horizon
+    )
 
 
 def explore_latent(
@@ -128,7 +130,7 @@ def draw_latent_grid(data: LatentGrid, *, width: float = PAGE_WIDTH) -> Figure:
     units = 1 + in_band * (columns + _BETWEEN)
     cell = min((width - 2 * side) / units, 0.75)
     head, foot, gap = 0.24, 0.2, 0.1
-    handles = rim_handles(data.times, data.last)
+    handles = rim_handles(data.times, data.horizon)
     bottom = 0.2 + 0.24 * bool(handles)
     band = head + count * cell * aspect + foot
     tall = bands * band + (bands - 1) * gap + bottom
@@ -172,7 +174,7 @@ def _draw_band(axes: Axes, data: LatentGrid, blocks: range, aspect: float) -> No
                     left + column,
                     -row * aspect,
                     t=float(t),
-                    last=data.last,
+                    horizon=data.horizon,
                     rim=1.0,
                 )
             ticks.append(left + column + 0.5)
@@ -208,14 +210,14 @@ class LatentWeights:
         weights: s, ``(S,)``; 0 is the first transformation alone, 1 the second.
         times: in frames, ``(N,)``.
         images: decoded along ``(1 - s) u^a + s u^b``, ``(S, N, C, H, W)``.
-        last: the last frame that the model was trained on.
+        horizon: the last frame that the model was trained on.
     """
 
     pair: tuple[str, str]
     weights: Float[np.ndarray, "s"]
     times: Float[np.ndarray, "n"]
     images: Float[Tensor, "s n c h w"]
-    last: int
+    horizon: int
 
 
 def weights_data(
@@ -272,7 +274,7 @@ def weights_data(
         np.asarray(weights, dtype=np.float64),
         np.asarray(chosen.double()),
         torch.stack(rows).float().cpu(),
-        model.last,
+        model.horizon,
     )
 
 
@@ -310,7 +312,7 @@ def draw_weights(data: LatentWeights, *, width: float = PAGE_WIDTH / 2) -> Figur
     a, b = data.pair
     names = {0.0: f"0  ({a})", 1.0: f"1  ({b})"}
     labels = [names.get(float(s), number(float(s))) for s in data.weights]
-    handles = rim_handles(data.times, data.last)
+    handles = rim_handles(data.times, data.horizon)
     left = 0.3 + 0.06 * max(map(len, labels))
     right, head = 0.05, 0.26
     bottom = 0.4 + 0.19 * len(handles)
@@ -329,7 +331,7 @@ def draw_weights(data: LatentWeights, *, width: float = PAGE_WIDTH / 2) -> Figur
                 column - 0.5,
                 -row * aspect,
                 t=float(t),
-                last=data.last,
+                horizon=data.horizon,
             )
     axes.set_xlim(-0.5, columns - 0.5)
     axes.set_ylim(-rows * aspect, 0)
@@ -349,7 +351,7 @@ def draw_weights(data: LatentWeights, *, width: float = PAGE_WIDTH / 2) -> Figur
 def _times(model: SequenceModel, times: Sequence[float] | None) -> Float[Tensor, "n"]:
     """Check times in frames, or return five within the training."""
     if times is None:
-        return torch.linspace(0, model.last, 5, dtype=torch.float64)
+        return torch.linspace(0, model.horizon, 5, dtype=torch.float64)
     chosen = torch.as_tensor(times, dtype=torch.float64)
     if chosen.ndim != 1 or not len(chosen):
         raise ValueError("times must be one or more numbers")

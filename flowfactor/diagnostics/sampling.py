@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from flowfactor.models.base import SequenceModel
-from flowfactor.potentials import Choice, Potential
+from flowfactor.potentials import Potential, Selector
 
 
 @contextmanager
@@ -47,7 +47,7 @@ def encode_means(model: SequenceModel, images: Tensor) -> Float[Tensor, "b d"]:
 def positions(
     model: SequenceModel,
     z: Float[Tensor, "b d"],
-    k: Potential | Choice,
+    k: Potential | Selector,
     times: Float[Tensor, "t"],
 ) -> Float[Tensor, "t b d"]:
     """Return where latents that are at ``z`` at time 0 are at each time.
@@ -85,7 +85,7 @@ def time_grid(first: float, last: float, substeps: int) -> Float[Tensor, "t"]:
     """
     if not (last > first and math.isfinite(last - first)):
         raise ValueError(
-            f"the last time must be finite and after the first; they are {last} and {first}"
+            f"the last time must be finite and after the first; they are {horizon} and {first}"
         )
     if substeps < 1:
         raise ValueError(f"substeps, the points per frame, must be at least 1; it is {substeps}")

@@ -50,7 +50,7 @@ def trajectory_data(
     *,
     names: Sequence[str] | None = None,
     plane: Plane | None = None,
-    last: float | None = None,
+    horizon: float | None = None,
     substeps: int = 4,
 ) -> Trajectories:
     """Trace images under each transformation and project all paths onto one plane.
@@ -60,7 +60,7 @@ def trajectory_data(
         images: first frames ``(B, C, H, W)``, pixels in [0, 1].
         names: of the transformations; all if not given.
         plane: default: the first two principal components of all points of all trajectories.
-        last: the last time in frames; default: the model's last frame.
+        horizon: the last time in frames; default: the model's last frame.
         substeps: points per frame.
 
     Raises:
@@ -70,7 +70,9 @@ def trajectory_data(
     chosen = chosen_names(model, names)
     with evaluating(model):
         z0 = encode_means(model, images)
-        times = time_grid(0.0, float(model.last if last is None else last), substeps).to(z0)
+        times = time_grid(0.0, float(model.horizon if horizon is None else horizon), substeps).to(
+            z0
+        )
         latents = {name: positions(model, z0, name, times) for name in chosen}
     everything = torch.stack(list(latents.values()))
     plane = Plane.through(everything) if plane is None else plane.matching(everything)
@@ -84,7 +86,7 @@ def plot_trajectories(
     *,
     names: Sequence[str] | None = None,
     plane: Plane | None = None,
-    last: float | None = None,
+    horizon: float | None = None,
     width: float = 4.6,
 ) -> Figure:
     """Draw the trajectories of images under each transformation in one shared plane.
@@ -97,14 +99,14 @@ def plot_trajectories(
         images: first frames ``(B, C, H, W)``, pixels in [0, 1].
         names: of the transformations; all if not given.
         plane: default: the first two principal components of all points of all trajectories.
-        last: the last time in frames; default: the model's last frame.
+        horizon: the last time in frames; default: the model's last frame.
         width: of the figure in inches.
 
     Raises:
         ValueError: images of another shape than the model's, an unknown name, a plane of another
             space, or a last time that is not positive.
     """
-    data = trajectory_data(model, images, names=names, plane=plane, last=last)
+    data = trajectory_data(model, images, names=names, plane=plane, horizon=horizon)
     return draw_trajectories(data, width=width)
 
 
@@ -113,16 +115,14 @@ def draw_trajectories(data: Trajectories, *, width: float = 4.6) -> Figure:
     """Draw computed trajectories; see :func:`plot_trajectories`."""
     figure = new_figure(width, 0.86 * width)
     axes = figure.subplots()
-    last = f"{data.times[-1]:g}"
+    end = f"{data.times[-1]:g}"
     handles = []
     for (name, path), style in zip(
         data.paths.items(), line_styles(tuple(data.paths)).values(), strict=True
     ):
         _draw_fading(axes, path, style)
         handles.append(
-            Line2D(
-                [], [], color=style.colour, marker=style.marker, label=f"{name}, to $t$ = {last}"
-            )
+            Line2D([], [], color=style.colour, marker=style.marker, label=f"{name}, to $t$ = {end}")
         )
     starts = next(iter(data.paths.values()))[0]
     axes.plot(*starts.T, "o", color="white", markeredgecolor="black", markersize=4.5, zorder=5)

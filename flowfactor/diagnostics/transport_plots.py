@@ -67,7 +67,7 @@ def transport_data(
     found = {}
     with evaluating(model):
         z0 = encode_means(model, images)
-        times = time_grid(0.0, float(model.last), substeps).to(z0)
+        times = time_grid(0.0, float(model.horizon), substeps).to(z0)
         for name in chosen_names(model, names):
             potential = model.potentials[name]
             path = trace(z0, potential, times, model)

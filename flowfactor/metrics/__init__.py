@@ -30,7 +30,7 @@ from flowfactor.metrics.known_factors import (
     KnownFactors,
     ModelCodes,
     StartFactors,
-    codes_of,
+    encode_dataset,
     known_factors,
 )
 from flowfactor.metrics.likelihood import log_likelihood
@@ -60,9 +60,9 @@ __all__ = [
     "SolverChange",
     "StartFactors",
     "classify_pairs",
-    "codes_of",
     "commutation_error",
     "dci",
+    "encode_dataset",
     "equivariance_error",
     "factor_vae_score",
     "frame_errors",

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from flowfactor.data import TransformedSequences
+from flowfactor.data import SequenceDataset
 from flowfactor.metrics.equivariance import (
     EquivarianceError,
     check_comparable,
@@ -28,7 +28,7 @@ Batch = tuple[Int[Tensor, "b"], Float[Tensor, "b s"] | None]
 @torch.no_grad()
 def superposition_error(
     model: SequenceModel,
-    data: TransformedSequences,
+    data: SequenceDataset,
     pairs: Sequence[Pair] | None = None,
     indices: Tensor | Sequence[int] | None = None,
     *,
@@ -64,8 +64,8 @@ def superposition_error(
 
     Example:
         >>> import torch, flowfactor
-        >>> from flowfactor.data import SequenceDataset
-        >>> data = SequenceDataset(torch.randint(256, (4, 1, 28, 28), dtype=torch.uint8))
+        >>> from flowfactor.data import TransformedImages
+        >>> data = TransformedImages(torch.randint(256, (4, 1, 28, 28), dtype=torch.uint8))
         >>> model = flowfactor.FlowVAE.build(data.names, latent_dim=4, width=8).eval()
         >>> errors = superposition_error(model, data)
         >>> list(errors)
@@ -88,7 +88,7 @@ def superposition_error(
 @torch.no_grad()
 def switching_error(
     model: SequenceModel,
-    data: TransformedSequences,
+    data: SequenceDataset,
     pairs: Sequence[Pair] | None = None,
     indices: Tensor | Sequence[int] | None = None,
     *,
@@ -121,8 +121,8 @@ def switching_error(
 
     Example:
         >>> import torch, flowfactor
-        >>> from flowfactor.data import SequenceDataset
-        >>> data = SequenceDataset(torch.randint(256, (4, 1, 28, 28), dtype=torch.uint8))
+        >>> from flowfactor.data import TransformedImages
+        >>> data = TransformedImages(torch.randint(256, (4, 1, 28, 28), dtype=torch.uint8))
         >>> model = flowfactor.FlowVAE.build(data.names, latent_dim=4, width=8).eval()
         >>> list(switching_error(model, data, [("hue", "rotation")], frames=4))
         [('hue', 'rotation')]
@@ -146,7 +146,7 @@ def switching_error(
 @torch.no_grad()
 def reversal_error(
     model: SequenceModel,
-    data: TransformedSequences,
+    data: SequenceDataset,
     indices: Tensor | Sequence[int] | None = None,
     *,
     frames: int = 7,
@@ -179,8 +179,8 @@ def reversal_error(
 
     Example:
         >>> import torch, flowfactor
-        >>> from flowfactor.data import SequenceDataset
-        >>> data = SequenceDataset(torch.randint(256, (4, 1, 28, 28), dtype=torch.uint8))
+        >>> from flowfactor.data import TransformedImages
+        >>> data = TransformedImages(torch.randint(256, (4, 1, 28, 28), dtype=torch.uint8))
         >>> model = flowfactor.FlowVAE.build(data.names, latent_dim=4, width=8).eval()
         >>> reversal_error(model, data)["hue"].flow.shape
         torch.Size([4, 7])
@@ -217,7 +217,7 @@ class Commutation(NamedTuple):
 @torch.no_grad()
 def commutation_error(
     model: SequenceModel,
-    data: TransformedSequences,
+    data: SequenceDataset,
     pairs: Sequence[Pair] | None = None,
     indices: Tensor | Sequence[int] | None = None,
     *,
@@ -244,8 +244,8 @@ def commutation_error(
 
     Example:
         >>> import torch, flowfactor
-        >>> from flowfactor.data import SequenceDataset
-        >>> data = SequenceDataset(torch.randint(256, (4, 1, 28, 28), dtype=torch.uint8))
+        >>> from flowfactor.data import TransformedImages
+        >>> data = TransformedImages(torch.randint(256, (4, 1, 28, 28), dtype=torch.uint8))
         >>> model = flowfactor.FlowVAE.build(data.names, latent_dim=4, width=8).eval()
         >>> commutation_error(model, data, [("hue", "hue")])["hue", "hue"].pixels
         0.0
@@ -279,7 +279,7 @@ def commutation_error(
 
 def _pairs(
     model: SequenceModel,
-    data: TransformedSequences,
+    data: SequenceDataset,
     pairs: Sequence[Pair] | None,
     frames: int,
     *,
@@ -300,7 +300,7 @@ def _pairs(
 
 def _error_of(
     model: SequenceModel,
-    data: TransformedSequences,
+    data: SequenceDataset,
     pair: Pair,
     batches: Sequence[Batch],
     elapsed: Sequence[Int[Tensor, "f"]],
@@ -326,7 +326,7 @@ def _error_of(
 
 
 def _batches(
-    data: TransformedSequences,
+    data: SequenceDataset,
     indices: Tensor | Sequence[int] | None,
     random_starts: bool,
     seed: int,
@@ -339,8 +339,8 @@ def _batches(
         yield batch, start if random_starts else None
 
 
-def _times(last: int, like: Tensor) -> Float[Tensor, "t"]:
-    return torch.arange(last + 1, dtype=like.dtype, device=like.device)
+def _times(horizon: int, like: Tensor) -> Float[Tensor, "t"]:
+    return torch.arange(horizon + 1, dtype=like.dtype, device=like.device)
 
 
 def _device(model: SequenceModel) -> torch.device:

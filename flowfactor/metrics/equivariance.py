@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from flowfactor.data import TransformedSequences, samples_of
+from flowfactor.data import SequenceDataset, samples_undergoing
 from flowfactor.models import SequenceModel, WeakFlowVAE
 from solvers import Method
 
@@ -74,7 +74,7 @@ class EquivarianceError:
 @torch.no_grad()
 def equivariance_error(
     model: SequenceModel,
-    data: TransformedSequences,
+    data: SequenceDataset,
     indices: Tensor | Sequence[int] | None = None,
     *,
     frames: int = 7,
@@ -110,8 +110,8 @@ def equivariance_error(
 
     Example:
         >>> import torch, flowfactor
-        >>> from flowfactor.data import SequenceDataset
-        >>> data = SequenceDataset(torch.randint(256, (4, 1, 28, 28), dtype=torch.uint8))
+        >>> from flowfactor.data import TransformedImages
+        >>> data = TransformedImages(torch.randint(256, (4, 1, 28, 28), dtype=torch.uint8))
         >>> model = flowfactor.FlowVAE.build(data.names, latent_dim=4, width=8).eval()
         >>> errors = equivariance_error(model, data)
         >>> errors["rotation"].flow.shape
@@ -139,9 +139,7 @@ def equivariance_error(
     return errors
 
 
-def rows_undergoing(
-    data: TransformedSequences, chosen: Int[Tensor, "n"]
-) -> dict[int, Int[Tensor, "_"]]:
+def rows_undergoing(data: SequenceDataset, chosen: Int[Tensor, "n"]) -> dict[int, Int[Tensor, "_"]]:
     """Return which of the chosen samples can be had under each transformation: all, if rendered.
 
     Transformations that none of the chosen recordings undergoes are left out.
@@ -151,7 +149,7 @@ def rows_undergoing(
     """
     found = {}
     for k in range(len(data.names)):
-        rows = torch.isin(chosen, samples_of(data, k).cpu()).nonzero().flatten()
+        rows = torch.isin(chosen, samples_undergoing(data, k).cpu()).nonzero().flatten()
         if len(rows):
             found[k] = rows
     if not found:
@@ -159,7 +157,7 @@ def rows_undergoing(
     return found
 
 
-def check_comparable(model: SequenceModel, data: TransformedSequences, frames: int) -> None:
+def check_comparable(model: SequenceModel, data: SequenceDataset, frames: int) -> None:
     """Refuse data that a model cannot be measured on.
 
     Raises:
@@ -177,9 +175,9 @@ def check_comparable(model: SequenceModel, data: TransformedSequences, frames: i
             f"the images of the data have the shape {tuple(data.image_shape)}, but the model takes "
             f"{tuple(model.image_shape)}"
         )
-    if not 1 <= frames <= data.last:
+    if not 1 <= frames <= data.horizon:
         raise ValueError(
-            f"frames must be in 1..{data.last}, the frames of the data; it is {frames}"
+            f"frames must be in 1..{data.horizon}, the frames of the data; it is {frames}"
         )
 
 

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from flowfactor.data import FactorGrid, SequenceDataset, Sprites, TransformedSequences
+from flowfactor.data import FactorGrid, SequenceDataset, Sprites, TransformedImages
 from flowfactor.data.factor_grid import grid_numbers
 from flowfactor.models import SequenceModel
 
@@ -138,15 +138,15 @@ class StartFactors:
         ((3, 3, 32, 32), (3, 6))
     """
 
-    def __init__(self, data: SequenceDataset | Sprites, bins: int = 10) -> None:
+    def __init__(self, data: TransformedImages | Sprites, bins: int = 10) -> None:
         if bins < 2:
             raise ValueError(f"bins must be at least 2; it is {bins}")
         self._data, self._bins = data, bins
-        classes, labels = data.labels.cpu().unique(return_inverse=True)
-        self._labels = labels
+        classes, classes = data.classes.cpu().unique(return_inverse=True)
+        self._labels = classes
         self._classes = len(classes) if len(classes) > 1 else 0
         # Only numbers below the fraction start at random.
-        varied = [low != high for low, high in _ranges(data)] if data.random_fraction > 0 else []
+        varied = [low != high for low, high in _ranges(data)] if data.random_start_prob > 0 else []
         self._moving = [k for k, varies in enumerate(varied) if varies]
         if not self.names:
             raise ValueError("nothing varies at the starts of this data; there is nothing to tell")
@@ -194,7 +194,7 @@ class StartFactors:
         return sequences.frames[:, 0], torch.cat([label, bins], dim=1)
 
 
-def known_factors(data: TransformedSequences, bins: int = 10) -> KnownFactors:
+def known_factors(data: SequenceDataset, bins: int = 10) -> KnownFactors:
     """Return the factors of a data set that has some.
 
     Args:
@@ -213,7 +213,7 @@ def known_factors(data: TransformedSequences, bins: int = 10) -> KnownFactors:
     """
     if isinstance(data, FactorGrid):
         return GridFactors(data)
-    if isinstance(data, (Sprites, SequenceDataset)):
+    if isinstance(data, (Sprites, TransformedImages)):
         return StartFactors(data, bins)
     raise ValueError(
         f"the factors of {type(data).__name__} are not known; give a FactorGrid, Sprites, digits, "
@@ -281,9 +281,9 @@ class ModelCodes:
         return np.concatenate(codes), np.concatenate(factors)
 
 
-def codes_of(
+def encode_dataset(
     model: SequenceModel,
-    data: TransformedSequences | KnownFactors,
+    data: SequenceDataset | KnownFactors,
     count: int = 10_000,
     *,
     bins: int = 10,
@@ -313,11 +313,11 @@ def codes_of(
         >>> import flowfactor
         >>> from flowfactor.data import Sprites
         >>> model = flowfactor.FlowVAE.build(("x",), (3, 32, 32), latent_dim=4, width=8).eval()
-        >>> codes, factors = codes_of(model, Sprites(100), 20)
+        >>> codes, factors = encode_dataset(model, Sprites(100), 20)
         >>> codes.shape, factors.shape
         ((20, 4), (20, 6))
     """
-    known = known_factors(data, bins) if isinstance(data, TransformedSequences) else data
+    known = known_factors(data, bins) if isinstance(data, SequenceDataset) else data
     source = ModelCodes(model, known, batch_size)
     return source.sample(count, torch.Generator().manual_seed(seed))
 
@@ -330,10 +330,10 @@ def _with_one_value(values: Int[Tensor, "n"], generator: torch.Generator) -> Int
     return rows
 
 
-def _ranges(data: SequenceDataset | Sprites) -> list[tuple[float, float]]:
+def _ranges(data: TransformedImages | Sprites) -> list[tuple[float, float]]:
     """Between which values each transformation rests at a random start."""
-    if isinstance(data, SequenceDataset):
+    if isinstance(data, TransformedImages):
         return list(data.start_ranges)
-    if data.moving_start == "canonical":
-        return [(motion.start, motion.value(data.last)) for motion in data.transformations]
+    if data.active_start == "canonical":
+        return [(motion.start, motion.value(data.horizon)) for motion in data.transformations]
     return [motion.starts for motion in data.transformations]

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal
 
-from flowfactor.data import Sequences
+from flowfactor.data import SequenceBatch
 from flowfactor.models import SequenceModel
 from flowfactor.observation import Observation
 
@@ -17,7 +17,7 @@ from flowfactor.observation import Observation
 @torch.no_grad()
 def log_likelihood(
     model: SequenceModel,
-    sequences: Sequences,
+    sequences: SequenceBatch,
     samples: int = 64,
     *,
     observation: Observation | None = None,
@@ -49,27 +49,27 @@ def log_likelihood(
 
     Example:
         >>> import torch, flowfactor
-        >>> from flowfactor.data import Sequences
+        >>> from flowfactor.data import SequenceBatch
         >>> model = flowfactor.FlowVAE.build(("rotation",), latent_dim=4, width=8).eval()
-        >>> films = Sequences.full(torch.rand(2, 9, 3, 28, 28), torch.tensor([0, 0]))
+        >>> films = SequenceBatch.full(torch.rand(2, 9, 3, 28, 28), torch.tensor([0, 0]))
         >>> log_likelihood(model, films, samples=3).shape
         torch.Size([2])
     """
     if samples < 1:
         raise ValueError(f"samples must be at least 1; it is {samples}")
-    if sequences.frames.shape[1] != sequences.last + 1:
+    if sequences.frames.shape[1] != sequences.horizon + 1:
         raise ValueError(
-            f"the likelihood of a sequence needs all of its {sequences.last + 1} frames; these "
+            f"the likelihood of a sequence needs all of its {sequences.horizon + 1} frames; these "
             f"sequences have {sequences.frames.shape[1]}"
         )
     device = next(model.parameters()).device
     sequences = sequences.to(device)
     observe = (observation or model.observation).to(device)
-    frames_each = sequences.last + 1
+    frames_each = sequences.horizon + 1
     at_once = max(1, batch_size // (samples * frames_each))
     bounds = []
     for rows in torch.arange(len(sequences), device=device).split(at_once):
-        x, k = sequences.frames[rows], sequences.factor[rows]
+        x, k = sequences.frames[rows], sequences.labels[rows]
         posterior = model.encode(x[:, 0])
         mean, scale = posterior.mean, posterior.stddev
         noise = torch.randn(

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from flowfactor.data import Recordings, Sequences
+from flowfactor.data import Recordings, SequenceBatch
 from flowfactor.models import WeakFlowVAE
 
 
@@ -49,7 +49,9 @@ class Matching:
 
 
 @torch.no_grad()
-def match_flows(model: WeakFlowVAE, batches: Iterable[Sequences], transformations: int) -> Matching:
+def match_flows(
+    model: WeakFlowVAE, batches: Iterable[SequenceBatch], transformations: int
+) -> Matching:
     """Assign the flows of a model to the transformations that sequences truly undergo.
 
     Each sequence counts for its transformation and the flow that the model finds most likely. The
@@ -68,10 +70,10 @@ def match_flows(model: WeakFlowVAE, batches: Iterable[Sequences], transformation
 
     Example:
         >>> import torch
-        >>> from flowfactor.data import Recordings, Sequences
+        >>> from flowfactor.data import Recordings, SequenceBatch
         >>> from flowfactor.models import WeakFlowVAE
         >>> model = WeakFlowVAE.build(("a", "b"), latent_dim=4, width=8).eval()
-        >>> films = Sequences.full(torch.rand(6, 9, 3, 28, 28), torch.tensor([0, 1] * 3))
+        >>> films = SequenceBatch.full(torch.rand(6, 9, 3, 28, 28), torch.tensor([0, 1] * 3))
         >>> matching = match_flows(model, [films], 2)
         >>> sorted(matching.flow_of), int(matching.counts.sum())
         ([0, 1], 6)
@@ -87,10 +89,10 @@ def match_flows(model: WeakFlowVAE, batches: Iterable[Sequences], transformation
     counts = torch.zeros(transformations, flows, dtype=torch.long)
     device = next(model.parameters()).device
     for batch in batches:
-        if int(batch.factor.min()) < 0 or int(batch.factor.max()) >= transformations:
+        if int(batch.labels.min()) < 0 or int(batch.labels.max()) >= transformations:
             raise ValueError("the sequences to match by must all have their label")
         chosen = model.infer(batch.to(device)).argmax(-1).cpu()
-        places = batch.factor.cpu() * flows + chosen
+        places = batch.labels.cpu() * flows + chosen
         counts += torch.bincount(places, minlength=transformations * flows).view_as(counts)
     _, columns = linear_sum_assignment(counts.numpy(), maximize=True)
     return Matching(counts, tuple(int(k) for k in np.asarray(columns)))
@@ -121,22 +123,22 @@ def infer_labels(model: WeakFlowVAE, data: Recordings, *, batch_size: int = 250)
         >>> from flowfactor.models import WeakFlowVAE
         >>> model = WeakFlowVAE.build(("a", "b"), latent_dim=4, width=8).eval()
         >>> films = Recordings(torch.rand(6, 9, 3, 28, 28), names=["turn", "grow"])
-        >>> films.given_factor.tolist()
+        >>> films.labels.tolist()
         [-1, -1, -1, -1, -1, -1]
         >>> inferred = infer_labels(model, films)
-        >>> inferred.names, int(inferred.given_factor.min()) >= 0
+        >>> inferred.names, int(inferred.labels.min()) >= 0
         (('a', 'b'), True)
     """
-    factor = data.given_factor.clone()
-    if not bool((factor < 0).any()):
+    labels = data.labels.clone()
+    if not bool((labels < 0).any()):
         return data
-    if bool((factor >= 0).any()) and data.names != model.names[: len(data.names)]:
+    if bool((labels >= 0).any()) and data.names != model.names[: len(data.names)]:
         raise ValueError(
             f"the data undergoes {', '.join(data.names)}, but the model's flows are "
             f"{', '.join(model.names)}; the first of them must be the same, in the same order"
         )
     device = next(model.parameters()).device
-    for unknown in (factor < 0).nonzero()[:, 0].split(batch_size):
+    for unknown in (labels < 0).nonzero()[:, 0].split(batch_size):
         found = model.infer(data.sample(unknown).to(device)).argmax(-1)
-        factor[unknown] = found.to(factor.device)
-    return data.relabelled(model.names, factor)
+        labels[unknown] = found.to(labels.device)
+    return data.relabelled(model.names, labels)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from flowfactor.data import TransformedSequences
+from flowfactor.data import SequenceDataset
 from flowfactor.flow import Path, full_precision, trace
 from flowfactor.metrics.equivariance import check_comparable, rows_undergoing
 from flowfactor.models import SequenceModel
@@ -36,7 +36,7 @@ class PathMeasures(NamedTuple):
 @torch.no_grad()
 def path_measures(
     model: SequenceModel,
-    data: TransformedSequences,
+    data: SequenceDataset,
     indices: Tensor | Sequence[int] | None = None,
     *,
     frames: int | None = None,
@@ -74,15 +74,15 @@ def path_measures(
 
     Example:
         >>> import torch, flowfactor
-        >>> from flowfactor.data import SequenceDataset
-        >>> data = SequenceDataset(torch.randint(256, (4, 1, 28, 28), dtype=torch.uint8))
+        >>> from flowfactor.data import TransformedImages
+        >>> data = TransformedImages(torch.randint(256, (4, 1, 28, 28), dtype=torch.uint8))
         >>> model = flowfactor.FlowVAE.build(data.names, latent_dim=4, width=8).eval()
         >>> 0 < path_measures(model, data)["hue"].straightness <= 1
         True
     """
     check_comparable(model, data, 1)
-    last = model.last if frames is None else frames
-    for name, number in (("frames", last), ("per_frame", per_frame), ("batch_size", batch_size)):
+    horizon = model.horizon if frames is None else frames
+    for name, number in (("frames", horizon), ("per_frame", per_frame), ("batch_size", batch_size)):
         if number < 1:
             raise ValueError(f"{name} must be at least 1; it is {number}")
     device = next(model.parameters()).device
@@ -94,7 +94,7 @@ def path_measures(
         for batch in able.split(batch_size):
             first = torch.zeros(len(batch), 1, dtype=torch.long)
             x = data.sample(batch, k, first).frames[:, 0].to(device)
-            path, energy = _path(model, model.represent(x), k, last, per_frame, method)
+            path, energy = _path(model, model.represent(x), k, horizon, per_frame, method)
             distance = (path.z[-1] - path.z[0]).norm(dim=-1)
             parts = (straightness(path).clamp(max=1), energy, distance)
             sums += torch.stack([part.double().sum().cpu() for part in parts])
@@ -103,18 +103,18 @@ def path_measures(
 
 
 def _path(
-    model: SequenceModel, z0: Tensor, k: int, last: int, per_frame: int, method: Method | None
+    model: SequenceModel, z0: Tensor, k: int, horizon: int, per_frame: int, method: Method | None
 ) -> tuple[Path, Tensor]:
     """The path of each latent, and the mean of its kinetic energy over time."""
     if hasattr(model, "potentials"):
-        count = last * per_frame
+        count = horizon * per_frame
         times = torch.arange(count + 1, dtype=z0.dtype, device=z0.device) / per_frame
         path = trace(z0, k, times, model, method=method)
         potential = model.potentials[k]
         with full_precision(z0):
             speeds = [potential.gradient(z, t) for t, z in zip(path.times, path.z, strict=True)]
         energies = 0.5 * torch.stack(speeds).square().sum(-1)
-        return path, torch.trapezoid(energies, times, dim=0) / last
-    times = torch.arange(last + 1, dtype=z0.dtype, device=z0.device)
+        return path, torch.trapezoid(energies, times, dim=0) / horizon
+    times = torch.arange(horizon + 1, dtype=z0.dtype, device=z0.device)
     z = model.flow(z0, k, times)
     return Path(z, None, times, Stats()), 0.5 * z.diff(dim=0).square().sum(-1).mean(0)

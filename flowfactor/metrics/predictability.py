@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from flowfactor.data import TransformedSequences
+from flowfactor.data import SequenceDataset
 from flowfactor.metrics.equivariance import check_comparable, rows_undergoing
 from flowfactor.models import SequenceModel
 from solvers import Method
@@ -60,7 +60,7 @@ class Predictability:
 
 def variation_predictability(
     model: SequenceModel,
-    data: TransformedSequences,
+    data: SequenceDataset,
     indices: Tensor | Sequence[int] | None = None,
     *,
     time: float | None = None,
@@ -106,8 +106,8 @@ def variation_predictability(
 
     Example:
         >>> import torch, flowfactor
-        >>> from flowfactor.data import SequenceDataset
-        >>> data = SequenceDataset(torch.randint(256, (10, 1, 28, 28), dtype=torch.uint8))
+        >>> from flowfactor.data import TransformedImages
+        >>> data = TransformedImages(torch.randint(256, (10, 1, 28, 28), dtype=torch.uint8))
         >>> model = flowfactor.FlowVAE.build(data.names, latent_dim=4, width=8).eval()
         >>> score = variation_predictability(model, data, options=ClassifierOptions(epochs=1))
         >>> score.train_pairs, score.test_pairs, round(score.chance, 3)
@@ -116,12 +116,12 @@ def variation_predictability(
     check_comparable(model, data, 1)
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1; it is {batch_size}")
-    t = float(model.last) if time is None else float(time)
+    t = float(model.horizon) if time is None else float(time)
     device = next(model.parameters()).device
     chosen = torch.arange(len(data)) if indices is None else torch.as_tensor(indices)
     generator = torch.Generator().manual_seed(seed)
     starts = torch.rand(len(chosen), data.start_size, generator=generator)
-    groups, before, after, factor = [], [], [], []
+    groups, before, after, labels = [], [], [], []
     with torch.no_grad():
         for k, able in rows_undergoing(data, chosen).items():
             for rows in able.split(batch_size):
@@ -130,12 +130,12 @@ def variation_predictability(
                 x = data.sample(chosen[rows], k, first, start).frames[:, 0].to(device)
                 before.append(x)
                 after.append(model.decode(model.flow(model.represent(x), k, t, method=method)))
-                factor.append(torch.full_like(rows, k))
+                labels.append(torch.full_like(rows, k))
                 groups.append(chosen[rows])
     return classify_pairs(
         torch.cat(before),
         torch.cat(after),
-        torch.cat(factor),
+        torch.cat(labels),
         torch.cat(groups),
         train_fraction=train_fraction,
         options=options,
@@ -146,7 +146,7 @@ def variation_predictability(
 def classify_pairs(
     before: Float[Tensor, "n c h w"],
     after: Float[Tensor, "n c h w"],
-    factor: Int[Tensor, "n"],
+    labels: Int[Tensor, "n"],
     groups: Int[Tensor, "n"] | None = None,
     *,
     train_fraction: float = 0.1,
@@ -158,7 +158,7 @@ def classify_pairs(
     Args:
         before: the first images.
         after: the second ones, on the same device.
-        factor: what happened, numbers from 0.
+        labels: what happened, numbers from 0.
         groups: pairs of the same number are all trained on or all tested on; None is each pair for
             itself.
         train_fraction: the part of the groups trained on, drawn at random.
@@ -177,22 +177,22 @@ def classify_pairs(
         >>> classify_pairs(x, brighter, k, train_fraction=0.2).accuracy > 0.9
         True
     """
-    if before.shape != after.shape or before.ndim != 4 or factor.shape != before.shape[:1]:
+    if before.shape != after.shape or before.ndim != 4 or labels.shape != before.shape[:1]:
         raise ValueError(
             f"before and after must be (N, C, H, W) and factor (N,); their shapes are "
             f"{tuple(before.shape)}, {tuple(after.shape)} and {tuple(factor.shape)}"
         )
     if not (bool(before.isfinite().all()) and bool(after.isfinite().all())):
         raise ValueError("the images of the pairs must be finite; some pixels are not")
-    factor = factor.cpu()
-    classes = factor.unique()
+    labels = labels.cpu()
+    classes = labels.unique()
     if len(classes) < 2 or int(classes[0]) < 0:
         raise ValueError(
             f"there must be at least two factors, numbered from 0, to tell apart; they are "
             f"{classes.tolist()}"
         )
-    groups = torch.arange(len(factor)) if groups is None else groups.cpu()
-    if groups.shape != factor.shape:
+    groups = torch.arange(len(labels)) if groups is None else groups.cpu()
+    if groups.shape != labels.shape:
         raise ValueError(
             f"groups must hold one number for each of the {len(factor)} pairs; their shape is "
             f"{tuple(groups.shape)}"
@@ -209,7 +209,7 @@ def classify_pairs(
     known = torch.isin(groups, drawn)
     train, test = known.nonzero().flatten(), (~known).nonzero().flatten()
     pairs = torch.cat([before, after], dim=1).float()
-    target = factor.to(pairs.device)
+    target = labels.to(pairs.device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = _classifier(pairs.shape[1], int(classes[-1]) + 1, options.width)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from flowfactor.data import TransformedSequences
+from flowfactor.data import SequenceDataset
 from flowfactor.metrics.equivariance import EquivarianceError, equivariance_error
 from flowfactor.models import SequenceModel
 from solvers import Dopri5, Method
@@ -29,7 +29,7 @@ class SolverChange(NamedTuple):
 
 def solver_independence(
     model: SequenceModel,
-    data: TransformedSequences,
+    data: SequenceDataset,
     indices: Tensor | Sequence[int] | None = None,
     *,
     frames: int = 7,
@@ -51,8 +51,8 @@ def solver_independence(
 
     Example:
         >>> import torch, flowfactor
-        >>> from flowfactor.data import SequenceDataset
-        >>> data = SequenceDataset(torch.randint(256, (2, 1, 28, 28), dtype=torch.uint8))
+        >>> from flowfactor.data import TransformedImages
+        >>> data = TransformedImages(torch.randint(256, (2, 1, 28, 28), dtype=torch.uint8))
         >>> model = flowfactor.FlowVAE.build(data.names, latent_dim=4, width=8).eval()
         >>> abs(solver_independence(model, data)["hue"].relative) < 0.01
         True

@@ -4,8 +4,8 @@ from flowfactor.models.autoencoder import Autoencoder
 from flowfactor.models.base import NoPotentialsError, SequenceModel
 from flowfactor.models.displacement import (
     DisplacementFit,
-    RuleModel,
-    fit_displacements,
+    TraversalModel,
+    fit_traversals,
     mean_displacements,
 )
 from flowfactor.models.factor_vae import FactorVAE
@@ -37,12 +37,12 @@ __all__ = [
     "NoPotentialsError",
     "Objective",
     "PoFlow",
-    "RuleModel",
     "SequenceModel",
     "SlowVAE",
     "TopographicVAE",
+    "TraversalModel",
     "WaveObjective",
     "WeakFlowVAE",
-    "fit_displacements",
+    "fit_traversals",
     "mean_displacements",
 ]

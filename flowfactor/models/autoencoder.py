@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 
-from flowfactor.data import Sequences
+from flowfactor.data import SequenceBatch
 from flowfactor.models.base import SequenceModel
 from flowfactor.observation import Bernoulli, Observation
 
@@ -22,11 +22,11 @@ class Autoencoder(SequenceModel):
         decoder: maps latents ``(B, D)`` to logits ``(B, C, H, W)``.
         image_shape: ``(C, H, W)``.
         latent_dim: D.
-        last: the last frame T.
+        horizon: the last frame T.
         observation: ``p(x | z)``; Bernoulli by default.
 
     Raises:
-        ValueError: ``last`` is not positive.
+        ValueError: ``horizon`` is not positive.
     """
 
     def __init__(
@@ -36,17 +36,19 @@ class Autoencoder(SequenceModel):
         image_shape: tuple[int, int, int],
         latent_dim: int,
         *,
-        last: int = 8,
+        horizon: int = 8,
         observation: Observation | None = None,
     ) -> None:
         super().__init__()
-        if last < 1:
-            raise ValueError(f"last, the number of the last frame, must be positive; it is {last}")
+        if horizon < 1:
+            raise ValueError(
+                f"last, the number of the last frame, must be positive; it is {horizon}"
+            )
         self.encoder = encoder
         self.decoder = decoder
         self.image_shape = (image_shape[0], image_shape[1], image_shape[2])
         self.latent_dim = latent_dim
-        self.last = last
+        self.horizon = horizon
         self.observation = observation if observation is not None else Bernoulli()
         self._spec: dict[str, Any] | None = None
 
@@ -89,7 +91,7 @@ class Autoencoder(SequenceModel):
         return logits.float()
 
     def _decoded(
-        self, z: Float[Tensor, "n d"], sequences: Sequences
+        self, z: Float[Tensor, "n d"], sequences: SequenceBatch
     ) -> tuple[Float[Tensor, "b f"], Float[Tensor, "b f c h w"]]:
         """Return ``log p(x_t | z_t)`` of every frame, and the logits, from latents ``(B F, D)``."""
         logits = self.decode_logits(z).unflatten(0, sequences.frames.shape[:2])
@@ -125,11 +127,11 @@ def check_weight(name: str, weight: float) -> float:
     return weight
 
 
-def summed_over_frames(cost: Float[Tensor, "b f"], sequences: Sequences) -> Float[Tensor, ""]:
+def sum_over_frames(cost: Float[Tensor, "b f"], sequences: SequenceBatch) -> Float[Tensor, ""]:
     """Return the mean over sequences of the sum over frames, estimated from those given."""
     return (cost * sequences.weights).sum(1).mean()
 
 
-def all_images(sequences: Sequences) -> Float[torch.Tensor, "n c h w"]:
+def flatten_frames(sequences: SequenceBatch) -> Float[torch.Tensor, "n c h w"]:
     """Return every frame as an image of its own, ``(B F, C, H, W)``."""
     return sequences.frames.flatten(0, 1)

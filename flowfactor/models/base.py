@@ -10,10 +10,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from flowfactor.data import Sequences
+from flowfactor.data import SequenceBatch
 from flowfactor.flow import flow
 from flowfactor.observation import Observation
-from flowfactor.potentials import Choice, Potential, PotentialBank
+from flowfactor.potentials import Potential, PotentialBank, Selector
 from solvers import Gradient, Method
 
 
@@ -28,14 +28,14 @@ class SequenceModel(nn.Module, ABC):
     """A model that encodes frame 0, moves the latent, and decodes every frame.
 
     Most have a bank of potentials along whose gradients the latent flows. The others move it by a
-    rule of their own, see :class:`~flowfactor.models.RuleModel`; they know :attr:`names` and
+    rule of their own, see :class:`~flowfactor.models.TraversalModel`; they know :attr:`names` and
     :meth:`flow` as well, and asking them for ``potentials`` raises :class:`NoPotentialsError`.
 
     Attributes:
         potentials: the bank of the K transformations, of a model that has one.
         image_shape: ``(C, H, W)``.
         latent_dim: D.
-        last: the last frame T that the model is trained on.
+        horizon: the last frame T that the model is trained on.
         method: the solver of its flows; ``gradient``: how it is differentiated. Both belong to the
             potentials.
         observation: the model of the pixels given the decoder's output.
@@ -44,7 +44,7 @@ class SequenceModel(nn.Module, ABC):
     potentials: PotentialBank
     image_shape: tuple[int, int, int]
     latent_dim: int
-    last: int
+    horizon: int
     method: Method
     gradient: Gradient
     observation: Observation
@@ -64,7 +64,7 @@ class SequenceModel(nn.Module, ABC):
         """Return plain data from which :meth:`build` makes the same model, untrained."""
 
     @abstractmethod
-    def loss(self, sequences: Sequences) -> dict[str, Float[Tensor, ""]]:
+    def loss(self, sequences: SequenceBatch) -> dict[str, Float[Tensor, ""]]:
         """Return the terms of the objective, weighted: their sum is to be minimised."""
 
     @abstractmethod
@@ -90,7 +90,7 @@ class SequenceModel(nn.Module, ABC):
     def flow(
         self,
         z: Float[Tensor, "b d"],
-        k: Potential | Choice,
+        k: Potential | Selector,
         t: float | Sequence[float] | Tensor,
         **options: Any,
     ) -> Any:

@@ -10,17 +10,17 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from flowfactor.data import Sequences
+from flowfactor.data import SequenceBatch
 from flowfactor.models.autoencoder import Autoencoder
 from flowfactor.networks import make_decoder, make_encoder
 from flowfactor.observation import Observation, observation_from_name
-from flowfactor.potentials import Choice, Potential
+from flowfactor.potentials import Potential, Selector
 
 _RANGES = tuple(float(r) for r in range(-6, 7) if r)
 """How far a single dimension is tried to move over ``[0, T]``, in units of the prior's scale."""
 
 
-class RuleModel(Autoencoder):
+class TraversalModel(Autoencoder):
     """A model of single images, whose latents are moved by a rule that is learned afterwards.
 
     Two rules move the latent ``z_0`` of frame 0 under transformation k:
@@ -31,11 +31,11 @@ class RuleModel(Autoencoder):
         mean:    z_t = z_0 + m_k(t)                     m_k(t) = mean[mu(x_t) - mu(x_0)]
 
     ``m_k`` is linear between the frames; before frame 0 and after frame T it goes on as it went in
-    the first and in the last interval. :func:`fit_displacements` learns both, after training, and
+    the first and in the last interval. :func:`fit_traversals` learns both, after training, and
     :attr:`rule` says which one moves. The rules are buffers, saved with the model.
 
     Attributes:
-        rule: one of :attr:`RULES`.
+        rule: one of :attr:`TRAVERSALS`.
         single_dimension, single_range: ``(K,)``, j and r.
         mean_displacement: ``(K, T + 1, D)``.
 
@@ -49,7 +49,7 @@ class RuleModel(Autoencoder):
         ValueError: names that repeat, or an unknown rule.
     """
 
-    RULES: ClassVar[tuple[str, ...]] = ("single", "mean")
+    TRAVERSALS: ClassVar[tuple[str, ...]] = ("single", "mean")
 
     single_dimension: Tensor
     single_range: Tensor
@@ -64,12 +64,12 @@ class RuleModel(Autoencoder):
         image_shape: tuple[int, int, int],
         latent_dim: int,
         *,
-        last: int = 8,
+        horizon: int = 8,
         observation: Observation | None = None,
         rule: str = "mean",
     ) -> None:
         super().__init__(
-            encoder, decoder, image_shape, latent_dim, last=last, observation=observation
+            encoder, decoder, image_shape, latent_dim, horizon=horizon, observation=observation
         )
         if not names or len(set(names)) < len(names):
             raise ValueError(f"a model needs names that are all different; it got {list(names)}")
@@ -78,7 +78,7 @@ class RuleModel(Autoencoder):
         K = len(self._names)
         self.register_buffer("single_dimension", torch.zeros(K, dtype=torch.long))
         self.register_buffer("single_range", torch.zeros(K))
-        self.register_buffer("mean_displacement", torch.zeros(K, last + 1, latent_dim))
+        self.register_buffer("mean_displacement", torch.zeros(K, horizon + 1, latent_dim))
         self.register_buffer("fitted", torch.tensor(False))
 
     @property
@@ -88,13 +88,13 @@ class RuleModel(Autoencoder):
 
     @property
     def rule(self) -> str:
-        """The rule that moves the latent, one of :attr:`RULES`."""
+        """The rule that moves the latent, one of :attr:`TRAVERSALS`."""
         return self._rule
 
     @rule.setter
     def rule(self, rule: str) -> None:
-        if rule not in self.RULES:
-            raise ValueError(f"rule is {rule!r}; it is one of {', '.join(self.RULES)}")
+        if rule not in self.TRAVERSALS:
+            raise ValueError(f"rule is {rule!r}; it is one of {', '.join(self.TRAVERSALS)}")
         self._rule = rule
 
     def spec(self) -> dict[str, Any]:
@@ -104,7 +104,7 @@ class RuleModel(Autoencoder):
     def flow(
         self,
         z: Float[Tensor, "b d"],
-        k: Potential | Choice,
+        k: Potential | Selector,
         t: float | Sequence[float] | Tensor,
         *,
         log_density: bool = False,
@@ -151,7 +151,7 @@ class RuleModel(Autoencoder):
         if not bool(self.fitted):
             raise ValueError(
                 f"this {type(self).__name__} has not learned yet how its latents move; call "
-                f"fit_displacements(model, batches) with sequences of the training data"
+                f"fit_traversals(model, batches) with sequences of the training data"
             )
         single = self.rule == "single"
         at = self._single(times) if single else interpolated(self.mean_displacement, times)
@@ -162,7 +162,7 @@ class RuleModel(Autoencoder):
     def _single(self, times: Float[Tensor, "t"]) -> Float[Tensor, "t k d"]:
         ranges = self.single_range.to(times.dtype)
         direction = torch.nn.functional.one_hot(self.single_dimension, self.latent_dim)
-        return (times / self.last).view(-1, 1, 1) * (ranges.unsqueeze(1) * direction)
+        return (times / self.horizon).view(-1, 1, 1) * (ranges.unsqueeze(1) * direction)
 
     @classmethod
     def build(
@@ -170,20 +170,20 @@ class RuleModel(Autoencoder):
         names: Sequence[str],
         image_shape: Sequence[int] = (3, 28, 28),
         *,
-        last: int = 8,
+        horizon: int = 8,
         latent_dim: int = 48,
         encoder: dict[str, Any] | None = None,
         decoder: dict[str, Any] | None = None,
         observation: str = "bernoulli",
         rule: str = "mean",
         **own: Any,
-    ) -> RuleModel:
+    ) -> TraversalModel:
         """Make a model from plain data.
 
         Args:
             names: of the K transformations.
             image_shape: ``(C, H, W)``.
-            last: the last frame T.
+            horizon: the last frame T.
             latent_dim: D.
             encoder: ``kind`` and options, as in :meth:`FlowVAE.build
                 <flowfactor.models.FlowVAE.build>`.
@@ -204,7 +204,7 @@ class RuleModel(Autoencoder):
             make_decoder(shape, latent_dim, **{"kind": "mlp", **(decoder or {})}),
             shape,
             latent_dim,
-            last=last,
+            horizon=horizon,
             observation=observation_from_name(observation),
             rule=rule,
             **own,
@@ -212,7 +212,7 @@ class RuleModel(Autoencoder):
         model._spec = {
             "names": list(names),
             "image_shape": list(shape),
-            "last": last,
+            "horizon": horizon,
             "latent_dim": latent_dim,
             "encoder": dict(encoder or {}),
             "decoder": dict(decoder or {}),
@@ -240,16 +240,16 @@ class DisplacementFit:
 
 
 @torch.no_grad()
-def fit_displacements(
-    model: RuleModel,
-    batches: Iterable[Sequences],
+def fit_traversals(
+    model: TraversalModel,
+    batches: Iterable[SequenceBatch],
     *,
     images: int = 64,
     ranges: Sequence[float] = _RANGES,
 ) -> DisplacementFit:
     r"""Learn from training sequences how the latents of a model without flows move.
 
-    Both rules of :class:`RuleModel` are learned and stored in the model; ``model.rule`` chooses.
+    Both rules of :class:`TraversalModel` are learned and stored in the model; ``model.rule`` chooses.
 
     The *mean* displacement ``mean[mu(x_t) - mu(x_0)]`` is taken over all sequences given. For the
     *single* dimension every dimension j is tried with every range r, and the pair with the lowest
@@ -271,14 +271,14 @@ def fit_displacements(
 
     Example:
         >>> import torch
-        >>> from flowfactor.data import Sequences
-        >>> from flowfactor.models import VAE, fit_displacements
+        >>> from flowfactor.data import SequenceBatch
+        >>> from flowfactor.models import VAE, fit_traversals
         >>> torch.manual_seed(0)  # doctest: +ELLIPSIS
         <torch._C.Generator object at ...>
-        >>> model = VAE.build(("left", "right"), (1, 8, 8), last=2, latent_dim=3,
+        >>> model = VAE.build(("left", "right"), (1, 8, 8), horizon=2, latent_dim=3,
         ...                   encoder={"channels": [4]}, decoder={"hidden": [16]})
-        >>> films = Sequences.full(torch.rand(4, 3, 1, 8, 8), torch.tensor([0, 0, 1, 1]))
-        >>> fit = fit_displacements(model, [films])
+        >>> films = SequenceBatch.full(torch.rand(4, 3, 1, 8, 8), torch.tensor([0, 0, 1, 1]))
+        >>> fit = fit_traversals(model, [films])
         >>> sorted(fit.mean)
         ['left', 'right']
         >>> model.flow(torch.zeros(2, 3), "left", [0.0, 1.0, 2.0]).shape
@@ -313,7 +313,9 @@ class _Films:
 
 
 @torch.no_grad()
-def mean_displacements(model: RuleModel, batches: Iterable[Sequences]) -> Float[Tensor, "k f d"]:
+def mean_displacements(
+    model: TraversalModel, batches: Iterable[SequenceBatch]
+) -> Float[Tensor, "k f d"]:
     """Return ``m_k(t) = mean[mu(x_t) - mu(x_0)]``, shape ``(K, T + 1, D)``.
 
     The displacements that the model moves by stay as they are.
@@ -327,11 +329,11 @@ def mean_displacements(model: RuleModel, batches: Iterable[Sequences]) -> Float[
 
     Example:
         >>> import torch
-        >>> from flowfactor.data import Sequences
+        >>> from flowfactor.data import SequenceBatch
         >>> from flowfactor.models import VAE, mean_displacements
-        >>> model = VAE.build(("left", "right"), (1, 8, 8), last=2, latent_dim=3,
+        >>> model = VAE.build(("left", "right"), (1, 8, 8), horizon=2, latent_dim=3,
         ...                   encoder={"channels": [4]}, decoder={"hidden": [16]})
-        >>> films = Sequences.full(torch.rand(4, 3, 1, 8, 8), torch.tensor([0, 0, 1, 1]))
+        >>> films = SequenceBatch.full(torch.rand(4, 3, 1, 8, 8), torch.tensor([0, 0, 1, 1]))
         >>> mean_displacements(model, [films]).shape
         torch.Size([2, 3, 3])
     """
@@ -339,24 +341,24 @@ def mean_displacements(model: RuleModel, batches: Iterable[Sequences]) -> Float[
 
 
 def _mean_displacements(
-    model: RuleModel, batches: Iterable[Sequences], images: int
+    model: TraversalModel, batches: Iterable[SequenceBatch], images: int
 ) -> tuple[Tensor, list[list[tuple[Tensor, Tensor]]]]:
     """Return the mean displacements, and some sequences of each transformation with their means."""
-    K, frames_each, device = len(model.names), model.last + 1, model.mean_displacement.device
+    K, frames_each, device = len(model.names), model.horizon + 1, model.mean_displacement.device
     sums = torch.zeros(K, frames_each, model.latent_dim, dtype=torch.double, device=device)
     counts = torch.zeros(K, dtype=torch.long)
     kept: list[list[tuple[Tensor, Tensor]]] = [[] for _ in range(K)]
     for batch in batches:
-        if batch.frames.shape[1] != frames_each or batch.last != model.last:
+        if batch.frames.shape[1] != frames_each or batch.horizon != model.horizon:
             raise ValueError(
                 f"displacements are learned from complete sequences of {frames_each} frames; these "
-                f"have {batch.frames.shape[1]} of {batch.last + 1}"
+                f"have {batch.frames.shape[1]} of {batch.horizon + 1}"
             )
         sequences = batch.to(device)
         means = model.represent(sequences.frames.flatten(0, 1)).unflatten(0, (-1, frames_each))
         ways = (means - means[:, :1]).double()
         for k in range(K):
-            of_k = sequences.factor == k
+            of_k = sequences.labels == k
             rows = of_k.nonzero()[: max(0, images - int(counts[k])), 0]
             sums[k] += ways[of_k].sum(0)
             counts[k] += int(of_k.sum())
@@ -368,7 +370,7 @@ def _mean_displacements(
     return (sums / counts.to(device).view(-1, 1, 1)).float(), kept
 
 
-def _fit_mean(model: RuleModel, batches: Iterable[Sequences], images: int) -> list[_Films]:
+def _fit_mean(model: TraversalModel, batches: Iterable[SequenceBatch], images: int) -> list[_Films]:
     """Store the mean displacements; return the first sequences of each transformation."""
     displacements, kept = _mean_displacements(model, batches, images)
     model.mean_displacement.copy_(displacements)
@@ -376,10 +378,10 @@ def _fit_mean(model: RuleModel, batches: Iterable[Sequences], images: int) -> li
 
 
 def _fit_single(
-    model: RuleModel, k: int, films: _Films, ranges: Sequence[float]
+    model: TraversalModel, k: int, films: _Films, ranges: Sequence[float]
 ) -> tuple[int, float, float]:
     """Return the best dimension and range of a transformation, and their error."""
-    steps = torch.arange(model.last + 1, device=films.start.device) / model.last
+    steps = torch.arange(model.horizon + 1, device=films.start.device) / model.horizon
     unit = torch.eye(model.latent_dim, device=films.start.device)
 
     def error(j: int, r: float) -> float:
@@ -395,14 +397,14 @@ def _fit_single(
     return j, r, lowest
 
 
-def _error(model: RuleModel, films: _Films, way: Float[Tensor, "f d"]) -> float:
+def _error(model: TraversalModel, films: _Films, way: Float[Tensor, "f d"]) -> float:
     """Return ``E_k`` of latents that move by the same ``way (T + 1, D)``."""
     z = films.start.unsqueeze(1) + way[1:].to(films.start.dtype)
     moved = model.decode(z.flatten(0, 1)).unflatten(0, z.shape[:2])
     return float((films.frames[:, 1:] - moved).abs().flatten(1).sum(1).mean())
 
 
-def indices_of(k: Potential | Choice, names: Sequence[str], z: Tensor) -> Int[Tensor, "b"]:
+def indices_of(k: Potential | Selector, names: Sequence[str], z: Tensor) -> Int[Tensor, "b"]:
     """Return the index of the transformation of each latent, from a name or indices.
 
     Raises:

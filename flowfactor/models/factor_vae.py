@@ -9,17 +9,17 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from flowfactor.data import Sequences
+from flowfactor.data import SequenceBatch
 from flowfactor.models.autoencoder import (
-    all_images,
     check_weight,
+    flatten_frames,
     kl_to_standard_normal,
-    summed_over_frames,
+    sum_over_frames,
 )
-from flowfactor.models.displacement import RuleModel
+from flowfactor.models.displacement import TraversalModel
 
 
-class FactorVAE(RuleModel):
+class FactorVAE(TraversalModel):
     r"""A VAE of single images that penalises the total correlation of its latents.
 
     .. code-block:: text
@@ -39,7 +39,7 @@ class FactorVAE(RuleModel):
     discriminator after the autoencoder; here both use one batch and one backward pass.
 
     Args:
-        arguments, options: those of :class:`~flowfactor.models.RuleModel`.
+        arguments, options: those of :class:`~flowfactor.models.TraversalModel`.
         gamma: the weight of the total correlation; 10 to 100, 35 is customary for sprites.
         discriminator_width, discriminator_layers: units of the leaky-ReLU layers, and how many.
         discriminator_rate: the peak of the discriminator's learning rate, which follows the
@@ -52,12 +52,12 @@ class FactorVAE(RuleModel):
 
     Example:
         >>> import torch
-        >>> from flowfactor.data import Sequences
+        >>> from flowfactor.data import SequenceBatch
         >>> from flowfactor.models import FactorVAE
         >>> torch.manual_seed(0)  # doctest: +ELLIPSIS
         <torch._C.Generator object at ...>
         >>> model = FactorVAE.build(("rotation", "hue"), latent_dim=8, discriminator_width=16)
-        >>> films = Sequences.full(torch.rand(2, 9, 3, 28, 28), torch.tensor([0, 1]))
+        >>> films = SequenceBatch.full(torch.rand(2, 9, 3, 28, 28), torch.tensor([0, 1]))
         >>> sorted(model.loss(films))
         ['discriminator', 'kl', 'reconstruction', 'total_correlation']
     """
@@ -110,21 +110,21 @@ class FactorVAE(RuleModel):
             },
         ]
 
-    def loss(self, sequences: Sequences) -> dict[str, Float[Tensor, ""]]:
+    def loss(self, sequences: SequenceBatch) -> dict[str, Float[Tensor, ""]]:
         """Return the weighted terms of the objective, each a mean over the batch, in nats.
 
         The total correlation reaches the encoder only, and the term ``discriminator``, which is
         there in training mode, the discriminator only.
         """
-        posterior = self.encode(all_images(sequences))
+        posterior = self.encode(flatten_frames(sequences))
         z = posterior.rsample()
         log_likelihood, _ = self._decoded(z, sequences)
         kl = kl_to_standard_normal(posterior).view_as(log_likelihood)
         correlation = self.log_ratio(z).view_as(log_likelihood)
         terms = {
-            "reconstruction": -summed_over_frames(log_likelihood, sequences),
-            "kl": summed_over_frames(kl, sequences),
-            "total_correlation": self.gamma * summed_over_frames(correlation, sequences),
+            "reconstruction": -sum_over_frames(log_likelihood, sequences),
+            "kl": sum_over_frames(kl, sequences),
+            "total_correlation": self.gamma * sum_over_frames(correlation, sequences),
         }
         if self.training:
             terms["discriminator"] = self.adversary_loss(z.detach())
@@ -139,13 +139,13 @@ class FactorVAE(RuleModel):
 
     def adversary_loss(self, z: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
         """Return the discriminator's loss on latents that are given, and on permuted ones."""
-        logits = self.discriminator(torch.cat([z, permuted_dimensions(z)])).float()
+        logits = self.discriminator(torch.cat([z, permute_dimensions(z)])).float()
         classes = torch.arange(2, device=z.device).repeat_interleave(len(z))
         # Both halves are of one size, so that their mean is the half of the sum of two means.
         return F.cross_entropy(logits, classes)
 
 
-def permuted_dimensions(
+def permute_dimensions(
     z: Float[Tensor, "n d"], generator: torch.Generator | None = None
 ) -> Float[Tensor, "n d"]:
     """Return latents with each dimension permuted over the batch, independently of the others.
@@ -155,7 +155,7 @@ def permuted_dimensions(
     Example:
         >>> import torch
         >>> z = torch.arange(6.0).view(3, 2)
-        >>> permuted_dimensions(z).sort(dim=0).values
+        >>> permute_dimensions(z).sort(dim=0).values
         tensor([[0., 1.],
                 [2., 3.],
                 [4., 5.]])

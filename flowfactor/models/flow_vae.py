@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 import solvers
 from flowfactor.commutator import lie_bracket
-from flowfactor.data import Sequences
+from flowfactor.data import SequenceBatch
 from flowfactor.flow import (
     LogDensity,
     Path,
     check_discrete,
+    flow_to_zero,
     full_precision,
-    return_to_start,
     trace,
 )
 from flowfactor.models.autoencoder import Autoencoder, kl_to_standard_normal
@@ -100,7 +100,7 @@ class FlowVAE(Autoencoder):
         decoder: maps latents ``(B, D)`` to logits ``(B, C, H, W)``.
         potentials: the bank of potentials.
         image_shape: ``(C, H, W)``.
-        last: the last frame T.
+        horizon: the last frame T.
         objective: the weights of the terms.
         observation: ``p(x | z)``; Bernoulli by default.
         force: the force f of the Hamilton-Jacobi equation; None is 0.
@@ -111,7 +111,7 @@ class FlowVAE(Autoencoder):
             however large they are.
 
     Raises:
-        ValueError: ``last`` is not positive, ``density`` is unknown or does not fit the method, or
+        ValueError: ``horizon`` is not positive, ``density`` is unknown or does not fit the method, or
             the objective weighs the commutator of a single transformation.
 
     Use :meth:`build` to make one with the networks of this package.
@@ -120,11 +120,11 @@ class FlowVAE(Autoencoder):
 
     Example:
         >>> import torch, flowfactor
-        >>> from flowfactor.data import Sequences
+        >>> from flowfactor.data import SequenceBatch
         >>> torch.manual_seed(0)  # doctest: +ELLIPSIS
         <torch._C.Generator object at ...>
         >>> model = flowfactor.FlowVAE.build(("rotation", "hue"), latent_dim=8, width=16)
-        >>> films = Sequences.full(torch.rand(4, 9, 3, 28, 28), torch.tensor([0, 0, 1, 1]))
+        >>> films = SequenceBatch.full(torch.rand(4, 9, 3, 28, 28), torch.tensor([0, 0, 1, 1]))
         >>> sorted(model.loss(films))
         ['hamilton_jacobi', 'kl', 'reconstruction']
         >>> model.decode(model.flow(model.encode(films.frames[:, 0]).mean, "hue", 2.5)).shape
@@ -138,7 +138,7 @@ class FlowVAE(Autoencoder):
         potentials: PotentialBank,
         image_shape: tuple[int, int, int] = (3, 28, 28),
         *,
-        last: int = 8,
+        horizon: int = 8,
         objective: Objective = Objective(),
         observation: Observation | None = None,
         force: Force | None = None,
@@ -148,7 +148,7 @@ class FlowVAE(Autoencoder):
         density: Literal["integral", "discrete"] = "integral",
     ) -> None:
         super().__init__(
-            encoder, decoder, image_shape, potentials.dim, last=last, observation=observation
+            encoder, decoder, image_shape, potentials.dim, horizon=horizon, observation=observation
         )
         if density not in ("integral", "discrete"):
             raise ValueError(f"density is {density!r}; it is either 'integral' or 'discrete'")
@@ -173,7 +173,7 @@ class FlowVAE(Autoencoder):
         names: tuple[str, ...] | list[str],
         image_shape: tuple[int, int, int] | list[int] = (3, 28, 28),
         *,
-        last: int = 8,
+        horizon: int = 8,
         latent_dim: int = 48,
         potential: Literal["ridge", "mlp"] = "ridge",
         width: int = 256,
@@ -195,7 +195,7 @@ class FlowVAE(Autoencoder):
         Args:
             names: of the K transformations.
             image_shape: ``(C, H, W)``.
-            last: the last frame T.
+            horizon: the last frame T.
             latent_dim: D.
             potential: ``ridge``, a :class:`~flowfactor.potentials.RidgePotential`, or ``mlp``, a
                 :class:`~flowfactor.potentials.MLPPotential`.
@@ -231,7 +231,7 @@ class FlowVAE(Autoencoder):
             names,
             latent_dim,
             width,
-            horizon=last,
+            horizon=horizon,
             frequencies=frequencies,
             autonomous=autonomous,
             rank=rank,
@@ -241,10 +241,10 @@ class FlowVAE(Autoencoder):
             make_decoder(shape, latent_dim, **{"kind": "mlp", **(decoder or {})}),
             bank,
             shape,
-            last=last,
+            horizon=horizon,
             objective=Objective(**(objective or {})),
             observation=observation_from_name(observation),
-            force=Force(latent_dim, horizon=last) if force == "learned" else None,
+            force=Force(latent_dim, horizon=horizon) if force == "learned" else None,
             diffusion=diffusion,
             method=solvers.method_from_name(**(method or {"name": "rk4", "steps": 2})),
             gradient=solvers.gradient_from_name(**(gradient or {"name": "direct"})),
@@ -253,7 +253,7 @@ class FlowVAE(Autoencoder):
         model._spec = {
             "names": list(names),
             "image_shape": list(shape),
-            "last": last,
+            "horizon": horizon,
             "latent_dim": latent_dim,
             "potential": potential,
             "width": width,
@@ -272,7 +272,7 @@ class FlowVAE(Autoencoder):
         }
         return model
 
-    def loss(self, sequences: Sequences) -> dict[str, Float[Tensor, ""]]:
+    def loss(self, sequences: SequenceBatch) -> dict[str, Float[Tensor, ""]]:
         """Return the weighted terms of the objective, each a mean over the batch, in nats.
 
         With some frames of each sequence only, the reconstruction is an unbiased estimate of that
@@ -281,15 +281,15 @@ class FlowVAE(Autoencoder):
         posterior = self.encode(sequences.frames[:, 0])
         z0, entropy = posterior.rsample(), posterior.entropy()
         later = self.codes(sequences)
-        costs = self.costs(sequences, sequences.factor, entropy, z0, later)
+        costs = self.costs(sequences, sequences.labels, entropy, z0, later)
         terms = {"reconstruction": costs.pop("reconstruction")}
         terms["kl"] = self.objective.beta * kl_to_standard_normal(posterior)
-        terms |= self.reversal(sequences, sequences.factor, later)
+        terms |= self.reversal(sequences, sequences.labels, later)
         return {name: cost.mean() for name, cost in (terms | costs).items()}
 
     def costs(
         self,
-        sequences: Sequences,
+        sequences: SequenceBatch,
         k: Int[Tensor, "b"] | Float[Tensor, "b k"],
         entropy: Float[Tensor, "b"],
         z0: Float[Tensor, "b d"],
@@ -307,7 +307,7 @@ class FlowVAE(Autoencoder):
         """
         frames, weights = sequences.frames, self.objective
         potential = self.potentials.select(k)
-        path, between = self._path(z0, potential, sequences.last)
+        path, between = self._path(z0, potential, sequences.horizon)
         place = sequences.times.unsqueeze(-1).expand(-1, -1, z0.shape[-1])
         z = path.z.transpose(0, 1).gather(1, place)
         logits = self.decode_logits(z.flatten(0, 1)).unflatten(0, frames.shape[:2])
@@ -338,7 +338,7 @@ class FlowVAE(Autoencoder):
             costs["commutator"] = weights.commutator * self._bracket(path, potential, k)
         return costs
 
-    def codes(self, sequences: Sequences) -> Codes | None:
+    def codes(self, sequences: SequenceBatch) -> Codes | None:
         """Return mean and log standard deviation of ``q(z | x_t)`` of all frames but frame 0.
 
         None where no term needs all of them.
@@ -351,7 +351,7 @@ class FlowVAE(Autoencoder):
 
     def reversal(
         self,
-        sequences: Sequences,
+        sequences: SequenceBatch,
         k: Int[Tensor, "b"] | Float[Tensor, "b k"],
         later: Codes | None = None,
     ) -> dict[str, Float[Tensor, "b"]]:
@@ -373,7 +373,7 @@ class FlowVAE(Autoencoder):
             mean, log_scale = (code[rows, drawn - 1] for code in later)
         z = mean + log_scale.exp() * torch.randn_like(mean)
         elapsed = sequences.times[rows, drawn].to(z.dtype)
-        back = return_to_start(z, self.potentials.select(k), elapsed, self)
+        back = flow_to_zero(z, self.potentials.select(k), elapsed, self)
         log_likelihood = self.observation.log_prob(self.decode_logits(back), frames[:, 0])
         return {"reversal": -self.objective.reversal * log_likelihood}
 
@@ -409,16 +409,16 @@ class FlowVAE(Autoencoder):
             return squared
 
     def _path(
-        self, z0: Float[Tensor, "b d"], potential: Potential, last: int
+        self, z0: Float[Tensor, "b d"], potential: Potential, horizon: int
     ) -> tuple[Path, Path | None]:
         """Return the path at the frames and, for the residual, between each two of them."""
         density: LogDensity = False
         if self.objective.path_kl > 0 or self.objective.consistency > 0:
             density = "discrete" if self.density == "discrete" else True
         if self.objective.hamilton_jacobi == 0:
-            frames = torch.arange(last + 1, dtype=z0.dtype, device=z0.device)
+            frames = torch.arange(horizon + 1, dtype=z0.dtype, device=z0.device)
             return trace(z0, potential, frames, self, log_density=density), None
-        return trace_with_random_times(z0, potential, last, self, log_density=density)
+        return trace_with_random_times(z0, potential, horizon, self, log_density=density)
 
 
 def path_kl_estimate(

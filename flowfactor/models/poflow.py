@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 import solvers
-from flowfactor.data import Sequences
+from flowfactor.data import SequenceBatch
 from flowfactor.flow import Path, full_precision
 from flowfactor.models.autoencoder import Autoencoder, check_weight, kl_to_standard_normal
 from flowfactor.networks import make_decoder, make_encoder
@@ -79,12 +79,12 @@ class PoFlow(Autoencoder):
 
     Example:
         >>> import torch
-        >>> from flowfactor.data import Sequences
+        >>> from flowfactor.data import SequenceBatch
         >>> from flowfactor.models import PoFlow
         >>> torch.manual_seed(0)  # doctest: +ELLIPSIS
         <torch._C.Generator object at ...>
         >>> model = PoFlow.build(("rotation", "hue"), latent_dim=8, width=16)
-        >>> films = Sequences.full(torch.rand(2, 9, 3, 28, 28), torch.tensor([0, 1]))
+        >>> films = SequenceBatch.full(torch.rand(2, 9, 3, 28, 28), torch.tensor([0, 1]))
         >>> sorted(model.loss(films))
         ['initial', 'jacobian', 'kl', 'reconstruction', 'wave']
     """
@@ -96,14 +96,14 @@ class PoFlow(Autoencoder):
         potentials: PotentialBank,
         image_shape: tuple[int, int, int] = (3, 28, 28),
         *,
-        last: int = 8,
+        horizon: int = 8,
         objective: WaveObjective = WaveObjective(),
         observation: Observation | None = None,
         method: Method = RK4(steps=2),
         gradient: Gradient = Direct(),
     ) -> None:
         super().__init__(
-            encoder, decoder, image_shape, potentials.dim, last=last, observation=observation
+            encoder, decoder, image_shape, potentials.dim, horizon=horizon, observation=observation
         )
         self.potentials = potentials
         self.objective = objective
@@ -120,7 +120,7 @@ class PoFlow(Autoencoder):
         names: Sequence[str],
         image_shape: Sequence[int] = (3, 28, 28),
         *,
-        last: int = 8,
+        horizon: int = 8,
         latent_dim: int = 48,
         width: int = 256,
         frequencies: int = 4,
@@ -137,7 +137,7 @@ class PoFlow(Autoencoder):
         Args:
             names: of the K transformations.
             image_shape: ``(C, H, W)``.
-            last: the last frame T.
+            horizon: the last frame T.
             latent_dim: D.
             width: the ridge functions of a potential: H.
             frequencies: of the potentials' coefficients in time.
@@ -159,10 +159,10 @@ class PoFlow(Autoencoder):
             make_encoder(shape, latent_dim, **{"kind": "conv", **(encoder or {})}),
             make_decoder(shape, latent_dim, **{"kind": "mlp", **(decoder or {})}),
             RidgePotential(
-                names, latent_dim, width, horizon=last, frequencies=frequencies, rank=rank
+                names, latent_dim, width, horizon=horizon, frequencies=frequencies, rank=rank
             ),
             shape,
-            last=last,
+            horizon=horizon,
             objective=WaveObjective(**(objective or {})),
             observation=observation_from_name(observation),
             method=solvers.method_from_name(**(method or {"name": "rk4", "steps": 2})),
@@ -171,7 +171,7 @@ class PoFlow(Autoencoder):
         model._spec = {
             "names": list(names),
             "image_shape": list(shape),
-            "last": last,
+            "horizon": horizon,
             "latent_dim": latent_dim,
             "width": width,
             "frequencies": frequencies,
@@ -185,17 +185,17 @@ class PoFlow(Autoencoder):
         }
         return model
 
-    def loss(self, sequences: Sequences) -> dict[str, Float[Tensor, ""]]:
+    def loss(self, sequences: SequenceBatch) -> dict[str, Float[Tensor, ""]]:
         """Return the weighted terms of the objective, each a mean over the batch, in nats.
 
         With some frames of each sequence only, the reconstruction is an unbiased estimate of that
         over all frames. Terms of weight 0 are left out and cost nothing.
         """
-        weights, k = self.objective, sequences.factor
+        weights, k = self.objective, sequences.labels
         posterior = self.encode(sequences.frames[:, 0])
         z0 = posterior.rsample()
         potential = self.potentials.select(k)
-        path, between = trace_with_random_times(z0, potential, sequences.last, self)
+        path, between = trace_with_random_times(z0, potential, sequences.horizon, self)
         place = sequences.times.unsqueeze(-1).expand(-1, -1, z0.shape[-1])
         z = path.z.transpose(0, 1).gather(1, place)
         log_likelihood, _ = self._decoded(z.flatten(0, 1), sequences)

@@ -9,12 +9,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from flowfactor.data import Sequences
-from flowfactor.models.autoencoder import all_images, check_weight
-from flowfactor.models.displacement import RuleModel
+from flowfactor.data import SequenceBatch
+from flowfactor.models.autoencoder import check_weight, flatten_frames
+from flowfactor.models.displacement import TraversalModel
 
 
-class SlowVAE(RuleModel):
+class SlowVAE(TraversalModel):
     r"""A VAE of frame pairs with a Laplace prior of what changes between the two.
 
     .. code-block:: text
@@ -33,7 +33,7 @@ class SlowVAE(RuleModel):
     neighbours are those that are there.
 
     Args:
-        arguments, options: those of :class:`~flowfactor.models.RuleModel`.
+        arguments, options: those of :class:`~flowfactor.models.TraversalModel`.
         beta: the weight of the term of the normal prior.
         gamma: the weight of the term of the Laplace prior.
         laplace_rate: lambda, the rate of the Laplace prior.
@@ -46,12 +46,12 @@ class SlowVAE(RuleModel):
 
     Example:
         >>> import torch
-        >>> from flowfactor.data import Sequences
+        >>> from flowfactor.data import SequenceBatch
         >>> from flowfactor.models import SlowVAE
         >>> torch.manual_seed(0)  # doctest: +ELLIPSIS
         <torch._C.Generator object at ...>
         >>> model = SlowVAE.build(("rotation", "hue"), latent_dim=8)
-        >>> films = Sequences.full(torch.rand(2, 9, 3, 28, 28), torch.tensor([0, 1]))
+        >>> films = SequenceBatch.full(torch.rand(2, 9, 3, 28, 28), torch.tensor([0, 1]))
         >>> sorted(model.loss(films))
         ['kl_laplace', 'kl_normal', 'reconstruction']
     """
@@ -78,7 +78,7 @@ class SlowVAE(RuleModel):
             "laplace_rate": self.laplace_rate,
         }
 
-    def loss(self, sequences: Sequences) -> dict[str, Float[Tensor, ""]]:
+    def loss(self, sequences: SequenceBatch) -> dict[str, Float[Tensor, ""]]:
         """Return the weighted terms of the objective, each a mean over all pairs, in nats.
 
         Raises:
@@ -87,7 +87,7 @@ class SlowVAE(RuleModel):
         shape = sequences.frames.shape[:2]
         if shape[1] < 2:
             raise ValueError("SlowVAE learns from pairs of frames; the sequences have only one")
-        posterior = self.encode(all_images(sequences))
+        posterior = self.encode(flatten_frames(sequences))
         log_likelihood, _ = self._decoded(posterior.rsample(), sequences)
         mean, scale = posterior.mean.unflatten(0, shape), posterior.stddev.unflatten(0, shape)
         entropy = posterior.entropy().view(shape)

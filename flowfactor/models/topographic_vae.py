@@ -10,15 +10,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from flowfactor.data import Sequences
+from flowfactor.data import SequenceBatch
 from flowfactor.models.autoencoder import (
-    all_images,
     bounded,
     diagonal_normal,
+    flatten_frames,
     kl_to_standard_normal,
-    summed_over_frames,
+    sum_over_frames,
 )
-from flowfactor.models.displacement import RuleModel
+from flowfactor.models.displacement import TraversalModel
 from flowfactor.networks import make_decoder, make_encoder
 from flowfactor.observation import Observation, observation_from_name
 
@@ -27,7 +27,7 @@ _START = 30.0
 """What mu starts from, as published."""
 
 
-class TopographicVAE(RuleModel):
+class TopographicVAE(TraversalModel):
     r"""A VAE whose decoder sees topographic Student-t variables, arranged in circular capsules.
 
     Two Gaussian latents of every frame, z and u, both ``N(0, I)`` a priori and both arranged in
@@ -54,7 +54,7 @@ class TopographicVAE(RuleModel):
     are :meth:`topographic`. Rolling z and u by t rolls s by t. The roll is the same for all
     transformations: in the original u is inferred from the whole sequence, and tells them apart,
     but an equivariance error allows frame 0 only. The rules of the other models can be learned
-    instead, by :func:`~flowfactor.models.fit_displacements`.
+    instead, by :func:`~flowfactor.models.fit_traversals`.
 
     Args:
         names: the names of the K transformations.
@@ -67,7 +67,7 @@ class TopographicVAE(RuleModel):
         window: W.
         mu: where its learned value starts; 30 in the original.
         last, observation: see :class:`~flowfactor.models.autoencoder.Autoencoder`.
-        rule: ``roll``, or one of those of :class:`~flowfactor.models.RuleModel`.
+        rule: ``roll``, or one of those of :class:`~flowfactor.models.TraversalModel`.
 
     Raises:
         ValueError: a size is not positive, or the window is wider than a capsule.
@@ -77,12 +77,12 @@ class TopographicVAE(RuleModel):
 
     Example:
         >>> import torch
-        >>> from flowfactor.data import Sequences
+        >>> from flowfactor.data import SequenceBatch
         >>> from flowfactor.models import TopographicVAE
         >>> torch.manual_seed(0)  # doctest: +ELLIPSIS
         <torch._C.Generator object at ...>
         >>> model = TopographicVAE.build(("rotation", "hue"), latent_dim=24, capsules=3)
-        >>> films = Sequences.full(torch.rand(2, 9, 3, 28, 28), torch.tensor([0, 1]))
+        >>> films = SequenceBatch.full(torch.rand(2, 9, 3, 28, 28), torch.tensor([0, 1]))
         >>> sorted(model.loss(films))
         ['kl_u', 'kl_z', 'reconstruction']
         >>> z = model.encode(films.frames[:, 0]).mean
@@ -93,7 +93,7 @@ class TopographicVAE(RuleModel):
         True
     """
 
-    RULES: ClassVar[tuple[str, ...]] = ("roll", *RuleModel.RULES)
+    TRAVERSALS: ClassVar[tuple[str, ...]] = ("roll", *TraversalModel.TRAVERSALS)
 
     def __init__(
         self,
@@ -107,7 +107,7 @@ class TopographicVAE(RuleModel):
         positions: int = 18,
         window: int = 2,
         mu: float = _START,
-        last: int = 8,
+        horizon: int = 8,
         observation: Observation | None = None,
         rule: str = "roll",
     ) -> None:
@@ -122,7 +122,7 @@ class TopographicVAE(RuleModel):
             decoder,
             image_shape,
             2 * capsules * positions,
-            last=last,
+            horizon=horizon,
             observation=observation,
             rule=rule,
         )
@@ -138,7 +138,7 @@ class TopographicVAE(RuleModel):
         names: Sequence[str],
         image_shape: Sequence[int] = (3, 28, 28),
         *,
-        last: int = 8,
+        horizon: int = 8,
         latent_dim: int = 324,
         capsules: int = 18,
         window: int = 2,
@@ -153,7 +153,7 @@ class TopographicVAE(RuleModel):
         Args:
             names: of the K transformations.
             image_shape: ``(C, H, W)``.
-            last: the last frame T.
+            horizon: the last frame T.
             latent_dim: D, the size of s: the capsules times their positions. The model's
                 ``latent_dim``, the size of what moves, is twice that.
             capsules: how many.
@@ -185,14 +185,14 @@ class TopographicVAE(RuleModel):
             positions=latent_dim // capsules,
             window=window,
             mu=mu,
-            last=last,
+            horizon=horizon,
             observation=observation_from_name(observation),
             rule=rule,
         )
         model._spec = {
             "names": list(names),
             "image_shape": list(shape),
-            "last": last,
+            "horizon": horizon,
             "latent_dim": latent_dim,
             "capsules": capsules,
             "window": window,
@@ -234,7 +234,7 @@ class TopographicVAE(RuleModel):
         s: Tensor = (own + self.mu) * torch.rsqrt(capsule_power(u, self.window) + _EPSILON)
         return s.flatten(2)
 
-    def loss(self, sequences: Sequences) -> dict[str, Float[Tensor, ""]]:
+    def loss(self, sequences: SequenceBatch) -> dict[str, Float[Tensor, ""]]:
         """Return the terms of the objective, each a mean over the batch, in nats.
 
         Raises:
@@ -246,17 +246,17 @@ class TopographicVAE(RuleModel):
                 "every frame of the sequences"
             )
         shape = sequences.frames.shape[:2]
-        posterior = self.encode(all_images(sequences))
+        posterior = self.encode(flatten_frames(sequences))
         s = self._topographic(posterior.rsample().unflatten(0, shape))
         # Past decode_logits, which would take each frame to be its own neighbour.
         logits = super().decode_logits(s.flatten(0, 1)).unflatten(0, shape)
         log_likelihood = self.observation.log_prob(logits, sequences.frames)
         means = posterior.mean.unflatten(-1, (2, -1)).unbind(1)
         scales = posterior.stddev.unflatten(-1, (2, -1)).unbind(1)
-        terms = {"reconstruction": -summed_over_frames(log_likelihood, sequences)}
+        terms = {"reconstruction": -sum_over_frames(log_likelihood, sequences)}
         for name, mean, scale in zip(("kl_z", "kl_u"), means, scales, strict=True):
             kl = kl_to_standard_normal(diagonal_normal(mean, scale)).view(shape)
-            terms[name] = summed_over_frames(kl, sequences)
+            terms[name] = sum_over_frames(kl, sequences)
         return terms
 
     def _moved(

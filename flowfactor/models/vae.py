@@ -7,17 +7,17 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from flowfactor.data import Sequences
+from flowfactor.data import SequenceBatch
 from flowfactor.models.autoencoder import (
-    all_images,
     check_weight,
+    flatten_frames,
     kl_to_standard_normal,
-    summed_over_frames,
+    sum_over_frames,
 )
-from flowfactor.models.displacement import RuleModel
+from flowfactor.models.displacement import TraversalModel
 
 
-class VAE(RuleModel):
+class VAE(TraversalModel):
     r"""A VAE that sees every frame as an image of its own; with ``beta > 1`` a beta-VAE.
 
     .. code-block:: text
@@ -26,10 +26,10 @@ class VAE(RuleModel):
 
     averaged over sequences, in nats; with ``beta = 1`` the negative evidence bound of the frames as
     independent images. It knows nothing of transformations: how its latents move is learned
-    afterwards, by :func:`~flowfactor.models.fit_displacements`.
+    afterwards, by :func:`~flowfactor.models.fit_traversals`.
 
     Args:
-        arguments, options: those of :class:`~flowfactor.models.RuleModel`.
+        arguments, options: those of :class:`~flowfactor.models.TraversalModel`.
         beta: the weight of the KL; 4 is customary for a beta-VAE.
 
     Raises:
@@ -40,12 +40,12 @@ class VAE(RuleModel):
 
     Example:
         >>> import torch
-        >>> from flowfactor.data import Sequences
+        >>> from flowfactor.data import SequenceBatch
         >>> from flowfactor.models import VAE
         >>> torch.manual_seed(0)  # doctest: +ELLIPSIS
         <torch._C.Generator object at ...>
         >>> model = VAE.build(("rotation", "hue"), latent_dim=8, beta=4.0)
-        >>> films = Sequences.full(torch.rand(2, 9, 3, 28, 28), torch.tensor([0, 1]))
+        >>> films = SequenceBatch.full(torch.rand(2, 9, 3, 28, 28), torch.tensor([0, 1]))
         >>> sorted(model.loss(films))
         ['kl', 'reconstruction']
     """
@@ -57,15 +57,15 @@ class VAE(RuleModel):
     def _own_options(self) -> dict[str, Any]:
         return {"beta": self.beta}
 
-    def loss(self, sequences: Sequences) -> dict[str, Float[Tensor, ""]]:
+    def loss(self, sequences: SequenceBatch) -> dict[str, Float[Tensor, ""]]:
         """Return the weighted terms of the objective, each a mean over the batch, in nats.
 
         With some frames of each sequence only, both are unbiased estimates of those over all.
         """
-        posterior = self.encode(all_images(sequences))
+        posterior = self.encode(flatten_frames(sequences))
         log_likelihood, _ = self._decoded(posterior.rsample(), sequences)
         kl = kl_to_standard_normal(posterior).view_as(log_likelihood)
         return {
-            "reconstruction": -summed_over_frames(log_likelihood, sequences),
-            "kl": self.beta * summed_over_frames(kl, sequences),
+            "reconstruction": -sum_over_frames(log_likelihood, sequences),
+            "kl": self.beta * sum_over_frames(kl, sequences),
         }

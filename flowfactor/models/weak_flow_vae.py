@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from flowfactor.data import Sequences
+from flowfactor.data import SequenceBatch
 from flowfactor.inference import Inference, TransformationPosterior
 from flowfactor.models.autoencoder import kl_to_standard_normal
 from flowfactor.models.flow_vae import FlowVAE
@@ -38,7 +38,7 @@ class WeakFlowVAE(FlowVAE):
     from the mean difference between the flows' costs, so that none of them wins before it has had a
     chance to learn something; see :class:`flowfactor.inference.Inference`.
 
-    A sequence whose ``factor`` is not -1 is labelled: its flow is that one, and it teaches the
+    A sequence whose ``labels`` is not -1 is labelled: its flow is that one, and it teaches the
     network. With some labels the training is semi-supervised.
 
     Which flow has learned what is only known afterwards, see
@@ -56,7 +56,7 @@ class WeakFlowVAE(FlowVAE):
         super().__init__(*arguments, **options)
         self.inference = inference
         self.inference_network = TransformationPosterior(
-            self.image_shape, len(self.potentials), self.last
+            self.image_shape, len(self.potentials), self.horizon
         )
         self.trained_steps: Tensor
         self.register_buffer("trained_steps", torch.zeros((), dtype=torch.long))
@@ -90,7 +90,7 @@ class WeakFlowVAE(FlowVAE):
         model._spec["inference"] = dataclasses.asdict(model.inference)
         return model
 
-    def infer(self, sequences: Sequences) -> Float[Tensor, "b k"]:
+    def infer(self, sequences: SequenceBatch) -> Float[Tensor, "b k"]:
         """Return ``log q(k | x_0..x_T)`` for each sequence, from the frames that it has."""
         logits: Tensor = self.inference_network(sequences.frames, sequences.times)
         return logits.log_softmax(-1)
@@ -124,7 +124,7 @@ class WeakFlowVAE(FlowVAE):
         if self._spec is not None:
             self._spec["names"] = list(names)
 
-    def loss(self, sequences: Sequences) -> dict[str, Float[Tensor, ""]]:
+    def loss(self, sequences: SequenceBatch) -> dict[str, Float[Tensor, ""]]:
         """Return the weighted terms of the objective, each a mean over the batch, in nats.
 
         In training mode a call is a step of the schedule. In evaluation mode every sequence is
@@ -147,7 +147,7 @@ class WeakFlowVAE(FlowVAE):
             k = self.infer(sequences).argmax(-1)
         return self._explained(sequences, k, self._untaught())
 
-    def _autoencoder(self, sequences: Sequences) -> dict[str, Float[Tensor, ""]]:
+    def _autoencoder(self, sequences: SequenceBatch) -> dict[str, Float[Tensor, ""]]:
         """Every frame for itself: reconstruction and KL, in the proportion of images."""
         frames = sequences.frames
         posterior = self.encode(frames.flatten(0, 1))
@@ -162,13 +162,15 @@ class WeakFlowVAE(FlowVAE):
         }
 
     def _explained(
-        self, sequences: Sequences, k: Int[Tensor, "b"], more: dict[str, Tensor]
+        self, sequences: SequenceBatch, k: Int[Tensor, "b"], more: dict[str, Tensor]
     ) -> dict[str, Float[Tensor, ""]]:
         """The supervised objective with the transformations k, or the labels where there are."""
-        k = torch.where(sequences.factor >= 0, sequences.factor, k)
-        return super().loss(dataclasses.replace(sequences, factor=k)) | more
+        k = torch.where(sequences.labels >= 0, sequences.labels, k)
+        return super().loss(dataclasses.replace(sequences, labels=k)) | more
 
-    def _enumerated(self, sequences: Sequences, progress: float) -> dict[str, Float[Tensor, ""]]:
+    def _enumerated(
+        self, sequences: SequenceBatch, progress: float
+    ) -> dict[str, Float[Tensor, ""]]:
         """One step of variational EM over all flows; no flow runs backwards in it."""
         K, B = len(self.potentials), len(sequences)
         later = dataclasses.replace(
@@ -178,11 +180,11 @@ class WeakFlowVAE(FlowVAE):
         z0, entropy = posterior.rsample(), posterior.entropy()
         at_start = self.observation.log_prob(self.decode_logits(z0), sequences.frames[:, 0])
         each = self.costs(
-            Sequences(
+            SequenceBatch(
                 later.frames.repeat(K, 1, 1, 1, 1),
                 later.times.repeat(K, 1),
-                later.factor.repeat(K),
-                later.last,
+                later.labels.repeat(K),
+                later.horizon,
             ),
             torch.arange(K, device=z0.device).repeat_interleave(B),
             entropy.repeat(K),
@@ -194,8 +196,8 @@ class WeakFlowVAE(FlowVAE):
             total = torch.stack([costs[name] for name in evidence if name in costs]).sum(0)
             gap = total - total.min(dim=1, keepdim=True).values
             responsibilities = torch.softmax(-gap / self._temperature(gap, progress), dim=1)
-            labels = F.one_hot(sequences.factor.clamp(min=0), K).to(responsibilities)
-            known = (sequences.factor >= 0).unsqueeze(1)
+            labels = F.one_hot(sequences.labels.clamp(min=0), K).to(responsibilities)
+            known = (sequences.labels >= 0).unsqueeze(1)
             responsibilities = torch.where(known, labels, responsibilities)
         terms = {name: (responsibilities * cost).sum(1).mean() for name, cost in costs.items()}
         terms["reconstruction"] = terms["reconstruction"] - at_start.mean()
@@ -211,12 +213,12 @@ class WeakFlowVAE(FlowVAE):
         ratio = lowest / self.first_temperature
         return self.first_temperature * ratio**progress
 
-    def _drawn(self, sequences: Sequences, temperature: float) -> dict[str, Float[Tensor, ""]]:
+    def _drawn(self, sequences: SequenceBatch, temperature: float) -> dict[str, Float[Tensor, ""]]:
         """One flow for each sequence, drawn by the straight-through Gumbel-softmax."""
         log_q = self.infer(sequences)
         drawn = F.gumbel_softmax(log_q, temperature, hard=True)
-        known = sequences.factor >= 0
-        labels = F.one_hot(sequences.factor.clamp(min=0), log_q.shape[1]).to(drawn)
+        known = sequences.labels >= 0
+        labels = F.one_hot(sequences.labels.clamp(min=0), log_q.shape[1]).to(drawn)
         weights = torch.where(known.unsqueeze(1), labels, drawn)
         posterior = self.encode(sequences.frames[:, 0])
         later = self.codes(sequences)

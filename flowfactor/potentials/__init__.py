@@ -2,9 +2,9 @@
 
 from flowfactor.potentials.autograd import AutogradPotential
 from flowfactor.potentials.bank import (
-    Choice,
     IndependentPotentials,
     PotentialBank,
+    Selector,
     WeightedPotentials,
 )
 from flowfactor.potentials.base import Derivatives, LinearCombination, Potential, Time
@@ -15,7 +15,6 @@ from flowfactor.potentials.stacked import StackedPotentials
 
 __all__ = [
     "AutogradPotential",
-    "Choice",
     "Derivatives",
     "Hutchinson",
     "IndependentPotentials",
@@ -25,6 +24,7 @@ __all__ = [
     "Potential",
     "PotentialBank",
     "RidgePotential",
+    "Selector",
     "StackedPotentials",
     "Time",
     "WeightedPotentials",

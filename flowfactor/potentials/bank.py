@@ -18,7 +18,7 @@ from flowfactor.potentials.base import (
     check_latents,
 )
 
-Choice = int | str | Tensor
+Selector = int | str | Tensor
 """Which potential: an index, a name, one index per sample ``(B,)``, or weights ``(B, K)``."""
 
 
@@ -77,7 +77,7 @@ class PotentialBank(nn.Module, ABC):
             )
         return int(name) % len(self)
 
-    def select(self, k: Choice) -> Potential:
+    def select(self, k: Selector) -> Potential:
         """Return the potential that ``k`` asks for.
 
         Args:

@@ -342,7 +342,7 @@ def test_videos_of_ones_own(call, tmp_path):
         ("factor_grid", "data.factors={hue: 0}", "data.factors.hue"),
         ("recordings", "data.start=random", "start: canonical"),
         ("recordings", "evaluation.composition=true", "two transformations"),
-        ("sprites", "data.moving_start=anywhere", "'random' or 'canonical'"),
+        ("sprites", "data.active_start=anywhere", "'random' or 'canonical'"),
         ("mnist_composition", "objective.commutator=-1", "objective.commutator"),
     ],
 )

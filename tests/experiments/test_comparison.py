@@ -25,10 +25,10 @@ from experiments.comparison import (
 )
 from experiments.runs import load_data, read_run_config
 from flowfactor import checkpoints
-from flowfactor.data import in_turn
+from flowfactor.data import round_robin
 from flowfactor.diagnostics import save
 from flowfactor.errors import ConfigError, RunError
-from flowfactor.models import VAE, fit_displacements
+from flowfactor.models import VAE, fit_traversals
 
 
 def result(errors, seed=0, **more):
@@ -414,13 +414,15 @@ def evaluated(tiny_run, tmp_path_factory):
     model = VAE.build(
         data.names,
         data.image_shape,
-        last=data.last,
+        horizon=data.horizon,
         latent_dim=3,
         encoder={"channels": [4]},
         decoder={"hidden": [8]},
     )
     some = torch.arange(12)
-    fit_displacements(model, [data.sample(some, in_turn(data, some))], images=2, ranges=(-1.0, 1.0))
+    fit_traversals(
+        model, [data.sample(some, round_robin(data, some))], images=2, ranges=(-1.0, 1.0)
+    )
     checkpoints.save_model(model, folder / "vae")
     assert not hasattr(flowfactor.load(folder / "vae"), "potentials")
     return folder
@@ -468,7 +470,7 @@ def test_compare_refuses_other_data(call, evaluated, tmp_path):
     (other / "config.yaml").write_text(text.replace("last: 8", "last: 9"))
     code, output = call("compare", evaluated / "flow_1", other)
     assert code == 2
-    assert "data.last: 8 -> 9" in output
+    assert "data.horizon: 8 -> 9" in output
     (other / "config.yaml").write_text("data: {source: sprites}")
     code, output = call("compare", evaluated / "flow_1", other)
     assert code == 2

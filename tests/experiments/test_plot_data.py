@@ -36,7 +36,7 @@ def drawn(path: Path) -> tuple[int, int]:
 
 
 def test_sprites_from_both_starts(script, tmp_path):
-    small = ["--set", "data.size=16", "--set", "data.last=3", "--set", "data.test=20"]
+    small = ["--set", "data.size=16", "--set", "data.horizon=3", "--set", "data.test=20"]
     one, two = tmp_path / "one.png", tmp_path / "two.png"
     code, out, err = script("sprites", *small, "--out", one)
     assert (code, err) == (0, "")

@@ -175,7 +175,7 @@ def test_bad_options(option, value):
 def test_validation_batches_cover_the_images_once(digits):
     batches = list(validation_batches(digits, 100, batch_size=5))
     assert [len(batch) for batch in batches] == [5, 5, 2]
-    factors = torch.cat([batch.factor for batch in batches])
+    factors = torch.cat([batch.labels for batch in batches])
     assert factors.bincount().tolist() == [4, 4, 4]
 
 

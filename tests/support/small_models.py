@@ -2,7 +2,7 @@
 
 import torch
 
-from flowfactor.data import Sequences
+from flowfactor.data import SequenceBatch
 from flowfactor.models import MODELS
 
 NAMES = ("left", "right")
@@ -17,7 +17,7 @@ OWN = {
 }
 
 
-def small(kind, names=NAMES, image_shape=SHAPE, last=LAST, **options):
+def small(kind, names=NAMES, image_shape=SHAPE, horizon=LAST, **options):
     torch.manual_seed(0)
     networks = {
         "encoder": {"channels": [4], "hidden": 16},
@@ -26,12 +26,12 @@ def small(kind, names=NAMES, image_shape=SHAPE, last=LAST, **options):
     return MODELS[kind].build(
         names,
         image_shape,
-        last=last,
+        horizon=horizon,
         **{"latent_dim": 4, **networks, **OWN.get(kind, {}), **options},
     )
 
 
-def films(count=6, last=LAST):
+def films(count=6, horizon=LAST):
     generator = torch.Generator().manual_seed(1)
-    frames = torch.rand(count, last + 1, *SHAPE, generator=generator)
-    return Sequences.full(frames, torch.arange(count) % len(NAMES))
+    frames = torch.rand(count, horizon + 1, *SHAPE, generator=generator)
+    return SequenceBatch.full(frames, torch.arange(count) % len(NAMES))

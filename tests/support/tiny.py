@@ -31,7 +31,7 @@ _SIZES = {
     "poflow": ["model.width=8"],
 }
 _FEW = ["data.train=60", "data.validation=20", "data.test=20"]
-_SMALL_GRID = ["data.validation=2", "data.test=2", "data.last=2"]
+_SMALL_GRID = ["data.validation=2", "data.test=2", "data.horizon=2"]
 _RESIDUAL = [
     "model.encoder={kind: residual, channels: [4, 8], hidden: 16}",
     "model.decoder={kind: residual, channels: [4, 8], hidden: 16}",

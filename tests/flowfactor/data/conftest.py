@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from flowfactor.data import Digits, SequenceDataset, load_mnist
+from flowfactor.data import Digits, TransformedImages, load_mnist
 
 
 @pytest.fixture(scope="session")
@@ -15,8 +15,8 @@ def digits() -> Digits:
 
 
 @pytest.fixture
-def dataset() -> SequenceDataset:
+def dataset() -> TransformedImages:
     """Thirty random images of 12 by 12 pixels in sequences of frames 0..8."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (30, 1, 12, 12), dtype=torch.uint8, generator=generator)
-    return SequenceDataset(images, torch.arange(30) % 10)
+    return TransformedImages(images, torch.arange(30) % 10)

@@ -1,20 +1,20 @@
 import pytest
 import torch
 
-from flowfactor.data import Hue, Rotation, Scaling, SequenceDataset, render
+from flowfactor.data import Hue, Rotation, Scaling, TransformedImages, render
 from flowfactor.errors import DataError
 
 IMAGES = torch.zeros(4, 1, 8, 8, dtype=torch.uint8)
 
 
-def test_description(dataset: SequenceDataset):
+def test_description(dataset: TransformedImages):
     assert dataset.names == ("scaling", "rotation", "hue")
     assert dataset.image_shape == (3, 12, 12)
-    assert (len(dataset), dataset.last, dataset.device.type) == (30, 8, "cpu")
-    assert SequenceDataset(IMAGES).labels.tolist() == [-1] * 4
+    assert (len(dataset), dataset.horizon, dataset.device.type) == (30, 8, "cpu")
+    assert TransformedImages(IMAGES).classes.tolist() == [-1] * 4
 
 
-def test_each_transformation_drives_its_own_parameter(dataset: SequenceDataset):
+def test_each_transformation_drives_its_own_parameter(dataset: TransformedImages):
     batch = dataset.sample([7, 7, 7], torch.tensor([0, 1, 2]))
     t = torch.arange(9.0)
     still, one = torch.zeros(9), torch.ones(9)
@@ -25,43 +25,43 @@ def test_each_transformation_drives_its_own_parameter(dataset: SequenceDataset):
         torch.stack([still, still, 20 * t]),
     )
     assert torch.equal(batch.frames, expected)
-    assert batch.factor.tolist() == [0, 1, 2]
-    assert batch.last == 8
+    assert batch.labels.tolist() == [0, 1, 2]
+    assert batch.horizon == 8
 
 
-def test_frame_zero_is_the_red_digit_whatever_the_transformation(dataset: SequenceDataset):
+def test_frame_zero_is_the_red_digit_whatever_the_transformation(dataset: TransformedImages):
     batch = dataset.sample([3, 3, 3], torch.tensor([0, 1, 2]))
     red = torch.zeros(3, 3, 12, 12)
     red[:, 0] = dataset.images[3, 0].float() / 255
     assert torch.equal(batch.frames[:, 0], red)
 
 
-def test_only_the_frames_asked_for(dataset: SequenceDataset):
+def test_only_the_frames_asked_for(dataset: TransformedImages):
     times = torch.tensor([[0, 5, 8], [0, 1, 2], [0, 3, 7]])
-    factor = torch.tensor([2, 0, 1])
-    some = dataset.sample([1, 2, 3], factor, times)
-    everything = dataset.sample([1, 2, 3], factor)
+    labels = torch.tensor([2, 0, 1])
+    some = dataset.sample([1, 2, 3], labels, times)
+    everything = dataset.sample([1, 2, 3], labels)
     assert torch.equal(some.times, times)
     expected = everything.frames[torch.arange(3)[:, None], times]
     # Vectorised and remaining elements of a loop may be rounded differently.
     torch.testing.assert_close(some.frames, expected, rtol=0, atol=1e-6)
 
 
-def test_factor_by_name_by_index_and_for_each(dataset: SequenceDataset):
+def test_factor_by_name_by_index_and_for_each(dataset: TransformedImages):
     by_name = dataset.sample(range(4), "rotation")
     by_index = dataset.sample(torch.arange(4), 1)
     for_each = dataset.sample(torch.arange(4), torch.ones(4, dtype=torch.int32))
     for other in (by_index, for_each):
         assert torch.equal(by_name.frames, other.frames)
-        assert by_name.factor.tolist() == other.factor.tolist() == [1] * 4
+        assert by_name.labels.tolist() == other.labels.tolist() == [1] * 4
 
 
-def test_compose_applies_all_at_once(dataset: SequenceDataset):
+def test_compose_applies_all_at_once(dataset: TransformedImages):
     both = dataset.compose([4, 9], ("rotation", 2))
     t = torch.arange(9.0).expand(2, 9)
     images = dataset.images[[4, 9]].float() / 255
     assert torch.equal(both.frames, render(images, torch.ones_like(t), 10 * t, 20 * t))
-    assert both.factor.tolist() == [-1, -1]
+    assert both.labels.tolist() == [-1, -1]
     alone = dataset.sample([4, 9], "hue")
     assert torch.equal(dataset.compose([4, 9], ["hue"]).frames, alone.frames)
 
@@ -74,17 +74,17 @@ def test_compose_of_one_parameter_multiplies_scales_and_adds_angles():
         Rotation(),
         Rotation(start=-7, step=1, name="slow"),
     )
-    dataset = SequenceDataset(images, transformations=transformations)
+    dataset = TransformedImages(images, transformations=transformations)
     everything = dataset.compose([0], dataset.names)
     t = torch.arange(9.0)[None]
     expected = render(images / 255, 2 * (1 + 0.1 * t), 11 * t - 7, 0 * t)
     torch.testing.assert_close(everything.frames, expected, rtol=0, atol=1e-5)
 
 
-def test_longer_sequences_extrapolate(dataset: SequenceDataset):
+def test_longer_sequences_extrapolate(dataset: TransformedImages):
     longer = dataset.with_last(16)
-    assert (longer.last, dataset.last) == (16, 8)
-    assert longer.labels is dataset.labels
+    assert (longer.horizon, dataset.horizon) == (16, 8)
+    assert longer.classes is dataset.classes
     batch = longer.sample([0], "hue")
     torch.testing.assert_close(batch.frames[:, :9], dataset.sample([0], "hue").frames)
     blue = batch.frames[0, 12, 2]
@@ -93,12 +93,12 @@ def test_longer_sequences_extrapolate(dataset: SequenceDataset):
 
 def test_centre_and_device_are_kept():
     images = torch.randint(256, (2, 1, 8, 8), dtype=torch.uint8)
-    authors = SequenceDataset(images, centre="authors")
+    authors = TransformedImages(images, centre="authors")
     kept = authors.with_last(4).to("cpu").sample([0], 1).frames
     torch.testing.assert_close(kept, authors.sample([0], 1).frames[:, :5], rtol=0, atol=1e-6)
-    assert not torch.allclose(kept, SequenceDataset(images, last=4).sample([0], 1).frames)
+    assert not torch.allclose(kept, TransformedImages(images, horizon=4).sample([0], 1).frames)
     assert authors.to("meta").device.type == "meta"
-    assert SequenceDataset(images, device="meta").labels.device.type == "meta"
+    assert TransformedImages(images, device="meta").classes.device.type == "meta"
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_centre_and_device_are_kept():
         ({"images": IMAGES[:0]}, r"no images.*\(0, 1, 8, 8\)"),
         ({"labels": torch.arange(3)}, r"each of the 4 images, .* torch\.int64 of shape \(3,\)"),
         ({"labels": torch.zeros(4)}, r"whole number .* torch\.float32"),
-        ({"last": 0}, r"at least 1, but last is 0"),
+        ({"horizon": 0}, r"at least 1, but last is 0"),
         ({"centre": "left"}, r"centre must be 'true' or 'authors', but it is 'left'"),
         ({"transformations": ()}, r"at least one transformation"),
         ({"transformations": (Hue(), Hue(step=5))}, r"its own name, .* \['hue', 'hue'\]"),
@@ -123,7 +123,7 @@ def test_centre_and_device_are_kept():
 )
 def test_bad_dataset(arguments, message):
     with pytest.raises(DataError, match=message):
-        SequenceDataset(**{"images": IMAGES, **arguments})
+        TransformedImages(**{"images": IMAGES, **arguments})
 
 
 class Shear:
@@ -135,7 +135,7 @@ class Shear:
 
 def test_transformation_of_an_unknown_parameter():
     with pytest.raises(DataError, match=r"'shear' changes 'shear', .* one of scale, angle, hue"):
-        SequenceDataset(IMAGES, transformations=(Shear(),))
+        TransformedImages(IMAGES, transformations=(Shear(),))
 
 
 FIRST = torch.zeros(2, 1, dtype=torch.long)
@@ -161,9 +161,9 @@ FIRST = torch.zeros(2, 1, dtype=torch.long)
         ([0, 1], 0, FIRST.float(), r"whole numbers .* torch\.float32"),
     ],
 )
-def test_bad_requests(indices, factor, times, message):
+def test_bad_requests(indices, labels, times, message):
     with pytest.raises(DataError, match=message):
-        SequenceDataset(IMAGES).sample(indices, factor, times)
+        TransformedImages(IMAGES).sample(indices, labels, times)
 
 
 @pytest.mark.parametrize(
@@ -171,10 +171,10 @@ def test_bad_requests(indices, factor, times, message):
 )
 def test_bad_composition(factors, message):
     with pytest.raises(DataError, match=message):
-        SequenceDataset(IMAGES).compose([0], factors)
+        TransformedImages(IMAGES).compose([0], factors)
 
 
-def test_random_starts_have_undergone_every_transformation(dataset: SequenceDataset):
+def test_random_starts_have_undergone_every_transformation(dataset: TransformedImages):
     start = torch.tensor([[0.5, 0.25, 1.0, 0.0], [0.5, 0.25, 1.0, 0.9]])
     batch = dataset.sample([7, 7], "rotation", start=start)
     t, one = torch.arange(9.0), torch.ones(9)
@@ -190,7 +190,7 @@ def test_random_starts_have_undergone_every_transformation(dataset: SequenceData
     assert torch.equal(batch.frames[1], dataset.sample([7], "rotation").frames[0])
 
 
-def test_random_starts_of_compositions(dataset: SequenceDataset):
+def test_random_starts_of_compositions(dataset: TransformedImages):
     start = torch.tensor([[0.5, 0.25, 1.0, 0.0]])
     batch = dataset.compose([7], ("rotation", "scaling"), start=start)
     t, one = torch.arange(9.0)[None], torch.ones(1, 9)
@@ -201,11 +201,11 @@ def test_random_starts_of_compositions(dataset: SequenceDataset):
 
 def test_ranges_of_random_starts_are_kept():
     ranges = {"scaling": (0.5, 1.0)}
-    dataset = SequenceDataset(IMAGES, start_ranges=ranges, random_fraction=0.5)
+    dataset = TransformedImages(IMAGES, start_ranges=ranges, random_start_prob=0.5)
     assert dataset.start_ranges == ((0.5, 1.0), (0.0, 80.0), (0.0, 160.0))
     for other in (dataset.with_last(4), dataset.to("cpu")):
         assert other.start_ranges == dataset.start_ranges
-        assert other.random_fraction == 0.5
+        assert other.random_start_prob == 0.5
 
 
 @pytest.mark.parametrize(
@@ -214,15 +214,15 @@ def test_ranges_of_random_starts_are_kept():
         ({"start_ranges": {"zoom": (0, 1)}}, "start_ranges names 'zoom'"),
         ({"start_ranges": {"hue": (0, float("inf"))}}, "two finite numbers"),
         ({"start_ranges": {"scaling": (-0.5, 1)}}, "From -0.5, transformation 'scaling'"),
-        ({"random_fraction": 1.5}, r"random_fraction must be in \[0, 1\]"),
+        ({"random_start_prob": 1.5}, r"random_start_prob must be in \[0, 1\]"),
     ],
 )
 def test_bad_random_starts(options, message: str):
     with pytest.raises(DataError, match=message):
-        SequenceDataset(IMAGES, **options)
+        TransformedImages(IMAGES, **options)
 
 
-def test_bad_start_numbers(dataset: SequenceDataset):
+def test_bad_start_numbers(dataset: TransformedImages):
     with pytest.raises(DataError, match=r"shape \(2, 4\), but they are torch.float32 .* \(2, 3\)"):
         dataset.sample([0, 1], 0, start=torch.zeros(2, 3))
     with pytest.raises(DataError, match=r"start must hold numbers in \[0, 1\]"):
@@ -232,7 +232,7 @@ def test_bad_start_numbers(dataset: SequenceDataset):
 def test_what_moves_can_start_canonically_while_the_rest_is_random():
     """Everything stays in the box that canonical sequences and their compositions span."""
     images = torch.randint(256, (3, 1, 12, 12), dtype=torch.uint8)
-    data = SequenceDataset(images, moving_start="canonical", random_fraction=1.0)
+    data = TransformedImages(images, active_start="canonical", random_start_prob=1.0)
     start = torch.tensor([[1.0, 0.5, 0.25, 0.0]] * 3)
     moving = data.sample([0, 1, 2], "rotation", start=start).frames
     # Scale 1.8, hue 40 degrees: at frame 4 as after eight frames of scaling and two of hue.
@@ -244,7 +244,7 @@ def test_what_moves_can_start_canonically_while_the_rest_is_random():
         elapsed=[clock * 2, clock, clock // 2],
     ).frames
     torch.testing.assert_close(moving[:, 4], both[:, 4], atol=1e-5, rtol=0)
-    usual = SequenceDataset(images, random_fraction=1.0)
+    usual = TransformedImages(images, random_start_prob=1.0)
     assert not torch.equal(usual.sample([0, 1, 2], "rotation", start=start).frames, moving)
     with pytest.raises(DataError, match="'random' or 'canonical'"):
-        SequenceDataset(images, moving_start="anywhere")
+        TransformedImages(images, active_start="anywhere")

@@ -36,7 +36,7 @@ def test_numbers_and_positions_are_each_other_s_inverse():
 def test_description():
     whole = grid()
     assert isinstance(whole, SequenceSource)
-    assert (whole.names, whole.last, len(whole)) == (("hue", "size", "angle"), 3, TOTAL)
+    assert (whole.names, whole.horizon, len(whole)) == (("hue", "size", "angle"), 3, TOTAL)
     assert (whole.image_shape, whole.device.type, whole.start_size) == ((1, 2, 2), "cpu", 3)
     assert torch.equal(whole.positions(range(TOTAL)), POSITIONS)
     assert torch.equal(read_positions(whole.images([7, 300])), POSITIONS[[7, 300]])
@@ -62,7 +62,7 @@ def test_each_sample_its_own_transformation_and_frames():
     assert seen[1, :, 0].tolist() == [0, 1]
     assert seen[2, :, 3].tolist() == [5, 3]
     assert torch.equal(batch.times, times)
-    assert torch.equal(batch.factor, factor)
+    assert torch.equal(batch.labels, factor)
 
 
 def test_composition_moves_all_at_once():
@@ -73,15 +73,15 @@ def test_composition_moves_all_at_once():
 
 def test_cyclic_factors_wrap_around_and_run_on():
     own = grid(moves=[Move("hue", step=2, start="own")])
-    assert own.last == 8
+    assert own.horizon == 8
     seen = read_positions(own.with_last(11).sample([3 * 72 + 5], 0).frames)[0]
     assert seen[:, 0].tolist() == [(3 + 2 * t) % 5 for t in range(12)]
-    back = grid(moves=[Move("hue", step=-1)], last=5).sample([0], 0)
+    back = grid(moves=[Move("hue", step=-1)], horizon=5).sample([0], 0)
     assert read_positions(back.frames)[0, :, 0].tolist() == [0, 4, 3, 2, 1, 0]
 
 
 def test_own_starts_are_moved_no_further_than_needed():
-    own = grid(moves=[Move("angle", start="own"), Move("size", step=-1, start="own")], last=2)
+    own = grid(moves=[Move("angle", start="own"), Move("size", step=-1, start="own")], horizon=2)
     seen = read_positions(own.sample(range(TOTAL), "angle").frames)
     assert torch.equal(seen[:, 0, 3], POSITIONS[:, 3].clamp(max=3))
     assert torch.equal(seen[:, 2, 3], seen[:, 0, 3] + 2)
@@ -90,7 +90,7 @@ def test_own_starts_are_moved_no_further_than_needed():
 
 
 def test_random_starts_cover_the_room_of_the_moved_factor_only():
-    shorter = grid(last=2)
+    shorter = grid(horizon=2)
     start = torch.rand(TOTAL, 3)
     start[0], start[1] = 0, 1
     for k, (column, possible) in enumerate([(0, range(5)), (2, range(2)), (3, range(2, 6))]):
@@ -168,11 +168,11 @@ def test_values_are_held_out_of_all_but_their_own_split():
 def test_other_moves_of_the_same_factors():
     train = grid(split="train")
     faster = train.with_moves([Move("angle", step=2)])
-    assert (faster.names, faster.last, len(faster)) == (("angle",), 2, len(train))
-    assert train.last == 3
-    assert train.with_last(1).last == 1
+    assert (faster.names, faster.horizon, len(faster)) == (("angle",), 2, len(train))
+    assert train.horizon == 3
+    assert train.with_last(1).horizon == 1
     shape = grid(moves=[Move("hue")]).with_moves([Move("shape")])
-    assert shape.last == 2
+    assert shape.horizon == 2
     with pytest.raises(DataError, match=r"apart only for moves of hue, size, angle, not of shape"):
         train.with_moves([Move("shape")])
 
@@ -205,10 +205,13 @@ def test_default_moves_are_of_all_factors_that_can():
             {"moves": [Move("size", start=4)]},
             r"'size' must start at .* -4\.\.3, but its start is 4",
         ),
-        ({"last": 4}, r"1\.\.3, but last is 4: hue has room for any, size has room for 3, angle"),
-        ({"last": 0}, r"but last is 0"),
+        (
+            {"horizon": 4},
+            r"1\.\.3, but last is 4: hue has room for any, size has room for 3, angle",
+        ),
+        ({"horizon": 0}, r"but last is 0"),
         ({"moves": [Move("size", start=-1)]}, r"1\.\.0.*size has room for 0"),
-        ({"moves": [Move("angle", step=3, start="own")], "last": 2}, r"angle has room for 1"),
+        ({"moves": [Move("angle", step=3, start="own")], "horizon": 2}, r"angle has room for 1"),
         ({"split": "dev"}, r"train, validation, test, held_out, all, but it is 'dev'"),
         ({"split": "held_out"}, r"say which values by held_out"),
         ({"held_out": {"size": [1]}}, r"'size', which moves, .* one that is still: shape"),

@@ -23,9 +23,9 @@ PIXELS = np.random.default_rng(0).integers(0, 256, (5, 10, 10), dtype=np.uint8)
     ids=["bytes", "bytes4d", "tensor", "float64", "float32", "float-tensor", "fortran"],
 )
 def test_arrays_and_tensors(images):
-    dataset = from_images(images, labels=[3, 1, 4, 1, 5], transformations=[Rotation()], last=4)
+    dataset = from_images(images, labels=[3, 1, 4, 1, 5], transformations=[Rotation()], horizon=4)
     assert torch.equal(dataset.images[:, 0], torch.from_numpy(PIXELS))
-    assert dataset.labels.tolist() == [3, 1, 4, 1, 5]
+    assert dataset.classes.tolist() == [3, 1, 4, 1, 5]
     assert dataset.names == ("rotation",)
     assert tuple(dataset.sample([0], 0).frames.shape) == (1, 5, 3, 10, 10)
 

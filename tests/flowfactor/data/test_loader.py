@@ -3,30 +3,30 @@ import itertools
 import pytest
 import torch
 
-from flowfactor.data import Recordings, SequenceDataset, SequenceLoader, Sequences
+from flowfactor.data import Recordings, SequenceBatch, SequenceLoader, TransformedImages
 from flowfactor.errors import DataError
 
 
-def same(a: Sequences, b: Sequences) -> bool:
+def same(a: SequenceBatch, b: SequenceBatch) -> bool:
     return (
         torch.equal(a.frames, b.frames)
         and torch.equal(a.times, b.times)
-        and torch.equal(a.factor, b.factor)
+        and torch.equal(a.labels, b.labels)
     )
 
 
-def test_batches_are_those_of_the_dataset(dataset: SequenceDataset):
+def test_batches_are_those_of_the_dataset(dataset: TransformedImages):
     loader = SequenceLoader(dataset, 6, frames_per_sequence=3)
     batch = loader.batch(5)
-    expected = dataset.sample(loader.indices(5), batch.factor, batch.times)
+    expected = dataset.sample(loader.indices(5), batch.labels, batch.times)
     assert same(batch, expected)
     assert tuple(batch.frames.shape) == (6, 4, 3, 12, 12)
-    assert batch.last == 8
+    assert batch.horizon == 8
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 @pytest.mark.parametrize("batch_size", [1, 4, 30, 64])
-def test_each_image_once_an_epoch(dataset: SequenceDataset, batch_size: int, world_size: int):
+def test_each_image_once_an_epoch(dataset: TransformedImages, batch_size: int, world_size: int):
     """Taken together, in the order of steps and ranks, every 30 indices are all 30 images."""
     loaders = [
         SequenceLoader(dataset, batch_size, rank=rank, world_size=world_size)
@@ -39,19 +39,19 @@ def test_each_image_once_an_epoch(dataset: SequenceDataset, batch_size: int, wor
         assert sorted(epoch.tolist()) == list(range(30))
 
 
-def test_ranks_are_disjoint_within_an_epoch(dataset: SequenceDataset):
+def test_ranks_are_disjoint_within_an_epoch(dataset: TransformedImages):
     loaders = [SequenceLoader(dataset, 5, rank=rank, world_size=3) for rank in range(3)]
     seen = [{int(i) for step in range(2) for i in loader.indices(step)} for loader in loaders]
     assert [len(each) for each in seen] == [10, 10, 10]
     assert not any(a & b for a, b in itertools.combinations(seen, 2))
 
 
-def test_epochs_differ_in_order(dataset: SequenceDataset):
+def test_epochs_differ_in_order(dataset: TransformedImages):
     loader = SequenceLoader(dataset, 30)
     assert loader.indices(0).tolist() != loader.indices(1).tolist() != list(range(30))
 
 
-def test_batch_is_pure_in_its_number(dataset: SequenceDataset):
+def test_batch_is_pure_in_its_number(dataset: TransformedImages):
     straight = SequenceLoader(dataset, 8, frames_per_sequence=2, seed=3)
     batches = [straight.batch(step) for step in range(10)]
     resumed = SequenceLoader(dataset, 8, frames_per_sequence=2, seed=3)
@@ -62,7 +62,7 @@ def test_batch_is_pure_in_its_number(dataset: SequenceDataset):
     assert torch.equal(torch.get_rng_state(), state), "the global generator is not ours to use"
 
 
-def test_seed_step_and_rank_change_the_batch(dataset: SequenceDataset):
+def test_seed_step_and_rank_change_the_batch(dataset: TransformedImages):
     base = {"frames_per_sequence": 4, "seed": 3, "world_size": 2}
     first = SequenceLoader(dataset, 8, **base).batch(0)
     others = [
@@ -76,20 +76,20 @@ def test_seed_step_and_rank_change_the_batch(dataset: SequenceDataset):
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 6, 7, 8, 64])
-def test_factors_are_balanced_and_sorted(dataset: SequenceDataset, batch_size: int):
+def test_factors_are_balanced_and_sorted(dataset: TransformedImages, batch_size: int):
     loader = SequenceLoader(dataset, batch_size, frames_per_sequence=1)
     totals = torch.zeros(3, dtype=torch.long)
     for step in range(60):
-        factor = loader.batch(step).factor
-        assert torch.equal(factor, factor.sort().values)
-        counts = factor.bincount(minlength=3)
+        labels = loader.batch(step).labels
+        assert torch.equal(labels, labels.sort().values)
+        counts = labels.bincount(minlength=3)
         assert counts.max() - counts.min() <= 1
         totals += counts
     # The remainder falls to every transformation: a third of 60 times, at random.
     assert (totals - 60 * (batch_size // 3)).min() >= 10 * (batch_size % 3)
 
 
-def test_all_frames(dataset: SequenceDataset):
+def test_all_frames(dataset: TransformedImages):
     for loader in (
         SequenceLoader(dataset, 3),
         SequenceLoader(dataset, 3, frames_per_sequence=8),
@@ -99,7 +99,7 @@ def test_all_frames(dataset: SequenceDataset):
         assert batch.weights.unique().tolist() == [1.0]
 
 
-def test_frames_are_distinct_and_ascending(dataset: SequenceDataset):
+def test_frames_are_distinct_and_ascending(dataset: TransformedImages):
     loader = SequenceLoader(dataset, 30, frames_per_sequence=5)
     for step in range(10):
         times = loader.batch(step).times
@@ -110,7 +110,7 @@ def test_frames_are_distinct_and_ascending(dataset: SequenceDataset):
 
 def test_every_subset_of_frames_is_equally_likely():
     images = torch.zeros(4, 1, 4, 4, dtype=torch.uint8)
-    loader = SequenceLoader(SequenceDataset(images, last=4), 1200, frames_per_sequence=2)
+    loader = SequenceLoader(TransformedImages(images, horizon=4), 1200, frames_per_sequence=2)
     times = loader.batch(0).times[:, 1:]
     subsets, counts = times.unique(dim=0, return_counts=True)
     assert subsets.tolist() == [list(pair) for pair in itertools.combinations(range(1, 5), 2)]
@@ -118,7 +118,7 @@ def test_every_subset_of_frames_is_equally_likely():
     assert ((counts - 200) ** 2 / 200).sum() < 20.5
 
 
-def test_steps_per_epoch(dataset: SequenceDataset):
+def test_steps_per_epoch(dataset: TransformedImages):
     assert SequenceLoader(dataset, 10).steps_per_epoch == 3
     assert SequenceLoader(dataset, 8).steps_per_epoch == 4
     assert SequenceLoader(dataset, 8, rank=1, world_size=2).steps_per_epoch == 2
@@ -150,14 +150,14 @@ def test_given_transformations_are_balanced(batch_size: int, world_size: int):
             batch = loader.batch(step)
             numbers = (batch.frames[:, 1, 0, 0, 0] * 255).round().long()
             assert torch.equal(numbers, loader.indices(step))
-            assert torch.equal(batch.factor, source.given_factor[numbers])
-            assert torch.equal(batch.factor, batch.factor.sort().values)
-            counts = batch.factor.bincount(minlength=2)
+            assert torch.equal(batch.labels, source.labels[numbers])
+            assert torch.equal(batch.labels, batch.labels.sort().values)
+            counts = batch.labels.bincount(minlength=2)
             assert abs(counts[0] - counts[1]) <= 1
-            for number, factor in zip(numbers.tolist(), batch.factor.tolist(), strict=True):
-                visited[factor].append(number)
-    for factor, members in visited.items():
-        own = [i for i, label in enumerate(UNEVEN) if label == factor]
+            for number, labels in zip(numbers.tolist(), batch.labels.tolist(), strict=True):
+                visited[labels].append(number)
+    for labels, members in visited.items():
+        own = [i for i, label in enumerate(UNEVEN) if label == labels]
         for begin in range(0, 36 - len(own), len(own)):
             epoch = members[begin : begin + len(own)]
             # Within a batch of several epochs the order is that of the queue all the same.
@@ -179,19 +179,19 @@ def test_given_transformations_are_drawn_anew_each_epoch_and_purely():
 
 def test_transformations_that_are_not_known():
     loader = SequenceLoader(recorded(*[None] * 6), 4)
-    assert loader.batch(0).factor.tolist() == [-1] * 4
+    assert loader.batch(0).labels.tolist() == [-1] * 4
     visited = torch.cat([loader.indices(step) for step in range(3)])
     assert visited[:6].sort().values.tolist() == visited[6:].sort().values.tolist()
     some = SequenceLoader(recorded(1, None, None, 0, 1), 6)
-    assert some.batch(0).factor.tolist() == [-1, -1, 0, 0, 1, 1]
+    assert some.batch(0).labels.tolist() == [-1, -1, 0, 0, 1, 1]
 
 
-def test_batches_of_transformations_that_are_chosen_have_not_changed(dataset: SequenceDataset):
+def test_batches_of_transformations_that_are_chosen_have_not_changed(dataset: TransformedImages):
     """What a seed draws is part of every result ever reported."""
     loader = SequenceLoader(dataset, 5, frames_per_sequence=2, seed=7)
     batch = loader.batch(13)
     assert loader.indices(13).tolist() == [8, 12, 21, 25, 23]
-    assert batch.factor.tolist() == [0, 0, 1, 2, 2]
+    assert batch.labels.tolist() == [0, 0, 1, 2, 2]
     assert batch.times.tolist() == [[0, 2, 5], [0, 2, 6], [0, 6, 7], [0, 5, 8], [0, 3, 7]]
 
 
@@ -206,11 +206,11 @@ def test_batches_of_transformations_that_are_chosen_have_not_changed(dataset: Se
         ({"rank": -1}, r"but it is -1"),
     ],
 )
-def test_bad_loader(dataset: SequenceDataset, arguments, message):
+def test_bad_loader(dataset: TransformedImages, arguments, message):
     with pytest.raises(DataError, match=message):
         SequenceLoader(dataset, **{"batch_size": 4, **arguments})
 
 
-def test_negative_step(dataset: SequenceDataset):
+def test_negative_step(dataset: TransformedImages):
     with pytest.raises(DataError, match="step -1"):
         SequenceLoader(dataset, 4).batch(-1)

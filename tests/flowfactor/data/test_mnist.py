@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torchvision.datasets import MNIST
 
-from flowfactor.data import SequenceDataset, load_mnist, mnist, resolve_source
+from flowfactor.data import TransformedImages, load_mnist, mnist, resolve_source
 from flowfactor.errors import DataError
 
 FILES = {
@@ -205,7 +205,7 @@ def test_what_is_returned_may_be_changed(splits):
 
 
 def test_digits_become_sequences(splits):
-    dataset = SequenceDataset(*splits["test"])
+    dataset = TransformedImages(*splits["test"])
     assert tuple(dataset.sample([0], "scaling").frames.shape) == (1, 9, 3, 28, 28)
 
 

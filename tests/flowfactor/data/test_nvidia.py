@@ -24,7 +24,7 @@ def folder(tmp_path):
 def test_the_grids_are_those_of_the_description_of_the_data():
     assert math.prod(FALCOR3D_FACTORS.values()) == 233_280
     assert math.prod(ISAAC3D_FACTORS.values()) == 737_280
-    assert [move.factor for move in FALCOR3D_MOVES] == list(FALCOR3D_FACTORS)
+    assert [move.labels for move in FALCOR3D_MOVES] == list(FALCOR3D_FACTORS)
     assert len(ISAAC3D_MOVES) == 6
 
 
@@ -47,7 +47,7 @@ def test_strides_are_those_of_the_description_of_the_data(factors, strides):
 
 def test_a_move_changes_one_factor(folder):
     grid = falcor3d(folder, MOVES, SMALL, split="all")
-    assert (grid.names, grid.last, len(grid)) == (("camera_x_pos", "camera_z_pos"), 2, 24)
+    assert (grid.names, grid.horizon, len(grid)) == (("camera_x_pos", "camera_z_pos"), 2, 24)
     frames = grid.sample([14, 14], torch.tensor([0, 1])).frames
     seen = (frames[:, :, 0, 0, 0] * 25.5).round().long()
     # Number 14 is position (1, 0, 0, 0, 0, 0, 2): the camera's x has stride 4, its z stride 1.
@@ -56,7 +56,7 @@ def test_a_move_changes_one_factor(folder):
 
 
 def test_pictures_are_reduced_on_the_way(folder):
-    grid = falcor3d(folder, MOVES, SMALL, split="all", size=4, last=1)
+    grid = falcor3d(folder, MOVES, SMALL, split="all", size=4, horizon=1)
     frames = grid.sample([3], 0).frames
     assert tuple(frames.shape) == (1, 2, 3, 4, 4)
     torch.testing.assert_close(frames[0, 0, 1], torch.full((4, 4), 50 / 255))
@@ -79,18 +79,18 @@ def test_isaac3d(folder):
     sizes = {**dict.fromkeys(ISAAC3D_FACTORS, 1), "object_shape": 3, "robot_x_move": 8}
     moves = [Move("robot_x_move")]
     grid = isaac3d(folder, moves, sizes, held_out={"object_shape": [1]}, split="held_out")
-    assert (grid.last, len(grid)) == (7, 8)
+    assert (grid.horizon, len(grid)) == (7, 8)
     seen = (grid.sample([0], 0).frames[0, :, 0, 0, 0] * 25.5).round().long()
     assert seen.tolist() == list(range(8, 16))
 
 
 def test_default_moves_have_room(folder):
     # Only the numbers of positions matter for that, and no folder has all pictures here.
-    for factors, moves, last in (
+    for factors, moves, horizon in (
         (FALCOR3D_FACTORS, FALCOR3D_MOVES, 4),
         (ISAAC3D_FACTORS, ISAAC3D_MOVES, 3),
     ):
-        assert min(factors[move.factor] - 1 for move in moves) == last
+        assert min(factors[move.labels] - 1 for move in moves) == horizon
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ from flowfactor.data import (
     Recordings,
     SequenceLoader,
     SequenceSource,
-    in_turn,
-    samples_of,
+    round_robin,
+    samples_undergoing,
 )
 from flowfactor.data.films import LazyFilms, natural
 from flowfactor.errors import DataError
@@ -105,9 +105,9 @@ def test_arrays(frames, truth):
     batch = recordings.sample([2, 0])
     torch.testing.assert_close(batch.frames, truth[[2, 0]], rtol=0, atol=1e-6)
     assert recordings.image_shape == tuple(truth.shape[2:])
-    assert (len(recordings), recordings.last, recordings.start_size) == (4, 5, 0)
+    assert (len(recordings), recordings.horizon, recordings.start_size) == (4, 5, 0)
     assert recordings.names == ("transformation",)
-    assert batch.factor.tolist() == [0, 0]
+    assert batch.labels.tolist() == [0, 0]
     assert recordings.to("meta").device.type == "meta"
 
 
@@ -191,18 +191,18 @@ def test_natural_order(tmp_path):
 
 
 def test_folder_of_one_recording_and_of_classes(tmp_path):
-    single = Recordings(save_pictures(tmp_path / "a", FILMS[:1]) / "film0", last=2, stride=1)
+    single = Recordings(save_pictures(tmp_path / "a", FILMS[:1]) / "film0", horizon=2, stride=1)
     assert len(single) == 4
     assert single.recording(3) == "film0"
     names = ["turn/10", "grow/a", "turn/9", "grow/b"]
     classes = Recordings(save_pictures(tmp_path / "b", FILMS, names))
     assert classes.names == ("grow", "turn")
     assert [classes.recording(i) for i in range(4)] == ["grow/a", "grow/b", "turn/9", "turn/10"]
-    assert classes.given_factor.tolist() == [0, 0, 1, 1]
+    assert classes.labels.tolist() == [0, 0, 1, 1]
     expected = TRUTH[[1, 3, 2, 0]]
     torch.testing.assert_close(classes.sample(range(4)).frames, expected, rtol=0, atol=1e-6)
     ordered = Recordings(tmp_path / "b", names=["turn", "shear", "grow"])
-    assert ordered.given_factor.tolist() == [2, 2, 0, 0]
+    assert ordered.labels.tolist() == [2, 2, 0, 0]
 
 
 def test_grey_and_size():
@@ -228,7 +228,7 @@ VIDEOS = {"mp4": "libx264", "mkv": "ffv1", "avi": "libx264", "mpg": "mpeg2video"
 @pytest.mark.parametrize("kind", VIDEOS)
 def test_video_in_windows(tmp_path, kind):
     path = save_video(tmp_path / f"rise.{kind}", rising(), VIDEOS[kind])
-    recordings = Recordings(path, last=4, stride=3, every=2)
+    recordings = Recordings(path, horizon=4, stride=3, every=2)
     # 9 frames are needed; the last window begins at 141.
     assert len(recordings) == 48
     assert recordings.image_shape == (3, 32, 48)
@@ -242,8 +242,8 @@ def test_video_in_windows(tmp_path, kind):
 def test_a_jump_into_a_video_finds_the_same_frames(tmp_path):
     film = np.random.default_rng(1).integers(0, 256, (140, 16, 16, 3), dtype=np.uint8)
     path = save_video(tmp_path / "a.mp4", film, options={"bf": "3", "crf": "1"}, gop=30)
-    straight = Recordings(path, last=139).sample([0]).frames[0]
-    late = Recordings(path, last=2, stride=1)
+    straight = Recordings(path, horizon=139).sample([0]).frames[0]
+    late = Recordings(path, horizon=2, stride=1)
     read = reads(late)
     jumped = late.sample([130]).frames[0]
     assert read == [(0, 128, 12)]
@@ -265,7 +265,7 @@ def test_folders_of_videos(tmp_path):
         levels(classes.sample([0, 1, 2]).frames)[:, 0] - torch.tensor([80, 40, 0])
     ).abs().max() <= 2
     flat = Recordings(tmp_path / "up", labels={"v10": "b", "v9.mp4": "a"})
-    assert flat.given_factor.tolist() == [0, 1]
+    assert flat.labels.tolist() == [0, 1]
     copied = pickle.loads(pickle.dumps(flat))
     assert torch.equal(copied.sample([1]).frames, flat.sample([1]).frames)
 
@@ -313,23 +313,23 @@ def ragged(tmp_path):
 
 def test_recordings_of_different_lengths(tmp_path):
     folder = ragged(tmp_path)
-    assert Recordings(folder).last == 3
+    assert Recordings(folder).horizon == 3
     with pytest.raises(DataError, match=r"'film1' has 4 frames, .* 0\.\.4, .* needs 5.*drop"):
-        Recordings(folder, last=4)
-    dropped = Recordings(folder, [0, 1, 0, 1], last=4, short="drop")
+        Recordings(folder, horizon=4)
+    dropped = Recordings(folder, [0, 1, 0, 1], horizon=4, short="drop")
     assert [dropped.recording(i) for i in range(len(dropped))] == ["film0", "film2", "film3"]
-    assert dropped.given_factor.tolist() == [0, 0, 1]
-    windows = Recordings(folder, last=3, stride=1)
+    assert dropped.labels.tolist() == [0, 0, 1]
+    windows = Recordings(folder, horizon=3, stride=1)
     assert windows.recordings.tolist() == [0, 0, 0, 1, 2, 2, 3, 3, 3]
     torch.testing.assert_close(windows.sample([5]).frames[0], TRUTH[2, 1:5], rtol=0, atol=1e-6)
     with pytest.raises(
         DataError, match=r"None of the 4 recordings has the 10 frames.*longest has 6"
     ):
-        Recordings(folder, last=9, short="drop")
+        Recordings(folder, horizon=9, short="drop")
 
 
 def test_with_last_cuts_and_goes_on_where_it_can(tmp_path):
-    recordings = Recordings(FILMS, last=3)
+    recordings = Recordings(FILMS, horizon=3)
     torch.testing.assert_close(
         recordings.with_last(5).sample([2]).frames[0], TRUTH[2], rtol=0, atol=1e-6
     )
@@ -342,7 +342,7 @@ def test_with_last_cuts_and_goes_on_where_it_can(tmp_path):
 
 def test_split_is_by_recording(tmp_path):
     films = np.random.default_rng(0).integers(0, 256, (20, 8, 4, 4), dtype=np.uint8)
-    windows = Recordings(films, [0, 1] * 10, last=3, stride=2)
+    windows = Recordings(films, [0, 1] * 10, horizon=3, stride=2)
     parts = windows.split(validation=0.1, test=0.25, seed=3)
     assert {name: len(part) for name, part in parts.items()} == {
         "train": 39,
@@ -357,7 +357,7 @@ def test_split_is_by_recording(tmp_path):
     assert not torch.equal(other["test"].recordings, parts["test"].recordings)
     test = parts["test"]
     recording = int(test.recordings[4])
-    assert test.given_factor[4] == recording % 2
+    assert test.labels[4] == recording % 2
     assert list(windows.split(validation=0)) == ["train", "test"]
     with pytest.raises(DataError, match=r"less than 1 together, but they are 0.5 and 0.5"):
         windows.split(0.5, 0.5)
@@ -384,34 +384,34 @@ def test_labels(tmp_path):
     ):
         recordings = Recordings(FILMS, labels)
         assert recordings.names == ("a", "b")
-        assert recordings.given_factor.tolist() == [1, 0, 1, 0]
-        assert recordings.sample([0, 1]).factor.tolist() == [1, 0]
+        assert recordings.labels.tolist() == [1, 0, 1, 0]
+        assert recordings.sample([0, 1]).labels.tolist() == [1, 0]
     for indices in ([1, 0, 1, 0], np.array([1, 0, 1, 0], np.int8), torch.tensor([1, 0, 1, 0])):
         recordings = Recordings(FILMS, indices)
         assert recordings.names == ("transformation_0", "transformation_1")
-        assert recordings.given_factor.tolist() == [1, 0, 1, 0]
+        assert recordings.labels.tolist() == [1, 0, 1, 0]
     (tmp_path / "numbers.csv").write_text("label\n2\n-1\n\n0\n1\n")
     numbers = Recordings(FILMS, tmp_path / "numbers.csv", names=["x", "y", "z"])
-    assert numbers.given_factor.tolist() == [2, -1, 0, 1]
+    assert numbers.labels.tolist() == [2, -1, 0, 1]
     np.save(tmp_path / "n.npy", np.array([0, 1, 1, 2]))
-    assert Recordings(FILMS, tmp_path / "n.npy").given_factor.tolist() == [0, 1, 1, 2]
+    assert Recordings(FILMS, tmp_path / "n.npy").labels.tolist() == [0, 1, 1, 2]
 
 
 def test_labels_within_the_file(tmp_path):
     np.savez(tmp_path / "a.npz", frames=FILMS, more=np.zeros(2), labels=np.array([0, 1, 1, 0]))
-    assert Recordings(tmp_path / "a.npz", names=["a", "b"]).given_factor.tolist() == [0, 1, 1, 0]
+    assert Recordings(tmp_path / "a.npz", names=["a", "b"]).labels.tolist() == [0, 1, 1, 0]
     texts = np.array([b"turn", b"grow", b"turn", b"turn"])
     path = save_hdf5(tmp_path / "a.h5", x=FILMS, labels=texts)
     assert Recordings(path).names == ("grow", "turn")
-    assert Recordings(path, labels=[0] * 4, names=["one"]).given_factor.tolist() == [0] * 4
+    assert Recordings(path, labels=[0] * 4, names=["one"]).labels.tolist() == [0] * 4
 
 
 def test_labels_that_are_not_known():
     weak = Recordings(FILMS, names=["a", "b", "c"])
-    assert weak.given_factor.tolist() == [-1] * 4
-    assert weak.sample([0]).factor.tolist() == [-1]
+    assert weak.labels.tolist() == [-1] * 4
+    assert weak.sample([0]).labels.tolist() == [-1]
     some = Recordings(FILMS, ["a", None, -1, "b"])
-    assert some.given_factor.tolist() == [0, -1, -1, 1]
+    assert some.labels.tolist() == [0, -1, -1, 1]
     with pytest.raises(DataError, match=r"No label is known.*give names"):
         Recordings(FILMS, [None] * 4)
 
@@ -551,16 +551,16 @@ def test_colour_among_grey_pictures(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"last": 0}, r"last must be at least 1, but it is 0"),
+        ({"horizon": 0}, r"last must be at least 1, but it is 0"),
         ({"every": 0}, r"every must be at least 1"),
-        ({"stride": -1, "last": 2}, r"stride must be at least 1, but it is -1"),
+        ({"stride": -1, "horizon": 2}, r"stride must be at least 1, but it is -1"),
         ({"stride": 1}, r"give last"),
         ({"short": "drop"}, r"give last"),
         ({"short": "pad"}, r"'error' or 'drop', but it is 'pad'"),
         ({"size": 0}, r"size must be a height and a width.*is 0"),
         ({"size": (4, 4, 4)}, r"size must be a height and a width"),
-        ({"last": 6}, r"'0' has 6 frames, .* needs 7"),
-        ({"last": 3, "every": 2}, r"taking every 2, needs 7"),
+        ({"horizon": 6}, r"'0' has 6 frames, .* needs 7"),
+        ({"horizon": 3, "every": 2}, r"taking every 2, needs 7"),
     ],
 )
 def test_bad_options(options, message):
@@ -571,8 +571,8 @@ def test_bad_options(options, message):
 def test_what_was_recorded_cannot_be_chosen():
     recordings = Recordings(FILMS, ["a", "b", "a", "b"])
     right = recordings.sample([0, 1], torch.tensor([0, 1]))
-    assert right.factor.tolist() == [0, 1]
-    assert recordings.sample([0, 2], "a").factor.tolist() == [0, 0]
+    assert right.labels.tolist() == [0, 1]
+    assert recordings.sample([0, 2], "a").labels.tolist() == [0, 0]
     with pytest.raises(DataError, match=r"Sequence 1 undergoes 'b', not transformation 'a'"):
         recordings.sample([0, 1], "a")
     with pytest.raises(DataError, match=r"Sequence 0 has no known one, not transformation 'b'"):
@@ -599,23 +599,23 @@ def test_other_labels():
     assert not Recordings(FILMS).labelled
     other = recordings.relabelled(["x", "y", "z"], torch.tensor([2, -1, 0, 2]))
     assert other.names == ("x", "y", "z")
-    assert other.sample([0, 1, 2, 3]).factor.tolist() == [2, -1, 0, 2]
+    assert other.sample([0, 1, 2, 3]).labels.tolist() == [2, -1, 0, 2]
     assert torch.equal(other.sample([1]).frames, recordings.sample([1]).frames)
-    assert recordings.given_factor.tolist() == [0, 1, 0, 1]
-    for names, factor, message in (
+    assert recordings.labels.tolist() == [0, 1, 0, 1]
+    for names, labels, message in (
         (["x"], [0, 0, 0, 1], r"in 0\.\.0, or -1"),
         (["x"], [0, 0, 0, -2], r"in 0\.\.0, or -1"),
         (["x", "x"], [0, 0, 0, 1], r"each different"),
         (["x"], [0, 0, 0], r"each of the 4 sequences"),
     ):
         with pytest.raises(DataError, match=message):
-            recordings.relabelled(names, torch.tensor(factor))
+            recordings.relabelled(names, torch.tensor(labels))
 
 
 def test_helpers_for_sources_of_both_kinds(dataset):
     recordings = Recordings(FILMS, ["a", "b", "a", "b"])
-    assert samples_of(recordings, 1).tolist() == [1, 3]
-    assert samples_of(dataset, 1).tolist() == list(range(30))
+    assert samples_undergoing(recordings, 1).tolist() == [1, 3]
+    assert samples_undergoing(dataset, 1).tolist() == list(range(30))
     indices = torch.tensor([3, 2])
-    assert in_turn(recordings, indices).tolist() == [1, 0]
-    assert in_turn(dataset, indices).tolist() == [0, 2]
+    assert round_robin(recordings, indices).tolist() == [1, 0]
+    assert round_robin(dataset, indices).tolist() == [0, 2]

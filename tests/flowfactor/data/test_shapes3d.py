@@ -176,7 +176,7 @@ def test_bad_geometries(arguments, message):
 
 def test_description(small):
     assert small.names == ("floor_hue", "wall_hue", "object_hue", "scale", "orientation")
-    assert (small.image_shape, len(small), small.last) == ((3, 16, 16), 720, 2)
+    assert (small.image_shape, len(small), small.horizon) == ((3, 16, 16), 720, 2)
     assert small.recreated
     assert "not the original file" in small.description
 
@@ -194,7 +194,7 @@ def test_the_full_grid_has_the_published_factors(cache, monkeypatch):
         "shape": 4,
         "orientation": 15,
     }
-    assert (len(full.store), full.last) == (480000, 7)
+    assert (len(full.store), full.horizon) == (480000, 7)
     assert 380_000 < len(full) < 480_000
     test = Shapes3D(cache=cache, side=4, split="test")
     assert len(test) == 480
@@ -218,7 +218,7 @@ def test_an_image_is_its_geometry_in_its_colours(small):
 
 
 def test_hues_are_cyclic(small):
-    around = small.with_moves([Move("wall_hue", start="own")], last=3).sample([100, 500], 0)
+    around = small.with_moves([Move("wall_hue", start="own")], horizon=3).sample([100, 500], 0)
     assert torch.equal(around.frames[:, 3], around.frames[:, 0])
     assert not torch.equal(around.frames[:, 1], around.frames[:, 0])
 

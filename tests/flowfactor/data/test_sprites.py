@@ -23,10 +23,10 @@ def cover(shape: str, scale: float, *, angle=0.0, x=0.0, y=0.0, stretch=1.0, siz
 
 
 def test_description():
-    sprites = Sprites(100, 64, last=4)
+    sprites = Sprites(100, 64, horizon=4)
     assert isinstance(sprites, SequenceSource)
     assert sprites.names == ("scaling", "rotation", "x", "y", "hue")
-    assert (len(sprites), sprites.last, sprites.start_size) == (100, 4, 6)
+    assert (len(sprites), sprites.horizon, sprites.start_size) == (100, 4, 6)
     assert sprites.image_shape == (3, 64, 64)
     assert tuple(sprites.sample([99], "x").frames.shape) == (1, 5, 3, 64, 64)
     assert len(Sprites()) == 60_000
@@ -122,7 +122,7 @@ def test_sprites_are_a_pure_function_of_their_number():
     few = sprites.sample([999, 5], "y").frames
     again = Sprites(2000).sample([5, 17, 999], "y").frames
     torch.testing.assert_close(few, again[[2, 0]], rtol=0, atol=1e-6)
-    assert torch.equal(sprites.labels, Sprites(2000).labels[:1000])
+    assert torch.equal(sprites.classes, Sprites(2000).classes[:1000])
     copied = pickle.loads(pickle.dumps(sprites))
     assert torch.equal(copied.sample([999, 5], "y").frames, few)
 
@@ -133,7 +133,7 @@ def test_seeds_and_splits_share_no_sample(other):
         s.attributes(torch.arange(500)).size for s in (Sprites(500), Sprites(500, **other))
     )
     assert not torch.isin(first, second).float().mean() > 0.02
-    assert not torch.equal(Sprites(500).labels, Sprites(500, **other).labels)
+    assert not torch.equal(Sprites(500).classes, Sprites(500, **other).classes)
 
 
 def test_attributes_are_uniform_and_unrelated():
@@ -150,7 +150,7 @@ def test_attributes_are_uniform_and_unrelated():
 @pytest.mark.parametrize("size", [32, 64])
 def test_sprites_stay_within_the_image(size: int):
     """From the outermost random starts, through all transformations at once."""
-    sprites = Sprites(64, size, random_fraction=1.0)
+    sprites = Sprites(64, size, random_start_prob=1.0)
     corners = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * 4)
     start = torch.cat([corners, torch.zeros(16, 2)], dim=1).repeat(4, 1)
     frames = sprites.compose(range(64), sprites.names, start=start).frames.sum(2)
@@ -173,13 +173,13 @@ def test_compose_is_the_picture_with_both_factors_moved():
     attributes = sprites.attributes(torch.tensor([4, 9]))
     expected = draw(attributes, 0 * t + 0.125, 10 * t, 0.024 * t, 0 * t, 0 * t)
     torch.testing.assert_close(both.frames, expected, rtol=0, atol=1e-6)
-    assert both.factor.tolist() == [-1, -1]
+    assert both.labels.tolist() == [-1, -1]
     alone = sprites.compose([4, 9], ["hue"])
     assert torch.equal(alone.frames, sprites.sample([4, 9], "hue").frames)
 
 
 def test_random_starts():
-    sprites = Sprites(20, random_fraction=0.8)
+    sprites = Sprites(20, random_start_prob=0.8)
     start = torch.tensor([[0.5, 0.25, 0.0, 1.0, 0.75, 0.79], [0.5, 0.25, 0.0, 1.0, 0.75, 0.8]])
     batch = sprites.sample([3, 3], "x", start=start)
     t = torch.arange(9.0)[None]
@@ -201,11 +201,11 @@ def test_frames_do_not_depend_on_the_batch():
 
 def test_own_motions_and_the_loader():
     slow = dataclasses.replace(MOTIONS[2], step=-0.0013, name="left")
-    sprites = Sprites(40, 16, [slow, MOTIONS[4]], last=3, shapes=["heart", "square"])
+    sprites = Sprites(40, 16, [slow, MOTIONS[4]], horizon=3, shapes=["heart", "square"])
     batch = SequenceLoader(sprites, 6, frames_per_sequence=2, random_starts=True).batch(1)
     assert tuple(batch.frames.shape) == (6, 3, 3, 16, 16)
-    assert batch.factor.tolist() == [0, 0, 0, 1, 1, 1]
-    assert set(sprites.labels.tolist()) == {0, 2}
+    assert batch.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert set(sprites.classes.tolist()) == {0, 2}
 
 
 @pytest.mark.parametrize(
@@ -213,12 +213,12 @@ def test_own_motions_and_the_loader():
     [
         ({"count": 0}, r"must be in 1\.\.4294967296; it is 0"),
         ({"size": 4}, r"at least 8 pixels a side, but size is 4"),
-        ({"last": 0}, r"at least 1, but last is 0"),
+        ({"horizon": 0}, r"at least 1, but last is 0"),
         ({"split": "dev"}, r"train, validation, test; it is 'dev'"),
         ({"shapes": ["disc"]}, r"square, ellipse, heart, each once; .* \['disc'\]"),
         ({"shapes": ["heart", "heart"]}, r"each once"),
         ({"shapes": ()}, r"one or more"),
-        ({"random_fraction": 1.5}, r"in \[0, 1\], but it is 1.5"),
+        ({"random_start_prob": 1.5}, r"in \[0, 1\], but it is 1.5"),
         ({"seed": -1}, r"seed must be in 0.*it is -1"),
         ({"transformations": ()}, r"at least one transformation"),
         ({"transformations": MOTIONS[:1] * 2}, r"a name of its own.*\['scaling', 'scaling'\]"),
@@ -247,7 +247,7 @@ def test_bad_motion(parameter, step, message):
 
 
 def test_what_moves_can_start_canonically_while_the_rest_is_random():
-    data = Sprites(3, 16, moving_start="canonical", random_fraction=1.0)
+    data = Sprites(3, 16, active_start="canonical", random_start_prob=1.0)
     start = torch.tensor([[0.5, 0.9, 0.25, 0.0, 1.0, 0.0]] * 3)
     moving = data.sample([0, 1, 2], "rotation", start=start).frames
     clock = torch.tensor([[0, 2, 4]]).expand(3, -1)

@@ -83,7 +83,7 @@ def test_many_images_are_shown_smaller_than_few(model, digits):
     many = digits.sample(list(range(6)), "hue").frames[:, 0]
     label = None
     for count, side in ((1, 84), (4, 84), (6, 56)):
-        pictures = animate(model, many[:count], substeps=1, last=1).pictures
+        pictures = animate(model, many[:count], substeps=1, horizon=1).pictures
         assert pictures.shape[1] == 3 * (side + 4) + 4 + 26
         # What remains is the room for the labels, which is the same.
         rest = pictures.shape[2] - count * (side + 4)

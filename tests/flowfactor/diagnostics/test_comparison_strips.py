@@ -4,14 +4,14 @@ import torch
 from small_models import NAMES, films, small
 
 from flowfactor.diagnostics import comparison_strip_data, draw_comparison, plot_comparison
-from flowfactor.models import fit_displacements
+from flowfactor.models import fit_traversals
 
 
 @pytest.fixture
 def models():
     """A flow model, one that knows the transformations in another order, and one with a rule."""
     vae = small("vae")
-    fit_displacements(vae, [films()], images=2, ranges=(-1.0, 1.0))
+    fit_traversals(vae, [films()], images=2, ranges=(-1.0, 1.0))
     return {
         "flow": small("flow_vae"),
         "turned round": small("flow_vae", (*NAMES[::-1], "spare 1")),
@@ -76,4 +76,4 @@ def test_what_cannot_be_compared_is_refused(models):
     with pytest.raises(ValueError, match=r"factors of the sequences must be in 0\.\.0"):
         comparison_strip_data(models, films(), NAMES[:1])
     with pytest.raises(ValueError, match="longer was trained up to frame 4, flow up to frame 3"):
-        comparison_strip_data(models | {"longer": small("flow_vae", last=4)}, films(), NAMES)
+        comparison_strip_data(models | {"longer": small("flow_vae", horizon=4)}, films(), NAMES)

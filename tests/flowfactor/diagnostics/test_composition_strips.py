@@ -39,8 +39,8 @@ def test_the_second_flow_goes_on_from_where_the_first_ends(model, switched):
     z0 = model.encode(switched.frames[:, 0]).mean
     first = model.flow(z0, "rotation", 3.0)
     assert torch.allclose(data.flow[:, 3], model.decode(first), atol=1e-5)
-    last = model.decode(model.flow(first, "hue", 5.0))
-    assert torch.allclose(data.flow[:, 8], last, atol=1e-5)
+    horizon = model.decode(model.flow(first, "hue", 5.0))
+    assert torch.allclose(data.flow[:, 8], horizon, atol=1e-5)
     assert data.label == "rotation, then hue"
 
 

@@ -106,7 +106,7 @@ def test_transport_lines_are_rms_and_median(model, images):
 
 
 def test_trajectories_are_projections_of_the_flow(model, images):
-    data = trajectory_data(model, images, last=5.0, substeps=1)
+    data = trajectory_data(model, images, horizon=5.0, substeps=1)
     assert list(data.paths) == ["scaling", "rotation", "hue"]
     with torch.no_grad():
         z0 = model.encode(images).mean
@@ -219,8 +219,8 @@ def test_error_curves_are_drawn_between_identity_and_floor():
 
 
 def test_extrapolation_has_a_ground_of_its_own():
-    assert not plot_errors({"hue": CURVE}, last=3).axes[0].patches
-    figure = plot_errors({"hue": CURVE}, times=[2, 3, 4], last=3)
+    assert not plot_errors({"hue": CURVE}, horizon=3).axes[0].patches
+    figure = plot_errors({"hue": CURVE}, times=[2, 3, 4], horizon=3)
     (ground,) = figure.axes[0].patches
     assert (ground.get_x(), ground.get_x() + ground.get_width()) == (3, 4)
     assert "beyond training" in legend(figure)
@@ -245,7 +245,7 @@ def test_figures_are_unknown_to_pyplot(model, images, rows):
     from matplotlib import pyplot
 
     plot_training(rows)
-    plot_trajectories(model, images, last=1.0)
+    plot_trajectories(model, images, horizon=1.0)
     assert pyplot.get_fignums() == []
 
 

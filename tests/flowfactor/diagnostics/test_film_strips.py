@@ -4,7 +4,7 @@ import torch
 from matplotlib.patches import Rectangle
 
 import flowfactor
-from flowfactor.data import Sequences
+from flowfactor.data import SequenceBatch
 from flowfactor.diagnostics import draw_film_strips, film_strip_data, plot_film_strips
 
 
@@ -84,8 +84,8 @@ def test_frames_outside_of_the_training_have_a_rim_of_their_own(model, digits):
 
 
 def test_grey_images_are_shown_as_grey():
-    model = flowfactor.FlowVAE.build(("shift",), (1, 28, 28), latent_dim=4, width=4, last=2)
-    films = Sequences.full(torch.rand(1, 3, 1, 28, 28), torch.tensor([0]))
+    model = flowfactor.FlowVAE.build(("shift",), (1, 28, 28), latent_dim=4, width=4, horizon=2)
+    films = SequenceBatch.full(torch.rand(1, 3, 1, 28, 28), torch.tensor([0]))
     figure = plot_film_strips(model, films)
     image = figure.axes[0].images[0]
     assert np.array_equal(image.get_array(), films.frames[0, 0, 0])

@@ -5,7 +5,7 @@ import torch
 from torch.distributions import Independent, Normal
 
 import flowfactor
-from flowfactor.data import Recordings, SequenceDataset, Sprites, TransformedSequences
+from flowfactor.data import Recordings, SequenceDataset, Sprites, TransformedImages
 from flowfactor.errors import DataError
 from flowfactor.metrics import (
     commutation_error,
@@ -21,16 +21,16 @@ from solvers import RK4, Direct
 LEFT, RIGHT = 0.02, 0.03  # how much brighter each half becomes in a frame
 
 
-class Halves(TransformedSequences):
+class Halves(SequenceDataset):
     """Images of two flat halves; one transformation brightens each."""
 
-    names, last, image_shape, device = ("left", "right"), 8, (1, 2, 2), torch.device("cpu")
+    names, horizon, image_shape, device = ("left", "right"), 8, (1, 2, 2), torch.device("cpu")
     start_size = 1
 
     def __len__(self):
         return 5
 
-    def with_last(self, last):
+    def with_last(self, horizon):
         raise DataError("no more")
 
     def to(self, device):
@@ -58,7 +58,7 @@ class Reader(SequenceModel):
                 ),
             }
         )
-        self.image_shape, self.latent_dim, self.last = (1, 2, 2), 2, 8
+        self.image_shape, self.latent_dim, self.horizon = (1, 2, 2), 2, 8
         self.method, self.gradient, self.observation = RK4(steps=1), Direct(), Gaussian()
         self.unused = torch.nn.Parameter(torch.zeros(()))
 
@@ -80,9 +80,9 @@ def test_an_exact_model_composes_exactly(random_starts):
     model, data = Reader(), Halves()
     together = superposition_error(model, data, random_starts=random_starts)
     assert list(together) == [("left", "right")]
-    in_turn = switching_error(model, data, random_starts=random_starts)
-    assert list(in_turn) == [("left", "right"), ("right", "left")]
-    for error in (*together.values(), *in_turn.values(), *reversal_error(model, data).values()):
+    round_robin = switching_error(model, data, random_starts=random_starts)
+    assert list(round_robin) == [("left", "right"), ("right", "left")]
+    for error in (*together.values(), *round_robin.values(), *reversal_error(model, data).values()):
         assert error.flow.shape == (5, 7)
         assert error.flow.abs().max() < 1e-5
         assert error.reconstruction.abs().max() < 1e-6
@@ -93,9 +93,9 @@ def test_an_exact_model_composes_exactly(random_starts):
     # Four frames of the first, three of the second.
     first, then = steps.clamp(max=4), (steps - 4).clamp(min=0)
     expected = (2 * LEFT * first + 2 * RIGHT * then).expand(5, -1)
-    assert torch.allclose(in_turn["left", "right"].identity, expected, atol=1e-5)
+    assert torch.allclose(round_robin["left", "right"].identity, expected, atol=1e-5)
     expected = (2 * RIGHT * first + 2 * LEFT * then).expand(5, -1)
-    assert torch.allclose(in_turn["right", "left"].identity, expected, atol=1e-5)
+    assert torch.allclose(round_robin["right", "left"].identity, expected, atol=1e-5)
 
 
 def test_a_flow_that_is_too_slow_has_the_error_of_what_is_missing():
@@ -142,7 +142,7 @@ def test_what_cannot_be_measured_is_refused():
     sprites = Sprites(4)
     with pytest.raises(ValueError, match="the data undergoes"):
         reversal_error(model, sprites)
-    digits = SequenceDataset(torch.zeros(3, 1, 8, 8, dtype=torch.uint8))
+    digits = TransformedImages(torch.zeros(3, 1, 8, 8, dtype=torch.uint8))
     other = flowfactor.FlowVAE.build(digits.names, (3, 12, 12), latent_dim=2, width=4)
     with pytest.raises(ValueError, match=r"the shape \(3, 8, 8\)"):
         superposition_error(other, digits)
@@ -160,7 +160,7 @@ def test_recordings_cannot_be_composed():
 
 @pytest.mark.parametrize(
     "data",
-    [SequenceDataset(torch.randint(256, (4, 1, 12, 12), dtype=torch.uint8)), Sprites(4, 16)],
+    [TransformedImages(torch.randint(256, (4, 1, 12, 12), dtype=torch.uint8)), Sprites(4, 16)],
     ids=["digits", "sprites"],
 )
 def test_switching_truth_is_one_transformation_and_then_both(data):

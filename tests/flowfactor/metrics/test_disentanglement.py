@@ -8,15 +8,15 @@ import pytest
 import torch
 
 import flowfactor
-from flowfactor.data import FactorGrid, Recordings, SequenceDataset, Shapes3D, Sprites
+from flowfactor.data import FactorGrid, Recordings, Shapes3D, Sprites, TransformedImages
 from flowfactor.errors import DataError
 from flowfactor.metrics import (
     CodeTable,
     GridFactors,
     ModelCodes,
     StartFactors,
-    codes_of,
     dci,
+    encode_dataset,
     factor_vae_score,
     known_factors,
     mig,
@@ -274,7 +274,7 @@ class Reader(SequenceModel):
                 ),
             }
         )
-        self.image_shape, self.latent_dim, self.last = image_shape, 2, 2
+        self.image_shape, self.latent_dim, self.horizon = image_shape, 2, 2
         self.method, self.gradient, self.observation = RK4(steps=1), Direct(), Gaussian()
         self.unused, self.channels = torch.nn.Parameter(torch.zeros(())), list(channels)
 
@@ -316,7 +316,7 @@ def test_a_grid_gives_the_image_at_its_positions():
 
 def test_shapes3d_is_a_grid(tmp_path):
     small = {"scale": 3, "shape": 2, "orientation": 5}
-    shapes = Shapes3D(side=8, sizes=small, last=2, cache=tmp_path, split="all")
+    shapes = Shapes3D(side=8, sizes=small, horizon=2, cache=tmp_path, split="all")
     known = known_factors(shapes)
     assert known.names == ("floor_hue", "wall_hue", "object_hue", "scale", "shape", "orientation")
     images, factors = known.sample_factors(4, generator(), fixed=4)
@@ -324,9 +324,9 @@ def test_shapes3d_is_a_grid(tmp_path):
     assert len(factors[:, 4].unique()) == 1
 
 
-@pytest.mark.parametrize("moving_start", ["random", "canonical"])
-def test_sprites_at_random_starts(moving_start):
-    sprites = Sprites(300, 16, moving_start=moving_start)
+@pytest.mark.parametrize("active_start", ["random", "canonical"])
+def test_sprites_at_random_starts(active_start):
+    sprites = Sprites(300, 16, active_start=active_start)
     known = known_factors(sprites, bins=4)
     assert isinstance(known, StartFactors)
     assert known.names == ("shape", "scaling", "rotation", "x", "y", "hue")
@@ -352,7 +352,7 @@ def test_sprites_at_random_starts(moving_start):
 def test_digits_at_random_starts(digits):
     known = known_factors(digits, bins=3)
     assert known.names == ("scaling", "rotation", "hue")  # these digits have no labels
-    labelled = SequenceDataset(digits.images, torch.arange(12) % 2 + 5)
+    labelled = TransformedImages(digits.images, torch.arange(12) % 2 + 5)
     known = known_factors(labelled, bins=3)
     assert known.names == ("class", "scaling", "rotation", "hue")
     assert known.sizes == (2, 3, 3, 3)
@@ -370,15 +370,15 @@ def test_data_without_known_factors_is_refused(digits):
     with pytest.raises(ValueError, match="bins must be at least 2"):
         known_factors(digits, bins=1)
     with pytest.raises(ValueError, match="nothing varies"):
-        known_factors(SequenceDataset(digits.images, random_fraction=0.0))
+        known_factors(TransformedImages(digits.images, random_start_prob=0.0))
     with pytest.raises(ValueError, match="model takes"):
-        codes_of(Reader(), digits)
+        encode_dataset(Reader(), digits)
     with pytest.raises(ValueError, match="at least one sample"):
-        codes_of(Reader(), grid(), 0)
+        encode_dataset(Reader(), grid(), 0)
 
 
 def test_a_model_that_reads_the_factors_is_perfect():
-    codes, factors = codes_of(Reader(), grid(), 300, batch_size=70)
+    codes, factors = encode_dataset(Reader(), grid(), 300, batch_size=70)
     assert codes.shape == factors.shape == (300, 2)
     np.testing.assert_allclose(codes * 255 / 20, factors, atol=1e-5)
     assert mig(codes, factors) > 0.97
@@ -387,7 +387,7 @@ def test_a_model_that_reads_the_factors_is_perfect():
     assert factor_vae_score(source, **votes) == 1
     # One value for all that are drawn, in however many batches they are encoded.
     assert len(np.unique(source.sample(64, generator(), fixed=0)[1][:, 0])) == 1
-    again = codes_of(Reader(), known_factors(grid()), 300, batch_size=70)
+    again = encode_dataset(Reader(), known_factors(grid()), 300, batch_size=70)
     assert np.array_equal(again[0], codes)
 
 
@@ -407,7 +407,7 @@ def test_paths_of_a_model_without_potentials():
     model = flowfactor.models.VAE.build(
         ("a", "b"),
         (3, 4, 4),
-        last=2,
+        horizon=2,
         latent_dim=2,
         encoder={"channels": [4]},
         decoder={"hidden": [8]},

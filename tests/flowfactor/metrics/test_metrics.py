@@ -7,7 +7,7 @@ import torch
 from torch.distributions import MultivariateNormal
 
 import flowfactor
-from flowfactor.data import SequenceDataset, Sequences
+from flowfactor.data import SequenceBatch, TransformedImages
 from flowfactor.metrics import (
     equivariance_error,
     log_likelihood,
@@ -57,7 +57,7 @@ class Exact(SequenceModel):
         super().__init__()
         ramp = flowfactor.AutogradPotential(lambda z, t: rate * z.sum(-1), 1)
         self.potentials = IndependentPotentials({"brighten": ramp})
-        self.image_shape, self.latent_dim, self.last = (1, 2, 2), 1, 3
+        self.image_shape, self.latent_dim, self.horizon = (1, 2, 2), 1, 3
         self.method, self.gradient = RK4(), Direct()
         self.observation = LogitGaussian()
         self.noise = noise
@@ -91,7 +91,7 @@ def test_log_likelihood_converges_to_the_exact_one():
     rate, frames, pixels = 0.3, 4, 4
     model = Exact(rate)
     x = torch.randn(5, frames, 1, 2, 2) * 0.5 + 0.2
-    sequences = Sequences(
+    sequences = SequenceBatch(
         x, torch.arange(frames).expand(5, -1), torch.zeros(5, dtype=torch.long), frames - 1
     )
     mean = (rate * torch.arange(frames)).repeat_interleave(pixels)
@@ -137,7 +137,7 @@ def test_a_coarse_solver_is_found_out(model, digits):
 
 
 def test_bad_arguments(model, digits):
-    other = SequenceDataset(digits.images, transformations=digits.transformations[:2])
+    other = TransformedImages(digits.images, transformations=digits.transformations[:2])
     with pytest.raises(ValueError, match="must be the same"):
         equivariance_error(model, other)
     with pytest.raises(ValueError, match=r"1\.\.8"):

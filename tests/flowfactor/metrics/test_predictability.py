@@ -25,7 +25,7 @@ class Colours(SequenceModel):
             return flowfactor.AutogradPotential(lambda z, t: 0.05 * z[:, 0 if alike else k], 3)
 
         self.potentials = IndependentPotentials({name: ramp(k) for k, name in enumerate(names)})
-        self.image_shape, self.latent_dim, self.last = image_shape, 3, 8
+        self.image_shape, self.latent_dim, self.horizon = image_shape, 3, 8
         self.method, self.gradient, self.observation = RK4(steps=1), Direct(), Gaussian()
         self.unused = torch.nn.Parameter(torch.zeros(()))
 
@@ -76,8 +76,8 @@ def test_true_motions_are_told_apart():
     sprites = Sprites(200, 16)
     films = [sprites.sample(range(200), k, torch.tensor([[0, 8]] * 200)).frames for k in range(5)]
     before, after = torch.cat(films).unbind(1)
-    factor = torch.arange(5).repeat_interleave(200)
-    score = classify_pairs(before, after, factor, torch.arange(200).repeat(5), options=FAST)
+    labels = torch.arange(5).repeat_interleave(200)
+    score = classify_pairs(before, after, labels, torch.arange(200).repeat(5), options=FAST)
     assert score.accuracy > 0.85
     assert (score.train_pairs, score.test_pairs) == (100, 900)
 

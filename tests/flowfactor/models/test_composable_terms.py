@@ -8,7 +8,7 @@ from torch.distributions import kl_divergence
 
 import flowfactor
 from flowfactor.commutator import lie_bracket
-from flowfactor.data import Sequences
+from flowfactor.data import SequenceBatch
 from solvers import RK4
 
 NAMES = ("a", "b", "c")
@@ -19,7 +19,7 @@ def build(**weights):
     return flowfactor.FlowVAE.build(
         NAMES,
         (1, 8, 8),
-        last=4,
+        horizon=4,
         latent_dim=4,
         width=8,
         encoder={"channels": [4], "hidden": 16},
@@ -32,7 +32,7 @@ def films(count=6, still=False):
     frames = torch.rand(count, 5, 1, 8, 8, generator=torch.Generator().manual_seed(1))
     if still:
         frames = frames[:, :1].expand(-1, 5, -1, -1, -1)
-    return Sequences.full(frames, torch.arange(count) % 3)
+    return SequenceBatch.full(frames, torch.arange(count) % 3)
 
 
 def stand_still(model):
@@ -48,10 +48,10 @@ def estimate(model, sequences, repeats):
         sequences,
         frames=sequences.frames.repeat(repeats, 1, 1, 1, 1),
         times=sequences.times.repeat(repeats, 1),
-        factor=sequences.factor.repeat(repeats),
+        labels=sequences.labels.repeat(repeats),
     )
     posterior = model.encode(many.frames[:, 0])
-    costs = model.costs(many, many.factor, posterior.entropy(), posterior.sample())
+    costs = model.costs(many, many.labels, posterior.entropy(), posterior.sample())
     return costs["consistency"].view(repeats, -1).mean(0)
 
 
@@ -80,8 +80,8 @@ def test_consistency_knows_the_volume_of_the_flow():
     torch.manual_seed(3)
     posterior = model.encode(sequences.frames[:, 0])
     z0, times = posterior.sample(), torch.arange(5.0)
-    found = model.costs(sequences, sequences.factor, posterior.entropy(), z0)["consistency"]
-    path, log_det = model.flow(z0, sequences.factor, times, log_density=True)
+    found = model.costs(sequences, sequences.labels, posterior.entropy(), z0)["consistency"]
+    path, log_det = model.flow(z0, sequences.labels, times, log_density=True)
     expected = sum(
         -posterior.entropy() - log_det[t] - posterior.log_prob(path[t]) for t in range(1, 5)
     )
@@ -92,13 +92,13 @@ def test_some_of_the_frames_estimate_all_of_them():
     model, sequences = build(consistency=1.0), films(2)
     posterior = model.encode(sequences.frames[:, 0])
     z0, entropy = posterior.sample(), posterior.entropy()
-    whole = model.costs(sequences, sequences.factor, entropy, z0)["consistency"]
+    whole = model.costs(sequences, sequences.labels, entropy, z0)["consistency"]
     parts = []
     for t in range(1, 5):
         chosen = dataclasses.replace(
             sequences, frames=sequences.frames[:, [0, t]], times=sequences.times[:, [0, t]]
         )
-        parts.append(model.costs(chosen, chosen.factor, entropy, z0)["consistency"])
+        parts.append(model.costs(chosen, chosen.labels, entropy, z0)["consistency"])
     torch.testing.assert_close(torch.stack(parts).mean(0), whole, rtol=1e-4, atol=1e-3)
 
 
@@ -109,13 +109,13 @@ def test_reversal_is_the_likelihood_of_frame_0_after_the_way_back():
     possible = []
     for t in range(1, 5):
         z = model.encode(sequences.frames[:, t]).mean
-        back = model.flow(z, sequences.factor, [float(t), 0.0], method=RK4(steps=20))[-1]
+        back = model.flow(z, sequences.labels, [float(t), 0.0], method=RK4(steps=20))[-1]
         logits = model.decode_logits(back)
         possible.append(-2.0 * model.observation.log_prob(logits, sequences.frames[:, 0]))
     possible = torch.stack(possible)
     seen = set()
     for _ in range(30):
-        found = model.reversal(sequences, sequences.factor)["reversal"]
+        found = model.reversal(sequences, sequences.labels)["reversal"]
         distance, at = (possible - found).abs().min(0)
         assert (distance < 1e-4 * found).all()
         seen |= set(at.tolist())
@@ -133,16 +133,16 @@ def test_commutator_is_a_squared_bracket_with_another_flow():
     model, sequences = build(commutator=2.0), films()
     posterior = model.encode(sequences.frames[:, 0])
     z0 = posterior.sample()
-    path = model.flow(z0, sequences.factor, torch.arange(5.0))
+    path = model.flow(z0, sequences.labels, torch.arange(5.0))
     possible = [
-        2.0 * lie_bracket(model.potentials.select(sequences.factor),
-                          model.potentials.select((sequences.factor + step) % 3),
+        2.0 * lie_bracket(model.potentials.select(sequences.labels),
+                          model.potentials.select((sequences.labels + step) % 3),
                           path[t], float(t)).square().sum(-1)
         for t in range(5)
         for step in (1, 2)
     ]  # fmt: skip
     for _ in range(20):
-        found = model.costs(sequences, sequences.factor, posterior.entropy(), z0)["commutator"]
+        found = model.costs(sequences, sequences.labels, posterior.entropy(), z0)["commutator"]
         distance = (torch.stack(possible) - found).abs().min(0).values
         assert (distance < 1e-6 + 1e-4 * found).all()
 

@@ -5,8 +5,8 @@ import torch
 from checking import unchecked
 from torch import nn
 
-from flowfactor.data import Sequences
-from flowfactor.models import VAE, NoPotentialsError, fit_displacements
+from flowfactor.data import SequenceBatch
+from flowfactor.models import VAE, NoPotentialsError, fit_traversals
 
 TRUE = {"left": (2, 2.3), "right": (0, -4.0)}
 LAST = 4
@@ -26,23 +26,23 @@ class Pixels(nn.Module):
 @pytest.fixture
 def reader():
     """Return a model whose latent is the logits of four pixels."""
-    model = VAE(tuple(TRUE), Logits(), Pixels(), (1, 2, 2), 4, last=LAST)
+    model = VAE(tuple(TRUE), Logits(), Pixels(), (1, 2, 2), 4, horizon=LAST)
     model.anchor = nn.Parameter(torch.zeros(()))
     return model
 
 
 def films(count=8):
     start = 0.5 * torch.randn(count, 1, 4)
-    factor = torch.arange(count) % 2
+    labels = torch.arange(count) % 2
     ways = torch.zeros(count, LAST + 1, 4)
-    for i, k in enumerate(factor):
+    for i, k in enumerate(labels):
         j, r = list(TRUE.values())[k]
         ways[i, :, j] = r * torch.arange(LAST + 1) / LAST
-    return Sequences.full((start + ways).sigmoid().view(count, LAST + 1, 1, 2, 2), factor)
+    return SequenceBatch.full((start + ways).sigmoid().view(count, LAST + 1, 1, 2, 2), labels)
 
 
 def test_the_best_dimension_and_range_are_found(reader):
-    fit = fit_displacements(reader, [films(), films()])
+    fit = fit_traversals(reader, [films(), films()])
     for k, (j, r) in enumerate(TRUE.values()):
         assert int(reader.single_dimension[k]) == j
         assert float(reader.single_range[k]) == pytest.approx(r, abs=0.07)
@@ -55,7 +55,7 @@ def test_the_best_dimension_and_range_are_found(reader):
 @pytest.mark.parametrize("rule", ["single", "mean"])
 def test_latents_move_by_the_rule(reader, rule):
     reader.rule = rule
-    fit_displacements(reader, [films()])
+    fit_traversals(reader, [films()])
     z = torch.randn(3, 4)
     for name, (j, r) in TRUE.items():
         moved = reader.flow(z, name, 2.0)
@@ -76,8 +76,8 @@ def test_latents_move_by_the_rule(reader, rule):
 
 def test_the_mean_displacement_is_the_mean_over_all_batches(reader):
     batches = [films(4), films(6)]
-    fit_displacements(reader, batches, images=1, ranges=[1.0])
-    frames = torch.cat([batch.frames[batch.factor == 1] for batch in batches])
+    fit_traversals(reader, batches, images=1, ranges=[1.0])
+    frames = torch.cat([batch.frames[batch.labels == 1] for batch in batches])
     logits = torch.logit(frames).flatten(2)
     expected = (logits - logits[:, :1]).mean(0)
     torch.testing.assert_close(reader.mean_displacement[1], expected)
@@ -87,7 +87,7 @@ def test_rules_travel_with_the_model():
     from small_models import films, small
 
     model = small("vae")
-    fit_displacements(model, [films()], ranges=[1.0, -1.0])
+    fit_traversals(model, [films()], ranges=[1.0, -1.0])
     model.rule = "single"
     again = VAE.build(**model.spec())
     again.load_state_dict(model.state_dict())
@@ -99,9 +99,9 @@ def test_rules_travel_with_the_model():
 
 def test_errors(reader):
     z, flow = torch.zeros(2, 4), unchecked(reader.flow)
-    with pytest.raises(ValueError, match="fit_displacements"):
+    with pytest.raises(ValueError, match="fit_traversals"):
         flow(z, "left", 1.0)
-    fit_displacements(reader, [films()])
+    fit_traversals(reader, [films()])
     with pytest.raises(KeyError, match="left, right"):
         flow(z, "up", 1.0)
     for index in (2, -3, torch.tensor([0, 5])):
@@ -124,11 +124,11 @@ def test_errors(reader):
 
 def test_what_displacements_cannot_be_learned_from(reader):
     batch = films()
-    one = Sequences.full(batch.frames[::2], batch.factor[::2])
+    one = SequenceBatch.full(batch.frames[::2], batch.labels[::2])
     with pytest.raises(ValueError, match="right"):
-        fit_displacements(reader, [one])
-    short = Sequences.full(batch.frames[:, :3], batch.factor)
+        fit_traversals(reader, [one])
+    short = SequenceBatch.full(batch.frames[:, :3], batch.labels)
     with pytest.raises(ValueError, match="complete sequences of 5"):
-        fit_displacements(reader, [short])
+        fit_traversals(reader, [short])
     with pytest.raises(ValueError, match="images"):
-        fit_displacements(reader, [batch], images=0)
+        fit_traversals(reader, [batch], images=0)

@@ -8,20 +8,20 @@ import flowfactor
 from flowfactor.checkpoints import save_model
 from flowfactor.data import SequenceLoader
 from flowfactor.metrics import equivariance_error, log_likelihood, superposition_error
-from flowfactor.models import MODELS, RuleModel, fit_displacements
+from flowfactor.models import MODELS, TraversalModel, fit_traversals
 from flowfactor.training import TrainingOptions, fit, validation_batches
 
 
 @pytest.mark.parametrize("kind", MODELS)
 def test_from_training_to_metrics(kind, digits, tmp_path):
-    model = small(kind, digits.names, digits.image_shape, digits.last)
+    model = small(kind, digits.names, digits.image_shape, digits.horizon)
     validation = list(validation_batches(digits, 3))
     options = TrainingOptions(steps=3, warmup=1, validate_every=3, average=0.5)
     result = fit(model, SequenceLoader(digits, 6), validation, options, tmp_path)
     assert result.steps == 3
     trained = flowfactor.load(tmp_path)
-    if isinstance(trained, RuleModel):
-        learned = fit_displacements(trained, validation, images=1, ranges=[1.0])
+    if isinstance(trained, TraversalModel):
+        learned = fit_traversals(trained, validation, images=1, ranges=[1.0])
         assert sorted(learned.mean) == sorted(digits.names)
         save_model(trained, tmp_path)
     again = flowfactor.load(tmp_path)
@@ -40,7 +40,7 @@ def test_from_training_to_metrics(kind, digits, tmp_path):
     assert list(errors) == list(digits.names)
     assert all(torch.isfinite(error.flow).all() for error in errors.values())
     assert torch.isfinite(log_likelihood(again, validation[0], samples=2)).all()
-    if isinstance(again, RuleModel):
+    if isinstance(again, TraversalModel):
         with pytest.raises(ValueError, match="no potentials"):
             superposition_error(again, digits, indices=range(2), frames=2)
     else:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from small_models import films, small
 
-from flowfactor.models.factor_vae import permuted_dimensions
+from flowfactor.models.factor_vae import permute_dimensions
 from flowfactor.training import TrainingOptions, fit
 
 
@@ -17,7 +17,7 @@ class Always:
 
 def test_each_dimension_is_permuted_by_itself():
     z = torch.arange(200.0).view(50, 4)
-    permuted = permuted_dimensions(z)
+    permuted = permute_dimensions(z)
     assert torch.equal(permuted.sort(dim=0).values, z)
     assert not torch.equal(permuted, z)
     rows = (permuted / 4).floor()
@@ -30,7 +30,7 @@ def test_total_correlation_and_discriminator_by_hand():
     terms = model.loss(batch)
     torch.manual_seed(1)
     z = model.encode(batch.frames.flatten(0, 1)).rsample()
-    joint, permuted = z, permuted_dimensions(z)
+    joint, permuted = z, permute_dimensions(z)
     logits = model.discriminator(joint)
     correlation = 10 * (logits[:, 0] - logits[:, 1]).sum() / len(batch)
     torch.testing.assert_close(terms["total_correlation"], correlation)

@@ -8,7 +8,7 @@ from checking import unchecked
 from torch.distributions import kl_divergence
 
 import flowfactor
-from flowfactor.data import SequenceLoader, Sequences
+from flowfactor.data import SequenceBatch, SequenceLoader
 from flowfactor.models import FlowVAE, Objective
 from flowfactor.models.flow_vae import kl_to_standard_normal, path_kl_estimate
 from flowfactor.potentials import IndependentPotentials
@@ -70,7 +70,7 @@ def test_reconstruction_is_the_likelihood_of_the_decoded_flow(model, digits):
     set_objective(model)
     expected = 0.0
     z0 = model.encode(batch.frames[:, 0]).mean
-    for i, k in enumerate(batch.factor):
+    for i, k in enumerate(batch.labels):
         for t in range(9):
             zt = model.flow(z0[i : i + 1], int(k), float(t))
             mean = model.decode(zt)[0]
@@ -82,11 +82,11 @@ def test_reconstruction_is_the_likelihood_of_the_decoded_flow(model, digits):
 def test_subsampled_frames_estimate_the_whole_sum_without_bias(model, digits):
     """The mean over every choice of 2 of 8 frames is the sum over all of them."""
     set_objective(model)
-    indices, factor = torch.arange(4), torch.tensor([0, 1, 2, 0])
+    indices, labels = torch.arange(4), torch.tensor([0, 1, 2, 0])
 
     def reconstruction(times):
         torch.manual_seed(0)
-        return model.loss(digits.sample(indices, factor, times))["reconstruction"].item()
+        return model.loss(digits.sample(indices, labels, times))["reconstruction"].item()
 
     pairs = torch.combinations(torch.arange(1, 9), 2)
     every = [reconstruction(torch.nn.functional.pad(pair, (1, 0)).expand(4, 3)) for pair in pairs]
@@ -108,7 +108,7 @@ def test_path_kl_is_that_of_the_pushed_normal(model, digits):
     posterior = torch.distributions.Independent(
         torch.distributions.Normal(one.mean.repeat(count, 1), one.stddev.repeat(count, 1)), 1
     )
-    k, times = batch.factor.repeat(count), torch.arange(9.0)
+    k, times = batch.labels.repeat(count), torch.arange(9.0)
     with torch.no_grad():
         path = flowfactor.trace(posterior.sample(), bowl, times, log_density=True)
         estimate = path_kl_estimate(
@@ -119,7 +119,7 @@ def test_path_kl_is_that_of_the_pushed_normal(model, digits):
     for t in (0, 3, 8):
         growth = torch.tensor(rate * t).exp()
         pushed = torch.distributions.Normal(one.mean * growth, one.stddev * growth)
-        variance = model.prior.variance(batch.factor, times)[t].unsqueeze(1).detach()
+        variance = model.prior.variance(batch.labels, times)[t].unsqueeze(1).detach()
         prior = torch.distributions.Normal(torch.zeros_like(one.mean), variance.sqrt())
         exact = kl_divergence(pushed, prior).sum(-1)
         assert ((mean[t] - exact).abs() < 5 * error[t] + 1e-3).all()
@@ -244,12 +244,12 @@ def test_the_discrete_path_term_uses_the_steps_taken(digits):
     torch.manual_seed(3)
     posterior = model.encode(batch.frames[:, 0])
     times = torch.arange(9.0)
-    u = model.potentials.select(batch.factor)
+    u = model.potentials.select(batch.labels)
     path = flowfactor.trace(
         posterior.rsample(), u, times, method=model.method, log_density="discrete"
     )
     expected = path_kl_estimate(
-        posterior.entropy(), model.prior, path.z, path.log_det, batch.factor, times
+        posterior.entropy(), model.prior, path.z, path.log_det, batch.labels, times
     )
     torch.testing.assert_close(found, expected[1:].sum(0).mean())
 
@@ -270,7 +270,7 @@ def test_networks_of_ones_own(model, digits):
         ({"objective": {"beta": -1.0}}, "beta"),
         ({"objective": {"path_kl": float("nan")}}, "path_kl"),
         ({"method": {"name": "rk5"}}, "rk4"),
-        ({"last": 0}, "last|horizon"),
+        ({"horizon": 0}, "last|horizon"),
         ({"potential": "gp"}, "ridge, mlp"),
         ({"rank": -1}, "rank"),
         ({"density": "discrete"}, r"method=Euler\(steps=n\)"),
@@ -294,5 +294,5 @@ def test_images_of_another_size(model):
 
 
 def test_sequences_may_be_longer_than_those_trained_on(model):
-    films = Sequences.full(torch.rand(3, 13, 3, 28, 28), torch.tensor([0, 1, 2]))
+    films = SequenceBatch.full(torch.rand(3, 13, 3, 28, 28), torch.tensor([0, 1, 2]))
     assert torch.isfinite(sum(model.loss(films).values()))

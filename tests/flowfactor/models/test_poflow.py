@@ -98,7 +98,7 @@ def test_the_reconstruction_is_that_of_the_decoded_flow():
         head.weight[model.latent_dim :] = 0
         head.bias[model.latent_dim :] = -8
         z0 = model.encode(batch.frames[:, 0]).mean
-        path = model.flow(z0, batch.factor, torch.arange(4.0))
+        path = model.flow(z0, batch.labels, torch.arange(4.0))
         logits = model.decode_logits(path.flatten(0, 1)).unflatten(0, (4, 4)).transpose(0, 1)
         expected = -model.observation.log_prob(logits, batch.frames).sum(1).mean()
     found = model.loss(batch)["reconstruction"]

@@ -40,7 +40,7 @@ def test_laplace_cross_entropy_by_hand():
 
 
 def test_terms_against_quadrature():
-    model, batch = small("slow_vae", latent_dim=2), films(2, last=1)
+    model, batch = small("slow_vae", latent_dim=2), films(2, horizon=1)
     terms = model.loss(batch)
     posterior = model.encode(batch.frames.flatten(0, 1))
     means = posterior.mean.view(2, 2, 2).double().tolist()
@@ -58,7 +58,7 @@ def test_terms_against_quadrature():
 
 def test_pairs_are_neighbours():
     """The terms of three frames are the means of those of the two pairs."""
-    model, batch = small("slow_vae", beta=2.0), films(last=2)
+    model, batch = small("slow_vae", beta=2.0), films(horizon=2)
     with torch.no_grad():
         # A posterior of no width: no noise between the two computations.
         head = model.encoder.network[-1]

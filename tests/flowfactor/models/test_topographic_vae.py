@@ -7,7 +7,7 @@ import torch
 from small_models import films, small
 from torch.distributions import Independent, Normal, kl_divergence
 
-from flowfactor.models import fit_displacements
+from flowfactor.models import fit_traversals
 from flowfactor.models.topographic_vae import capsule_power, roll
 
 
@@ -77,9 +77,9 @@ def test_the_decoder_sees_the_capsules_rolled():
 def test_other_rules_can_be_learned():
     model = small("topographic_vae")
     model.rule = "mean"
-    with pytest.raises(ValueError, match="fit_displacements"):
+    with pytest.raises(ValueError, match="fit_traversals"):
         model.flow(torch.zeros(1, 24), 0, 1.0)
-    fit_displacements(model, [films()], ranges=[1.0])
+    fit_traversals(model, [films()], ranges=[1.0])
     ways = model.flow(torch.zeros(1, 24), 0, [0.0, 3.0])[1, 0]
     torch.testing.assert_close(ways, model.mean_displacement[0, 3])
 

@@ -58,7 +58,7 @@ def test_frames_left_out_are_made_up_for():
     [
         ({"beta": -1.0}, "beta"),
         ({"rule": "roll"}, "single, mean"),
-        ({"last": 0}, "last"),
+        ({"horizon": 0}, "last"),
         ({"names": ("a", "a")}, "different"),
         ({"decoder": {"kind": "transformer"}}, "mlp"),
     ],

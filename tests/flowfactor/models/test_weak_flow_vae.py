@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from flowfactor.data import HiddenFactors, Recordings, Sequences, Sprites
+from flowfactor.data import Recordings, SequenceBatch, Sprites, Unlabelled
 from flowfactor.errors import DataError
 from flowfactor.inference import Inference, TransformationPosterior
 from flowfactor.metrics import equivariance_error, infer_labels, match_flows
@@ -29,11 +29,11 @@ def make_model(flows: int = 3, **inference) -> WeakFlowVAE:
     )
 
 
-def films(count: int = 6, factor: int = -1) -> Sequences:
+def films(count: int = 6, labels: int = -1) -> SequenceBatch:
     generator = torch.Generator().manual_seed(1)
     frames = torch.rand(count, 9, *SHAPE, generator=generator)
-    sequences = Sequences.full(frames, torch.zeros(count, dtype=torch.long))
-    return dataclasses.replace(sequences, factor=torch.full((count,), factor))
+    sequences = SequenceBatch.full(frames, torch.zeros(count, dtype=torch.long))
+    return dataclasses.replace(sequences, labels=torch.full((count,), labels))
 
 
 def test_phases_of_enumeration() -> None:
@@ -63,7 +63,7 @@ def test_every_estimator_reaches_every_parameter(estimator: str) -> None:
 
 def test_a_labelled_batch_costs_what_full_supervision_costs() -> None:
     model = make_model(warmup=0, anneal=0, refresh=1).eval()
-    labelled = films(factor=1)
+    labelled = films(labels=1)
     torch.manual_seed(3)
     told = model.loss(labelled)
     torch.manual_seed(3)
@@ -97,11 +97,11 @@ def test_matching_is_the_best_assignment() -> None:
     model = make_model(4).eval()
     answers = torch.tensor([2, 2, 2, 0, 0, 3, 2, 1, 1])
 
-    def infer(sequences: Sequences) -> torch.Tensor:
+    def infer(sequences: SequenceBatch) -> torch.Tensor:
         return torch.nn.functional.one_hot(answers, 4).float()
 
     model.infer = infer  # type: ignore[method-assign]
-    sequences = dataclasses.replace(films(9), factor=torch.tensor([0, 0, 0, 1, 1, 1, 2, 2, 2]))
+    sequences = dataclasses.replace(films(9), labels=torch.tensor([0, 0, 0, 1, 1, 1, 2, 2, 2]))
     matching = match_flows(model, [sequences], 3)
     assert matching.flow_of == (2, 0, 1)
     assert matching.order == (2, 0, 1, 3)
@@ -119,36 +119,36 @@ def test_what_has_no_label_undergoes_the_likeliest_flow() -> None:
     unknown = Recordings(frames, names=["turn", "grow"])
     most_likely = model.infer(unknown.sample(range(6))).argmax(-1)
     inferred = infer_labels(model, unknown, batch_size=4)
-    assert torch.equal(inferred.given_factor, most_likely)
+    assert torch.equal(inferred.labels, most_likely)
     assert inferred.names == model.names
     # Flows that no sequence has are left out of the errors.
     errors = equivariance_error(model, inferred)
     assert list(errors) == [model.names[k] for k in most_likely.unique().tolist()]
 
-    factor = torch.tensor([1, -1, 0, -1, 1, 0])
-    some = unknown.relabelled(["turn", "grow"], factor)
+    labels = torch.tensor([1, -1, 0, -1, 1, 0])
+    some = unknown.relabelled(["turn", "grow"], labels)
     with pytest.raises(ValueError, match="the first of them must be the same"):
         infer_labels(model, some)
     model.arrange([0, 1, 2], ["turn", "grow", "spare"])
-    expected = torch.where(factor < 0, most_likely, factor)
-    assert torch.equal(infer_labels(model, some).given_factor, expected)
+    expected = torch.where(labels < 0, most_likely, labels)
+    assert torch.equal(infer_labels(model, some).labels, expected)
 
 
 def test_hidden_factors() -> None:
-    data = Sprites(500, 16, last=8)
-    hidden = HiddenFactors(data)
-    assert hidden.sample([0, 1], 0).factor.tolist() == [-1, -1]
+    data = Sprites(500, 16, horizon=8)
+    hidden = Unlabelled(data)
+    assert hidden.sample([0, 1], 0).labels.tolist() == [-1, -1]
     assert hidden.names == data.names
-    some = HiddenFactors(data, labelled_fraction=0.5)
-    kept = some.sample(range(200), 1).factor
+    some = Unlabelled(data, labelled_fraction=0.5)
+    kept = some.sample(range(200), 1).labels
     assert set(kept.tolist()) == {-1, 1}
     assert 60 < int((kept == 1).sum()) < 140
     with pytest.raises(DataError, match="labelled_fraction must be in"):
-        HiddenFactors(data, 1.5)
+        Unlabelled(data, 1.5)
 
 
 def test_inferred_errors_need_a_model_that_infers() -> None:
-    data = Sprites(6, 16, last=8)
+    data = Sprites(6, 16, horizon=8)
     model = make_model(5).eval()
     model.arrange(range(5), data.names)
     given = equivariance_error(model, data)

@@ -1,0 +1,172 @@
+"""Options: frozen dataclasses that are arguments in Python, keys in YAML and specs in checkpoints.
+
+An option is one field: its name is the key, its annotation says which values are allowed, its
+default is the default everywhere, and the string below it is its documentation everywhere::
+
+    @options
+    class DriftOptions:
+        speed: PositiveFloat = 1.0
+        \"\"\"Pixels per frame.\"\"\"
+
+Values are validated by pydantic, once, when the object is made, from Python or from YAML.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any, TypeVar, dataclass_transform, get_type_hints
+
+import pydantic
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass as pydantic_dataclass
+
+from flowfactor.errors import ConfigError
+from solvers.registry import suggest
+
+T = TypeVar("T")
+
+
+def _refuse_bool(value: Any) -> Any:
+    """Refuse ``true``, ``yes`` and ``on`` where a number is asked for."""
+    if isinstance(value, bool):
+        raise ValueError("expected a number, not a truth value")
+    return value
+
+
+_number = BeforeValidator(_refuse_bool)
+Int = Annotated[int, _number]
+PositiveInt = Annotated[int, _number, Field(ge=1)]
+NonNegativeInt = Annotated[int, _number, Field(ge=0)]
+FiniteFloat = Annotated[float, _number, Field(allow_inf_nan=False)]
+PositiveFloat = Annotated[float, _number, Field(gt=0, allow_inf_nan=False)]
+Weight = Annotated[float, _number, Field(ge=0, allow_inf_nan=False)]
+"""The weight of a term of an objective: finite and at least 0."""
+Fraction = Annotated[float, _number, Field(ge=0, le=1)]
+"""A number in [0, 1]."""
+OpenFraction = Annotated[float, _number, Field(gt=0, lt=1)]
+"""A number in (0, 1)."""
+
+_CONFIG = ConfigDict(extra="forbid", use_attribute_docstrings=True, arbitrary_types_allowed=True)
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))
+def options(cls: type[T]) -> type[T]:
+    """Make a class a frozen dataclass whose values are checked when it is made.
+
+    Raises:
+        ConfigError: (when the class is called) a value that is not allowed; the message names it.
+
+    Example:
+        >>> from flowfactor.options import PositiveInt, options
+        >>> @options
+        ... class Size:
+        ...     width: PositiveInt = 3
+        >>> Size(width=0)
+        Traceback (most recent call last):
+        flowfactor.errors.ConfigError: Size: width: input should be greater than or equal to 1 ...
+    """
+    made = pydantic_dataclass(frozen=True, config=_CONFIG)(cls)
+    validate = made.__init__
+
+    @functools.wraps(validate)
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        try:
+            validate(self, *args, **kwargs)
+        except ValidationError as error:
+            problems = "; ".join(describe(problem, made) for problem in error.errors())
+            raise ConfigError(f"{type(self).__name__}: {problems}") from None
+
+    made.__init__ = __init__  # type: ignore[method-assign]
+    return made
+
+
+def parse(cls: type[T], content: Any, where: str = "") -> T:
+    """Return options from plain data, such as a section of a YAML file.
+
+    Args:
+        cls: decorated by :func:`options`.
+        content: a mapping of keys to values; None stands for an empty one.
+        where: the path of the section, for error messages.
+
+    Raises:
+        ConfigError: with the path of every key that is wrong and what is allowed there.
+    """
+    try:
+        return adapter(cls).validate_python({} if content is None else content)
+    except ValidationError as error:
+        problems = [describe(problem, cls, where) for problem in error.errors()]
+        raise ConfigError("\n".join(problems)) from None
+
+
+def dump(value: Any) -> dict[str, Any]:
+    """Return options as plain data: the inverse of :func:`parse`."""
+    content: dict[str, Any] = adapter(type(value)).dump_python(value, mode="json")
+    return content
+
+
+@functools.cache
+def adapter(cls: type[T]) -> TypeAdapter[T]:
+    """Return what validates and serialises a class of options."""
+    return TypeAdapter(cls)
+
+
+def describe(problem: Any, cls: Any = None, where: str = "") -> str:
+    """Return one of pydantic's errors as ``path: what is allowed (it is ...)``."""
+    location = [str(part) for part in problem["loc"]]
+    path = ".".join(filter(None, [where, *location]))
+    if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        return f"{path}: unknown key; {suggest(location[-1], _keys(cls, location[:-1]))}"
+    message = problem["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    message = message[:1].lower() + message[1:]
+    value = problem.get("input")
+    plain = value is None or isinstance(value, str | int | float | bool)
+    shown = f" (it is {_short(value)})" if plain and problem["type"] != "missing" else ""
+    return f"{path}: {message}{shown}" if path else f"{message}{shown}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """A field of options, as documentation shows it.
+
+    Attributes:
+        key: its name.
+        type: its annotation.
+        default: its default; ``dataclasses.MISSING`` if it must be given.
+        description: what it means.
+    """
+
+    key: str
+    type: Any
+    default: Any
+    description: str
+
+
+def fields_of(cls: Any) -> Iterator[Option]:
+    """Yield the fields of a class of options with their documentation."""
+    for name, field in cls.__pydantic_fields__.items():
+        factory: Callable[[], Any] | None = field.default_factory
+        default = factory() if factory is not None else field.default
+        if default is pydantic.fields.PydanticUndefined:
+            default = dataclasses.MISSING
+        # An inherited field has its description in the class that defines it.
+        descriptions = (
+            base.__pydantic_fields__[name].description
+            for base in cls.__mro__
+            if name in base.__dict__.get("__pydantic_fields__", {})
+        )
+        yield Option(name, field.annotation, default, next(filter(None, descriptions), ""))
+
+
+def _keys(cls: Any, location: list[str]) -> list[str]:
+    """Return the keys that are known below a class of options at a location."""
+    for part in location:
+        hints = get_type_hints(cls) if dataclasses.is_dataclass(cls) else {}
+        cls = hints.get(part)
+    return [field.name for field in dataclasses.fields(cls)] if dataclasses.is_dataclass(cls) else []
+
+
+def _short(value: Any, length: int = 80) -> str:
+    text = repr(value)
+    return text if len(text) <= length else f"{text[:length]}..."

@@ -11,16 +11,21 @@ RUN ?= runs/demo
 
 BIN := $(VENV)/bin
 
-.PHONY: help demo test check format clean
+.PHONY: help demo dev test check check-types format docs clean
 
 help:
-	@echo "make demo   set up, train on real digits, evaluate, draw: $(RUN)/report.html"
-	@echo "make test   set up and run the tests"
-	@echo "make check  ruff and mypy"
-	@echo "make clean  remove the environment and caches; runs/ and data/ stay"
+	@echo "make demo         set up, train on real digits, evaluate, draw: $(RUN)/report.html"
+	@echo "make test         set up and run the tests"
+	@echo "make dev          set up for development"
+	@echo "make check        ruff and mypy"
+	@echo "make check-types  run the tests with shapes and types checked at run time"
+	@echo "make docs         write the generated parts of the documentation"
+	@echo "make clean        remove the environment and caches; runs/ and data/ stay"
 
 demo: $(VENV)/.demo
 	$(BIN)/flowfactor run demo --out $(RUN)
+
+dev: $(VENV)/.dev
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n auto
@@ -30,9 +35,15 @@ check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+check-types: $(VENV)/.dev
+	$(BIN)/python -m pytest -n auto --jaxtyping-packages=flowfactor,solvers,checking.check tests/flowfactor tests/solvers
+
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(VENV)/.dev
+	$(BIN)/python -m experiments.write_docs
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build *.egg-info

@@ -1,242 +1,198 @@
-"""The schema of a configuration: what a YAML file may say, and what it means."""
+"""Configurations: what a YAML file may say, read into the options of what it names."""
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
 
-from experiments.datasets import (
-    SECTIONS,
-    DataConfig,
-    DigitsConfig,
-    MotionConfig,
-    MoveConfig,
-    Natural,
-    Positive,
-    Section,
-    TransformationConfig,
-)
-from experiments.models import (
-    MODEL_SECTIONS,
-    FlowVAEConfig,
-    ModelConfig,
-    PositiveFloat,
-    PotentialSection,
-    TopographicVAEConfig,
-    Weight,
-)
-from experiments.shipped_files import complaint, descriptions, find
+import solvers
+from experiments.yaml_files import apply_override, read_yaml, set_key
+from flowfactor import plugins, registries
+from flowfactor.data import DataOptions
 from flowfactor.errors import ConfigError
-from flowfactor.models import Objective
+from flowfactor.evaluation import EvaluationOptions
+from flowfactor.options import NonNegativeInt, dump, options, parse
+from flowfactor.registries import DATA, MODELS
 from flowfactor.training import TrainingOptions
+from solvers.registry import Registry, UnknownNameError, suggest
+
+CONFIG_FILE = "config.yaml"
+
+# Sections of which there are several kinds: the key that names the kind, and the default.
+_KINDS: dict[str, tuple[str, str]] = {"data": ("source", "mnist"), "model": ("kind", "flow_vae")}
+_SECTIONS = ("data", "model", "training", "evaluation")
+
+REGISTRIES = [
+    registry
+    for module in (registries, solvers)
+    for registry in vars(module).values()
+    if isinstance(registry, Registry)
+]
+"""What holds the names that configurations use."""
+
+# By these files a folder is known to be a run's, whose plug-ins are not executed.
+_RUN_FILES = ("model.pt", "checkpoint.pt", "metrics.jsonl", "train.log")
 
 
-class ObjectiveConfig(Section):
-    """Weights of the objective's terms."""
-
-    beta: Weight = Objective.beta
-    path_kl: Weight = Objective.path_kl
-    hamilton_jacobi: Weight = Objective.hamilton_jacobi
-    initial: Weight = Objective.initial
-    consistency: Weight = Objective.consistency
-    reversal: Weight = Objective.reversal
-    commutator: Weight = Objective.commutator
-
-
-class TrainingConfig(Section):
-    """How long, how fast, and on what."""
-
-    steps: Positive = TrainingOptions.steps
-    max_minutes: PositiveFloat | None = None
-    batch_size: Positive = 66
-    frames_per_sequence: Positive | None = 2
-    learning_rate: PositiveFloat = TrainingOptions.learning_rate
-    warmup: Natural = TrainingOptions.warmup
-    weight_decay: Weight = TrainingOptions.weight_decay
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (
-        TrainingOptions.betas
-    )
-    clip: PositiveFloat | None = TrainingOptions.clip
-    average: Annotated[float, Field(gt=0, lt=1)] | None = TrainingOptions.average
-    log_every: Positive = TrainingOptions.log_every
-    validate_every: Positive = TrainingOptions.validate_every
-    checkpoint_every: Positive = TrainingOptions.checkpoint_every
-    validation_sequences: Positive = 1000
-    validation_errors: Natural = 0
-    accelerator: Literal["auto", "cpu", "cuda", "mps", "gpu"] = "auto"
-    devices: Positive | Literal["auto"] = 1
-    num_nodes: Positive = 1
-    strategy: Literal["auto", "ddp"] = "auto"
-    precision: Literal["32-true", "bf16-mixed"] = "32-true"
-
-    def options(self) -> TrainingOptions:
-        """Return the options of the training loop."""
-        known = {field.name for field in dataclasses.fields(TrainingOptions)}
-        return TrainingOptions(**self.model_dump(include=known))
-
-
-class EvaluationConfig(Section):
-    """What is measured on held-out samples; frames are seven, or all if there are fewer.
-
-    ``codes`` and ``trees`` are those of the scores of disentanglement.
-    """
-
-    split: Literal["validation", "test"] = "test"
-    images: Positive = 1000
-    frames: Positive | None = None
-    composition: bool = False
-    extrapolation: bool = False
-    disentanglement: bool = False
-    predictability: bool = False
-    paths: bool = False
-    codes: Annotated[int, Field(ge=100)] = 10_000
-    trees: Positive = 100
-    likelihood_sequences: Positive = 300
-    likelihood_samples: Positive = 50
-
-
-class Config(Section):
-    """A whole run."""
+@options
+class GeneralOptions:
+    """The keys of a configuration that are in no section."""
 
     description: str = ""
-    seed: Natural = 0
-    data: DataConfig = DigitsConfig()
-    model: ModelConfig = FlowVAEConfig()
-    objective: ObjectiveConfig = ObjectiveConfig()
-    training: TrainingConfig = TrainingConfig()
-    evaluation: EvaluationConfig = EvaluationConfig()
-
-    @model_validator(mode="after")
-    def _supervision_fits(self) -> Config:
-        if self.evaluation.composition and self.data.source == "recordings":
-            raise ValueError(
-                "evaluation.composition needs frames that undergo two transformations, which "
-                "recorded sequences do not have"
-            )
-        if self.evaluation.composition and not isinstance(self.model, PotentialSection):
-            raise ValueError(
-                f"evaluation.composition adds potentials up, but a {self.model.kind} has none; its "
-                f"latent moves by a rule"
-            )
-        if self.evaluation.disentanglement and self.data.source in ("recordings", "images"):
-            raise ValueError(
-                "evaluation.disentanglement needs images whose factors are known: digits, sprites "
-                "or a grid of factors"
-            )
-        if not self.model.weak:
-            if isinstance(self.model, FlowVAEConfig) and self.model.flows is not None:
-                raise ValueError(
-                    "model.flows is for weak supervision; with full supervision each "
-                    "transformation has one flow"
-                )
-            if self.data.labelled_fraction is not None:
-                raise ValueError(
-                    "data.labelled_fraction hides labels, which full supervision needs; take "
-                    "`model.supervision: weak`"
-                )
-        return self
-
-    @model_validator(mode="after")
-    def _objective_is_the_models(self) -> Config:
-        if not isinstance(self.model, FlowVAEConfig):
-            if self.objective != ObjectiveConfig():
-                raise ValueError(
-                    f"objective holds the weights of flow_vae; those of {self.model.kind} are "
-                    f"keys of model. Leave objective out, or set it to {{}}"
-                )
-        elif self.model.force == "learned" and self.objective.hamilton_jacobi == 0:
-            raise ValueError(
-                "model.force is learned through the Hamilton-Jacobi term, whose weight "
-                "objective.hamilton_jacobi is 0; give it a weight, or take `force: zero`"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _frames_fit(self) -> Config:
-        if self.training.frames_per_sequence and isinstance(self.model, TopographicVAEConfig):
-            raise ValueError(
-                "training.frames_per_sequence must be null for a topographic_vae, which sums over "
-                "neighbouring frames"
-            )
-        horizon, some = self.data.horizon, self.training.frames_per_sequence
-        if horizon is None:  # it is the data's own, and checked when that is read
-            return self
-        if some is not None and some > horizon:
-            raise ValueError(
-                f"training.frames_per_sequence is {some}, but the sequences have only "
-                f"{horizon} frames after the first (data.horizon)"
-            )
-        if self.evaluation.frames is not None and self.evaluation.frames > horizon:
-            raise ValueError(
-                f"evaluation.frames is {self.evaluation.frames}, but the sequences end at frame "
-                f"{horizon} (data.horizon)"
-            )
-        return self
+    """What it is for."""
+    plugins: tuple[str, ...] = ()
+    """Files, relative to that of the configuration, or modules whose kinds can be named."""
+    seed: NonNegativeInt = 0
+    """Of the weights, the batches and everything else that is drawn at random."""
 
 
-# ---- reading and writing
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A whole run.
+
+    Attributes:
+        data: which sequences.
+        model: which model.
+        training: how it is trained.
+        evaluation: what is measured, and on what.
+        source: the name of the data set.
+        kind: the name of the model.
+        general: description, plug-ins and seed.
+    """
+
+    data: DataOptions
+    model: Any
+    training: TrainingOptions
+    evaluation: EvaluationOptions
+    source: str
+    kind: str
+    general: GeneralOptions
+
+    @property
+    def seed(self) -> int:
+        """Return the seed."""
+        return self.general.seed
+
+    def replace(self, **changes: Any) -> Config:
+        """Return a copy with other sections."""
+        return dataclasses.replace(self, **changes)
+
+    def with_seed(self, seed: int) -> Config:
+        """Return a copy with another seed."""
+        return self.replace(general=dataclasses.replace(self.general, seed=seed))
 
 
-def shipped() -> dict[str, str]:
-    """Return the names of the configurations that ship, and what each is for."""
-    return descriptions()
-
-
-def read_config(name: str, overrides: list[str] | None = None) -> tuple[str, Config]:
-    """Read a configuration and apply ``key.path=value`` overrides.
+def read_config(
+    name: str,
+    overrides: Iterable[str] = (),
+    *,
+    settings: Mapping[str, Any] | None = None,
+    plugin_names: Iterable[str] = (),
+    folder: Path | None = None,
+) -> tuple[str, Config]:
+    """Read a configuration.
 
     Args:
         name: a YAML file, or the name of a configuration that ships.
-        overrides: each ``key.path=value``, the value being YAML.
+        overrides: ``key.path=value``, the value being YAML.
+        settings: values by ``key.path``; they come before the overrides.
+        plugin_names: plug-ins besides those that the file names.
+        folder: where a relative path is looked for before the working directory.
 
     Returns:
         The configuration's name and its content.
 
     Raises:
-        ConfigError: no such file, no YAML, a key that is unknown or a value that is not allowed.
+        ConfigError: there is no such file, it is no YAML, a key is unknown, a value is not allowed,
+            or a plug-in cannot be imported.
     """
-    title, text = _find(name)
-    try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{name} is not valid YAML: {_one_line(error)}.") from error
-    if content is None:
-        content = {}
-    if not isinstance(content, dict):
-        raise ConfigError(
-            f"{name} must hold sections such as `training:` with keys below them; it holds a "
-            f"{type(content).__name__}."
-        )
-    for override in overrides or []:
-        _apply(content, override)
-    return title, validate(content, name)
+    file = read_yaml(name, folder=folder)
+    content = file.content
+    extra = [plugins.resolve(each) for each in plugin_names]
+    if file.folder is not None and isinstance(content.get("plugins"), list):
+        stored = _replace_moved([str(each) for each in content["plugins"]], extra)
+        if Path(name).name == CONFIG_FILE and _is_run(file.folder):
+            plugins.check_outside([each for each in stored if each not in extra], file.folder)
+        content["plugins"] = [plugins.resolve(each, file.folder) for each in stored]
+    for key, value in (settings or {}).items():
+        set_key(content, key, value)
+    for override in overrides:
+        apply_override(content, override)
+    return file.title, validate(content, name, extra)
 
 
-def validate(content: dict[str, Any], source: str) -> Config:
-    """Check plain data against the schema.
+def validate(content: Mapping[str, Any], source: str, plugin_names: Iterable[str] = ()) -> Config:
+    """Return the configuration that plain data stands for.
+
+    Args:
+        content: of a YAML file; relative paths of plug-ins are relative to the working directory.
+        source: what messages call it.
+        plugin_names: plug-ins besides those that it names.
 
     Raises:
         ConfigError: with the path of every key that is wrong and what is allowed there.
     """
-    try:
-        return Config.model_validate(content)
-    except ValidationError as error:
-        problems = "\n".join(f"  {_describe(problem)}" for problem in error.errors())
-        raise ConfigError(f"{source} is no valid configuration:\n{problems}") from error
+    problems: list[str] = []
+
+    def attempt(function: Callable[..., Any], *arguments: Any) -> Any:
+        try:
+            return function(*arguments)
+        except ConfigError as error:
+            problems.extend(str(error).splitlines())
+            return None
+
+    keys = [field.name for field in dataclasses.fields(GeneralOptions)]
+    general = attempt(parse, GeneralOptions, {k: content[k] for k in keys if k in content})
+    plugins.load_installed()
+    names = [*getattr(general, "plugins", ()), *plugin_names]
+    loaded = [attempt(plugins.load, each) for each in names]
+    known = [*keys, *_SECTIONS]
+    problems += [
+        f"{key}: unknown key; {suggest(key, known)}" for key in content if key not in known
+    ]
+    if None in loaded:  # what they define would be reported as unknown
+        _refuse(source, problems)
+    parsed = {section: attempt(_parse_section, section, content) for section in _SECTIONS}
+    if problems:
+        _refuse(source, problems)
+    kinds = {
+        key: (content.get(section) or {}).get(key, kind) for section, (key, kind) in _KINDS.items()
+    }
+    config = Config(general=general, **parsed, **kinds)
+    used = dict.fromkeys([*loaded, *_plugins_used(config)])
+    config = config.replace(general=dataclasses.replace(general, plugins=tuple(used)))
+    for section in _SECTIONS:
+        check = getattr(parsed[section], "check", None)
+        if check is not None:
+            attempt(check, config)
+    if problems:
+        _refuse(source, problems)
+    return config
 
 
-def dump(config: Config) -> str:
+def to_dict(config: Config) -> dict[str, Any]:
+    """Return a configuration as plain data, every key written out."""
+    content = dump(config.general)
+    for section in _SECTIONS:
+        content[section] = dump(getattr(config, section))
+        if section in _KINDS:
+            key = _KINDS[section][0]
+            content[section] = {key: getattr(config, key), **content[section]}
+    return content
+
+
+def to_yaml(config: Config) -> str:
     """Return a configuration as YAML, every key written out."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
 
 
 def differences(old: Config, new: Config) -> list[str]:
     """Return ``key: old -> new`` for every key in which two configurations differ."""
-    before, after = _flatten(old.model_dump(mode="json")), _flatten(new.model_dump(mode="json"))
+    before, after = flatten(to_dict(old)), flatten(to_dict(new))
     return [
         f"{key}: {before.get(key)} -> {after.get(key)}"
         for key in sorted({*before, *after})
@@ -244,94 +200,68 @@ def differences(old: Config, new: Config) -> list[str]:
     ]
 
 
-def _find(name: str) -> tuple[str, str]:
-    title, text = find(name)
-    if text is not None:
-        return title, text
-    near = difflib.get_close_matches(title, shipped(), n=1)
-    hint = f" Did you mean `{near[0]}`?" if near else ""
-    raise ConfigError(
-        f"There is no configuration {name}: neither a file of that name nor one that ships.{hint} "
-        f"`flowfactor configs` lists those that ship."
-    )
-
-
-def _apply(content: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key.strip():
-        raise ConfigError(
-            f"--set {override}: expected key.path=value, for instance `--set training.steps=2000`."
-        )
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(
-            f"--set {override}: the value is not YAML: {_one_line(error)}."
-        ) from error
-    *parents, leaf = key.strip().split(".")
-    section = content
-    for parent in parents:
-        below = section.setdefault(parent, {})
-        if not isinstance(below, dict):
-            raise ConfigError(f"--set {override}: {parent} is a value, not a section.")
-        section = below
-    section[leaf] = value
-
-
-def _describe(problem: Any) -> str:
-    location = list(problem["loc"])
-    section: type[Section] | None = Config
-    kinds = _KINDS.get(location[0], {}) if location else {}
-    if len(location) > 1 and location[1] in kinds:
-        # The kind of data set or model is no key of the file.
-        section = kinds[location.pop(1)]
-    path = ".".join(str(part) for part in location) or "configuration"
-    if problem["type"] == "extra_forbidden":
-        known = _keys_beside(location, section)
-        near = difflib.get_close_matches(str(location[-1]), known, n=1)
-        hint = f"did you mean `{near[0]}`?" if near else f"known are {', '.join(known)}"
-        return f"{path}: unknown key; {hint}"
-    return f"{path}: {complaint(problem)}"
-
-
-# Sections of which there are several kinds.
-_KINDS: dict[Any, dict[Any, type[Section]]] = {"data": {**SECTIONS}, "model": {**MODEL_SECTIONS}}
-
-# What is below a name of the user's choice.
-_NAMED = {"transformations": TransformationConfig, "motions": MotionConfig, "moves": MoveConfig}
-
-
-def _keys_beside(location: list[int | str], section: type[Section] | None) -> list[str]:
-    """Return the keys that are known where an unknown one was found.
-
-    Args:
-        location: of the unknown key.
-        section: the whole configuration, or that of the data set or model if the key is in it.
-    """
-    parts = location[:-1]
-    below: Any = section
-    for part in parts if section is Config else parts[1:]:
-        if str(part) in _NAMED:
-            below = _NAMED[str(part)]
-            break
-        field = below.model_fields.get(str(part)) if _is_section(below) else None
-        below = field.annotation if field is not None else None
-    return list(below.model_fields) if _is_section(below) else []
-
-
-def _is_section(value: Any) -> bool:
-    return isinstance(value, type) and issubclass(value, Section)
-
-
-def _flatten(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested data with one key of the form ``a.b.c`` for each value."""
     flat: dict[str, Any] = {}
     for key, value in content.items():
-        if isinstance(value, dict):
-            flat.update(_flatten(value, f"{prefix}{key}."))
+        if isinstance(value, dict) and value:
+            flat.update(flatten(value, f"{prefix}{key}."))
         else:
             flat[f"{prefix}{key}"] = value
     return flat
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+def options_of(section: str, kind: str) -> Any:
+    """Return the class of options that a section holds.
+
+    Raises:
+        UnknownNameError: nothing is registered under the name.
+    """
+    if section == "data":
+        return DATA[kind]
+    if section == "model":
+        return MODELS[kind].Options
+    return {"training": TrainingOptions, "evaluation": EvaluationOptions}[section]
+
+
+def _parse_section(section: str, content: Mapping[str, Any]) -> Any:
+    below = content.get(section)
+    below = {} if below is None else below
+    if not isinstance(below, dict):
+        raise ConfigError(f"{section}: must be a section with keys below it (it is {below!r})")
+    key, kind = _KINDS.get(section, ("", ""))
+    if key:
+        kind, below = below.get(key, kind), {k: v for k, v in below.items() if k != key}
+    try:
+        cls = options_of(section, kind)
+    except UnknownNameError as error:
+        raise ConfigError(f"{section}.{key}: {error}") from error
+    return parse(cls, below, section)
+
+
+def _refuse(source: str, problems: list[str]) -> None:
+    listed = "\n".join(f"  {problem}" for problem in problems)
+    raise ConfigError(f"{source} is no valid configuration:\n{listed}")
+
+
+def _plugins_used(config: Config) -> Iterator[str]:
+    """Yield the plug-ins of what is named: those of installed distributions are in no list."""
+    keys = flatten({**to_dict(config), "plugins": None, "description": None})
+    names = {word for key in keys for word in key.split(".")}
+    for value in keys.values():
+        words = value if isinstance(value, list) else [value]
+        names |= {word for word in words if isinstance(word, str)}
+    for registry in REGISTRIES:
+        for name in names.intersection(registry):
+            if (plugin := registry.plugin_of(name)) is not None:
+                yield plugin
+
+
+def _is_run(folder: Path) -> bool:
+    return any((folder / name).exists() for name in _RUN_FILES)
+
+
+def _replace_moved(stored: list[str], given: list[str]) -> list[str]:
+    """Return plug-ins with files of the same name at the places that the command line names."""
+    places = {Path(name).name: name for name in given if plugins.is_file(name)}
+    return [places.get(Path(name).name, name) if plugins.is_file(name) else name for name in stored]

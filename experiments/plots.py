@@ -2,43 +2,45 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
-import flowfactor
-from experiments.config import Config
-from experiments.models import PotentialSection
-from experiments.runs import EVALUATION_FILE, load_measured, read_json, read_run_config
-from experiments.tables import mean_identity, observation_label, solver_change
+from experiments.comparison import Method, choose_columns
+from experiments.comparison_figures import column_figure
+from experiments.runs import FIGURES, Run, first_frames, one_of_each_class, open_run
 from flowfactor import diagnostics
-from flowfactor.data import (
-    SequenceDataset,
-    Sprites,
-    TransformedImages,
-    round_robin,
-    samples_undergoing,
-)
-from flowfactor.diagnostics import Illustration, Section, Table
-from flowfactor.errors import DataError, RunError
-from flowfactor.models import SequenceModel
+from flowfactor.data import SequenceDataset
+from flowfactor.diagnostics import ErrorCurve, FilmStrips, Illustration, Section
+from flowfactor.errors import DataError
+from flowfactor.metrics import Composition, Equivariance
+from flowfactor.models import PotentialModel
+from flowfactor.tables import Column, Row, Table
 from flowfactor.training import read_metrics
-
-FIGURES = "figures"
 
 # Of flows that are drawn together.
 _PAIRS = 3
 
+Draw = Callable[[Figure, str, str], Illustration]
 
-def plot(run: Path, *, on_stage: Callable[[str], None] | None = None) -> Path:
+
+def plot(
+    folder: Path,
+    *,
+    plugin_names: Iterable[str] = (),
+    on_stage: Callable[[str], None] | None = None,
+) -> Path:
     """Draw every figure of an evaluated run and write ``report.html``.
 
     Args:
-        run: the folder; it must have been evaluated.
+        folder: of the run; it must have been evaluated.
+        plugin_names: plug-ins besides those that the run names.
         on_stage: called with what is being drawn.
 
     Returns:
@@ -46,162 +48,37 @@ def plot(run: Path, *, on_stage: Callable[[str], None] | None = None) -> Path:
 
     Raises:
         RunError, DataError: the run or its data cannot be read.
+        ConfigError: a plug-in is missing.
     """
     report = on_stage or (lambda _: None)
-    config = read_run_config(run)
-    model = flowfactor.load(run)
-    if not (run / EVALUATION_FILE).is_file():
-        raise RunError(
-            f"{run} has not been evaluated yet: it has no {EVALUATION_FILE}. "
-            f"`flowfactor evaluate {run}` writes it; then plot again."
-        )
-    result = read_json(run / EVALUATION_FILE)
-    data = load_measured(config, result["split"], model)
-    chosen = one_of_each_class(data)
+    run = open_run(folder, plugin_names)
+    data = run.data(run.evaluation.split)
 
-    sections = [_overview(result, run, config)]
-    sections.append(_films(model, data, chosen, run, report))
-    if result.get("composition", {}).get("superposition"):
-        sections.append(_composition(model, data, result, run, report))
-    if hasattr(model, "potentials"):
-        sections.append(_landscapes(model, data, chosen, run, report))
-        sections.append(_transport(model, data, run, report))
-    sections.append(_numbers(result, run, config, model.horizon, report))
-    return diagnostics.write_report(
-        run, f"flowfactor: {run.name}", sections, subtitle=result.get("command", "")
-    )
+    def draw(figure: Figure, name: str, caption: str) -> Illustration:
+        report(name.replace("_", " "))
+        file = diagnostics.save(figure, folder / FIGURES / f"{name}.png")
+        return Illustration(figure, caption, file)
 
-
-def one_of_each_class(data: SequenceDataset) -> Tensor:
-    """Return the first sample of each class, or the first ten where there are no classes."""
-    classes = (
-        data.classes if isinstance(data, TransformedImages | Sprites) else torch.zeros(len(data))
-    )
-    classes = classes.unique()
-    if len(classes) == 1:
-        return torch.arange(min(10, len(data)))
-    return torch.stack([(classes == c).nonzero()[0, 0] for c in classes])
-
-
-def _first_frames(data: SequenceDataset, indices: Tensor) -> Tensor:
-    times = torch.zeros(len(indices), 1, dtype=torch.long)
-    return data.sample(indices, round_robin(data, indices), times).frames[:, 0]
-
-
-def _shown(data: SequenceDataset, chosen: Tensor, each: int) -> tuple[Tensor, Tensor]:
-    """Return samples for a number of strips of each transformation, different ones if possible."""
-    samples, factors = [], []
-    for k in range(len(data.names)):
-        able = samples_undergoing(data, k)
-        if not len(able):
-            continue
-        able = able if len(able) < len(data) else chosen
-        samples.append(able[torch.arange(k * each, (k + 1) * each) % len(able)])
-        factors.append(torch.full((each,), k))
-    return torch.cat(samples), torch.cat(factors)
-
-
-def _overview(result: dict[str, Any], run: Path, config: Config) -> Section:
-    rows: list[list[str | int | float]] = [
-        [
-            name,
-            round(error["error"], 1),
-            round(error["identity"], 1),
-            round(error["floor"], 1),
-            solver_change(result, name),
-        ]
-        for name, error in result["errors"].items()
-    ]
-    rows.append(["mean", round(result["mean_error"], 1), round(mean_identity(result), 1), "", ""])
-    likelihood = result["log_likelihood"]
-    bounds: list[list[str | int | float]] = [
-        [
-            observation_label(name, bound),
-            round(bound["per_sequence"], 1),
-            round(bound["per_frame"], 1),
-        ]
-        for name in ("trained", "unit_gaussian")
-        for bound in [likelihood[name]]
-    ]
-    return Section(
-        "How well the flows do",
-        f"Frame 0 of a held-out sample is encoded, its latent flows, and every frame is decoded "
-        f"again. E is the sum of absolute pixel errors over t = 1..{result['frames']} and all "
-        f"channels, averaged over {result['images']} {result['split']} samples. Identity is the "
-        f"error of a latent that stays where it is; the floor is what the autoencoder alone costs "
-        f"(decoding frame 0 from its own latent). {_how_latents_move(result, config)}",
-        tables=[
-            Table(("transformation", "E", "identity", "floor", "with dopri5"), rows),
-            Table(
-                ("observation model", "nats per sequence", "nats per frame"),
-                bounds,
-                f"IWAE bound of the log-likelihood, {likelihood['samples']} samples, "
-                f"{likelihood['sequences']} sequences",
-            ),
-        ],
-    )
-
-
-def _how_latents_move(result: dict[str, Any], config: Config) -> str:
-    if "rule" in result:
-        return (
-            f"The latent moves by a rule, `{result['rule']}`, which was learned from training "
-            f"sequences after the training."
-        )
-    assert isinstance(config.model, PotentialSection)
-    return (
-        f"The last column is the change of E when the flow is solved by dopri5 at 1e-6 in place of "
-        f"the trained {config.model.solver.name}: a small one says that the model is an ODE, not a "
-        f"property of its solver."
-    )
-
-
-def _films(
-    model: SequenceModel,
-    data: SequenceDataset,
-    chosen: Tensor,
-    run: Path,
-    report: Callable[[str], None],
-) -> Section:
-    report("film strips")
-    folder = run / FIGURES
-    # A different sample for each strip, two strips for each transformation.
-    samples, labels = _shown(data, chosen, 2)
-    strips = diagnostics.plot_film_strips(model, data.sample(samples, labels))
-    diagnostics.save(strips, folder / "film_strips.png")
-    try:
-        longer = data.with_last(data.horizon + 4).sample(samples[::2], labels[::2])
-    except DataError:  # a grid or a recording that ends: nothing to compare later frames with
-        longer = data.sample(samples[::2], labels[::2])
-    outside = diagnostics.plot_film_strips(model, longer, before=3)
-    diagnostics.save(outside, folder / "extrapolation.png")
-    report("the animation")
-    animation = diagnostics.animate(model, _first_frames(data, chosen[:6]))
-    animation.save(folder / "flows.gif")
-    return Section(
-        "Film strips",
-        "Upper rows: what the transformation does to the image. Lower rows: the same frames "
-        "decoded along the learned flow, from the latent of frame 0 alone.\n\n"
-        "In the second figure the flow also runs backwards from frame 0 and beyond the last frame "
-        "of the training; such frames have a coloured rim, and nothing has taught the model what "
-        "they look like.",
-        [
-            Illustration(animation, "Up to six held-out samples along each flow, there and back."),
-            Illustration(strips, "Truth and flow, two held-out samples for each transformation."),
-            Illustration(outside, "Before the first and beyond the last frame of the training."),
-        ],
-    )
+    parts: list[Callable[[Run, SequenceDataset, Draw], Section]] = [_overview, _film_strips]
+    if run.evaluation.result(Composition) is not None and len(data.names) > 1:
+        parts.append(_composition)
+    if isinstance(run.model, PotentialModel):
+        parts += [_landscapes, _transport]
+    parts.append(_numbers)
+    sections = [part(run, data, draw) for part in parts]
+    title = f"flowfactor: {folder.name}"
+    return diagnostics.write_report(folder, title, sections, subtitle=run.evaluation.command)
 
 
 def composition_strips(
-    model: SequenceModel,
+    model: PotentialModel,
     data: SequenceDataset,
-    pairs: list[tuple[str, str]],
+    pairs: Iterable[tuple[str, str]],
     *,
     random_starts: bool = False,
     seed: int = 0,
-) -> list[diagnostics.CompositionStrips]:
-    """Return two strips of each pair, of one sample: both flows at once, then in turn.
+) -> list[FilmStrips]:
+    """Return two strips of each pair, of one sample: simultaneous flows, then sequential ones.
 
     Args:
         model: of the run.
@@ -210,77 +87,105 @@ def composition_strips(
         random_starts: transform frame 0 at random beforehand.
         seed: of the samples, and of these starts.
     """
-    found = []
     generator = torch.Generator().manual_seed(seed)
     clock = torch.arange(data.horizon + 1)[None]
     turn = math.ceil(data.horizon / 2)
-    round_robin = [clock.clamp(max=turn), (clock - turn).clamp(min=0)]
+    clocks = [clock.clamp(max=turn), (clock - turn).clamp(min=0)]
+    strips = []
     for pair in pairs:
         sample = torch.randint(len(data), (1,), generator=generator)
-        start = torch.rand(1, data.start_size, generator=generator) if random_starts else None
-        both = data.compose(sample, pair, start=start)
-        found.append(diagnostics.composition_data(model, both, pair))
-        switched = data.compose(sample, pair, start=start, elapsed=round_robin)
-        found.append(diagnostics.composition_data(model, switched, pair, turn=turn))
-    return found
+        starts = data.random_starts(1, generator) if random_starts else None
+        both = data.compose(sample, pair, starts=starts)
+        strips.append(diagnostics.composition_data(model, both, pair))
+        sequential = data.compose(sample, pair, starts=starts, elapsed=clocks)
+        strips.append(diagnostics.composition_data(model, sequential, pair, turn=turn))
+    return strips
 
 
-def _composition(
-    model: SequenceModel,
-    data: SequenceDataset,
-    result: dict[str, Any],
-    run: Path,
-    report: Callable[[str], None],
-) -> Section:
-    report("flows put together")
-    composed = result["composition"]
-    pairs = [(a, b) for a, _, b in (name.partition(" + ") for name in composed["superposition"])]
-    figure = diagnostics.draw_composition(composition_strips(model, data, pairs[:_PAIRS]))
-    diagnostics.save(figure, run / FIGURES / "composition.png")
-    columns = ("E", "identity", "floor")
-    tables = []
-    for kind, caption in (
-        ("superposition", "two flows at once"),
-        ("switching", "one flow, then the other"),
-        ("reversal", "backwards from the last frame that is measured"),
-    ):
-        rows: list[list[str | int | float]] = [
-            [name, *(round(error[key], 1) for key in ("error", "identity", "floor"))]
-            for name, error in composed[kind].items()
-        ]
-        tables.append(Table((caption, *columns), rows))
+def _overview(run: Run, data: SequenceDataset, draw: Draw) -> Section:
+    evaluation = run.evaluation
+    methods = [Method(run.path.name, (evaluation,))]
+    columns = column_figure(methods, choose_columns(methods, None))
+    shown = [] if columns is None else [draw(columns, "metrics", "The metrics of this run.")]
+    return Section(
+        "How well the flows do",
+        f"Frame 0 of a held-out sample is encoded, its latent flows, and every frame is decoded "
+        f"again. E is the sum of absolute pixel errors over t = 1..{evaluation.frames} and all "
+        f"channels, averaged over {evaluation.images} {evaluation.split} samples. Identity is the "
+        f"error of a latent that stays where it is; the floor is what the autoencoder alone costs "
+        f"(decoding frame 0 from its own latent).",
+        shown,
+        list(evaluation.tables().values()),
+    )
+
+
+def _film_strips(run: Run, data: SequenceDataset, draw: Draw) -> Section:
+    model, samples = run.model, one_of_each_class(data)
+    # A different sample for each strip, two strips for each transformation.
+    indices, labels = _two_of_each(data, samples)
+    strips = diagnostics.plot_film_strips(model, data.sample(indices, labels))
+    try:
+        longer = data.with_horizon(data.horizon + 4)
+    except DataError:  # a grid or a recording that ends: nothing to compare later frames with
+        longer = data
+    later = longer.sample(indices[::2], labels[::2])
+    animation = diagnostics.animate(model, first_frames(data, samples[:6]))
+    file = animation.save(run.path / FIGURES / "flows.gif")
+    return Section(
+        "Film strips",
+        "Upper rows: what the transformation does to the image. Lower rows: the same frames "
+        "decoded along the learned flow, from the latent of frame 0 alone.\n\n"
+        "In the second figure the flow also runs backward from frame 0 and beyond the last frame "
+        "of the training; such frames have a coloured rim, and nothing has taught the model what "
+        "they look like.",
+        [
+            Illustration(animation, "Up to six held-out samples along each flow, and back.", file),
+            draw(
+                strips,
+                "film_strips",
+                "Truth and flow, two held-out samples for each transformation.",
+            ),
+            draw(
+                diagnostics.plot_film_strips(model, later, before=3),
+                "extrapolation",
+                "Before the first and beyond the last frame of the training.",
+            ),
+        ],
+    )
+
+
+def _composition(run: Run, data: SequenceDataset, draw: Draw) -> Section:
+    assert isinstance(run.model, PotentialModel)
+    pairs = itertools.islice(itertools.combinations(data.names, 2), _PAIRS)
+    strips = composition_strips(run.model, data, pairs)
     return Section(
         "Flows put together",
-        "No training sequence shows more than one transformation. The truth undergoes two, at "
-        "once or in turn; the latent of frame 0 follows the sum of both potentials, or one after "
-        "the other.",
-        [Illustration(figure, "Truth and flow, at once and in turn.")],
-        tables,
+        "No training sequence shows more than one transformation. The truth undergoes two, "
+        "simultaneously or sequentially; the latent of frame 0 follows the sum of both potentials, "
+        "or one after the other.",
+        [
+            draw(
+                diagnostics.draw_film_strips(strips),
+                "composition",
+                "Truth and flow, simultaneous and sequential.",
+            )
+        ],
     )
 
 
-def _landscapes(
-    model: SequenceModel,
-    data: SequenceDataset,
-    chosen: Tensor,
-    run: Path,
-    report: Callable[[str], None],
-) -> Section:
-    folder = run / FIGURES
+def _landscapes(run: Run, data: SequenceDataset, draw: Draw) -> Section:
+    model, samples = run.model, one_of_each_class(data)
+    assert isinstance(model, PotentialModel)
     shown = []
     for k, name in enumerate(model.names):
-        report(f"the landscape of {name}")
-        images = _first_frames(data, chosen[[(2 + k) % len(chosen)]])
+        images = first_frames(data, samples[[(2 + k) % len(samples)]])
         figure = diagnostics.plot_landscape(model, images, name)
-        diagnostics.save(figure, folder / f"landscape_{name}.png")
-        shown.append(Illustration(figure, f"The potential of {name} along a sample's trajectory."))
-    report("trajectories")
+        caption = f"The potential of {name} along a sample's trajectory."
+        shown.append(draw(figure, f"landscape_{name}", caption))
     count = min(24, len(data))
-    trajectories = diagnostics.plot_trajectories(model, _first_frames(data, torch.arange(count)))
-    diagnostics.save(trajectories, folder / "trajectories.png")
-    shown.append(
-        Illustration(trajectories, f"{count} held-out samples under every transformation.")
-    )
+    trajectories = diagnostics.plot_trajectories(model, first_frames(data, torch.arange(count)))
+    caption = f"{count} held-out samples under every transformation."
+    shown.append(draw(trajectories, "trajectories", caption))
     return Section(
         "Potential landscapes",
         "A plane through a sample's trajectory in latent space: the potential as colour, its "
@@ -291,63 +196,63 @@ def _landscapes(
     )
 
 
-def _transport(
-    model: SequenceModel, data: SequenceDataset, run: Path, report: Callable[[str], None]
-) -> Section:
-    report("transport along the flows")
-    images = _first_frames(data, torch.arange(min(200, len(data))))
-    figure = diagnostics.plot_transport(model, images)
-    diagnostics.save(figure, run / FIGURES / "transport.png")
+def _transport(run: Run, data: SequenceDataset, draw: Draw) -> Section:
+    assert isinstance(run.model, PotentialModel)
+    images = first_frames(data, torch.arange(min(200, len(data))))
+    figure = diagnostics.plot_transport(run.model, images)
     return Section(
         "Optimal transport",
         "The residual of the Hamilton-Jacobi equation, du/dt + 1/2 |grad u|^2, and the kinetic "
         "energy 1/2 |grad u|^2 along held-out trajectories. Where the residual is small against "
         "the energy, paths are close to straight lines at constant speed.",
-        [Illustration(figure, "Hamilton-Jacobi residual and kinetic energy over time.")],
+        [draw(figure, "transport", "Hamilton-Jacobi residual and kinetic energy over time.")],
     )
 
 
-def _numbers(
-    result: dict[str, Any],
-    run: Path,
-    config: Config,
-    model_last: int,
-    report: Callable[[str], None],
-) -> Section:
-    report("errors over time and training curves")
-    folder = run / FIGURES
+def _numbers(run: Run, data: SequenceDataset, draw: Draw) -> Section:
+    evaluation = run.evaluation
     curves = {
-        name: {
-            "flow": error["per_frame"],
-            "identity": error["identity_per_frame"],
-            "floor": error["floor"] / result["frames"],
-        }
-        for name, error in result["errors"].items()
+        name: ErrorCurve(error.per_frame, error.identity_per_frame, error.floor / evaluation.frames)
+        for name, error in evaluation.result(Equivariance).errors.items()
     }
-    errors = diagnostics.plot_errors(curves, horizon=model_last)
-    diagnostics.save(errors, folder / "errors.png")
-    shown = [Illustration(errors, "Error of each frame, with identity and floor.")]
-    metrics = read_metrics(run)
-    if metrics:
-        training = diagnostics.plot_training(metrics)
-        diagnostics.save(training, folder / "training.png")
-        shown.append(Illustration(training, "Terms of the objective during training."))
-    facts = result.get("training", {})
-    hardware = facts.get("hardware", {})
-    rows: list[list[str | int | float]] = [
-        ["command", str(facts.get("command", "unknown"))],
-        ["seed", config.seed],
-        ["steps", facts.get("steps", "unknown")],
-        ["seconds of training", facts.get("seconds", "unknown")],
-        ["parameters", facts.get("parameters", "unknown")],
-        ["training samples", facts.get("training_samples", "unknown")],
-        ["processor", f"{hardware.get('processor')}, {hardware.get('threads')} threads"],
-        ["accelerator", str(hardware.get("accelerator"))],
-        ["versions", ", ".join(f"{k} {v}" for k, v in facts.get("versions", {}).items())],
-    ]
+    errors = diagnostics.plot_errors(curves, horizon=run.model.horizon)
+    shown = [draw(errors, "errors", "Error of each frame, with identity and floor.")]
+    if metrics := read_metrics(run.path):
+        figure = diagnostics.plot_training(metrics)
+        shown.append(draw(figure, "training", "Terms of the objective during training."))
     return Section(
         "Errors over time, and the training",
         "The same figures are in evaluation.json, the curves in metrics.jsonl.",
         shown,
-        [Table(("what", "value"), rows)],
+        [_facts(run.config.seed, evaluation.training)],
     )
+
+
+def _facts(seed: int, facts: Any) -> Table:
+    hardware = facts.get("hardware", {})
+    values = {
+        "command": facts.get("command"),
+        "seed": seed,
+        "steps": facts.get("steps"),
+        "seconds of training": facts.get("seconds"),
+        "parameters": facts.get("parameters"),
+        "training samples": facts.get("training_samples"),
+        "processor": f"{hardware.get('processor')}, {hardware.get('threads')} threads",
+        "accelerator": hardware.get("accelerator"),
+        "versions": ", ".join(f"{k} {v}" for k, v in facts.get("versions", {}).items()),
+    }
+    rows = [Row(name, (str(value),)) for name, value in values.items() if value is not None]
+    return Table([Column("value")], rows, label="training")
+
+
+def _two_of_each(data: SequenceDataset, samples: Tensor) -> tuple[Tensor, Tensor]:
+    """Return two samples for each transformation, different ones if possible."""
+    indices, labels = [], []
+    for k in range(len(data.names)):
+        eligible = data.samples_undergoing(k)
+        if not len(eligible):
+            continue
+        eligible = eligible if len(eligible) < len(data) else samples
+        indices.append(eligible[torch.arange(k * 2, k * 2 + 2) % len(eligible)])
+        labels.append(torch.full((2,), k))
+    return torch.cat(indices), torch.cat(labels)

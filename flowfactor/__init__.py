@@ -5,9 +5,10 @@
 gradients move the latents.
 """
 
-from flowfactor.checkpoints import load
-from flowfactor.flow import Path, flow, trace
-from flowfactor.models import FlowVAE, Objective, SequenceModel
+from flowfactor.checkpoints import load, save_model
+from flowfactor.flow import Path
+from flowfactor.models import FlowVAE, Objective, PotentialModel, SequenceModel
+from flowfactor.models.base import flow, trace
 from flowfactor.potentials import (
     AutogradPotential,
     Derivatives,
@@ -18,6 +19,7 @@ from flowfactor.potentials import (
     PotentialBank,
     RidgePotential,
 )
+from flowfactor.training import TrainingOptions, fit
 
 __version__ = "0.1.0"
 
@@ -32,9 +34,13 @@ __all__ = [
     "Path",
     "Potential",
     "PotentialBank",
+    "PotentialModel",
     "RidgePotential",
     "SequenceModel",
+    "TrainingOptions",
+    "fit",
     "flow",
     "load",
+    "save_model",
     "trace",
 ]

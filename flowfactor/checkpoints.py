@@ -12,31 +12,46 @@ from typing import IO, Any
 import torch
 
 from flowfactor.errors import RunError
-from flowfactor.models import MODELS, SequenceModel
+from flowfactor.models import SequenceModel
+from flowfactor.registries import (
+    DECODERS,
+    ENCODERS,
+    MODELS,
+    OBSERVATIONS,
+    POTENTIALS,
+    TERMS,
+)
+from solvers.registry import Registry
 
 MODEL_FILE = "model.pt"
 STATE_FILE = "checkpoint.pt"
-_FORMAT = 1
+_FORMAT = 2
 
 
-def load(run: str | os.PathLike[str], device: str | torch.device = "cpu") -> SequenceModel:
+def load(
+    run: str | os.PathLike[str],
+    model: SequenceModel | None = None,
+    device: str | torch.device = "cpu",
+) -> SequenceModel:
     """Return the trained model of a run, in evaluation mode.
 
     Args:
         run: a run folder, or a model file in it.
+        model: takes the weights of the file, for models that the file does not describe: those
+            with networks of your own and those of an unregistered class.
         device: where to put the model.
 
     Raises:
-        RunError: there is no such run, or its model file is damaged.
+        RunError: there is no such run, its model file is damaged, or it needs ``model`` or a
+            plug-in.
 
     The file holds tensors and plain data only and is read without executing code.
 
     Example:
         >>> import tempfile, torch, flowfactor
-        >>> from flowfactor.checkpoints import save_model
         >>> model = flowfactor.FlowVAE.build(("rotation",), latent_dim=4, width=8)
         >>> with tempfile.TemporaryDirectory() as run:
-        ...     save_model(model, run)
+        ...     flowfactor.save_model(model, run)
         ...     again = flowfactor.load(run)
         >>> z = torch.zeros(1, 4)
         >>> torch.equal(model.decode(z), again.decode(z))
@@ -51,33 +66,70 @@ def load(run: str | os.PathLike[str], device: str | torch.device = "cpu") -> Seq
             f"saved at least one model: `flowfactor train CONFIG --out {Path(run)}` makes one."
         )
     saved = read(path)
-    name = saved.get("model")
-    if name not in MODELS:
-        raise RunError(
-            f"{path} holds a model of the kind {name!r}; this version knows {', '.join(MODELS)}. "
-            f"Open it with the version of flowfactor that wrote it."
-        )
     try:
-        model = MODELS[name].build(**saved["spec"])
+        if model is None:
+            model = _rebuild(saved, path)
         model.load_state_dict(saved["weights"])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise RunError(
-            f"{path} does not describe a model that can be built: {error}. The file is damaged or "
-            f"was written by another version; train again or restore it from a copy."
+            f"{path} does not describe this model: {error}. The file is damaged or was written by "
+            f"another version or for another model."
         ) from error
     return model.to(device).eval()
+
+
+def _rebuild(saved: dict[str, Any], path: Path) -> SequenceModel:
+    """Return the untrained model that a file describes."""
+    name, spec = saved["model"], saved["spec"]
+    if spec is None:
+        raise RunError(
+            f"{path} holds the weights of a {saved['class']} that plain data does not describe; "
+            f"make it as before training and call load(run, model=your_model)."
+        )
+    for registry, item in _named(name, spec):
+        if item not in registry:
+            plugin = saved["plugins"].get(item, "")
+            raise RunError(
+                f"{path} needs the {registry.kind} {item!r}, which the plug-in {plugin} defines. "
+                f"Load it first: on the command line by --plugin, in Python by "
+                f"flowfactor.plugins.load({plugin!r})."
+            )
+    model: SequenceModel = MODELS[name].from_spec(spec)
+    return model
 
 
 def save_model(model: SequenceModel, run: str | os.PathLike[str]) -> None:
     """Write the model file of a run: what :func:`load` reads.
 
     Raises:
-        TypeError: the model cannot be built from plain data.
         RunError: the file cannot be written.
     """
-    name = next(name for name, kind in MODELS.items() if kind is type(model))
-    weights = {key: value.detach().cpu() for key, value in model.state_dict().items()}
-    write({"model": name, "spec": model.spec(), "weights": weights}, Path(run) / MODEL_FILE)
+    name = MODELS.name_of(type(model))
+    spec = None if name is None else model.spec()
+    named = [] if spec is None or name is None else _named(name, spec)
+    plugins = {item: registry.plugin_of(item) for registry, item in named}
+    content = {
+        "model": name,
+        "class": type(model).__qualname__,
+        "spec": spec,
+        "plugins": {item: plugin for item, plugin in plugins.items() if plugin is not None},
+        "weights": {key: value.detach().cpu() for key, value in model.state_dict().items()},
+    }
+    write(content, Path(run) / MODEL_FILE)
+
+
+def _named(model: str, spec: dict[str, Any]) -> list[tuple[Registry[Any], str]]:
+    """Return what a model's spec names, each with the registry that must know it."""
+    options = spec["options"]
+    named: list[tuple[Registry[Any], Any]] = [
+        (MODELS, model),
+        (ENCODERS, options.get("encoder", {}).get("kind")),
+        (DECODERS, options.get("decoder", {}).get("kind")),
+        (OBSERVATIONS, options.get("observation")),
+        (POTENTIALS, options.get("potential")),
+        *((TERMS, term) for term in options.get("objective", {})),
+    ]
+    return [(registry, item) for registry, item in named if item is not None]
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -1,60 +1,48 @@
-"""What does a sequence undergo? The posterior of the transformation, and how it is learned."""
+"""The posterior of the transformation given a sequence, and how it is learned."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Literal
 
 import torch
+from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from flowfactor.networks import ImageShape, halving_convolutions, reduced_shape
+from flowfactor.options import (
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Weight,
+    options,
+)
 
 
-@dataclasses.dataclass(frozen=True)
+@options
 class Inference:
-    """How transformations are inferred while a model learns without being told them.
-
-    Attributes:
-        estimator: ``enumerate`` weighs the costs of all K flows by their responsibilities, exact
-            and without noise; ``gumbel`` draws one flow by the straight-through Gumbel-softmax.
-        warmup: steps in which only the autoencoder learns, on single frames.
-        anneal: steps after that in which the temperature falls.
-        temperature: where it ends: in nats of a sequence's cost for ``enumerate``, of the
-            logits' softmax for ``gumbel``; None is 2.0 or 0.3.
-        refresh: after the annealing, ``enumerate`` compares all flows in one of so many steps, and
-            trusts the inference network in the others.
-        weight: of ``KL(q(k|x_0..x_T) || uniform)``, for ``gumbel``.
-
-    Raises:
-        ValueError: an unknown estimator, or a number out of range.
-    """
+    """How a weakly supervised model infers which flow a sequence follows."""
 
     estimator: Literal["enumerate", "gumbel"] = "enumerate"
-    warmup: int = 500
-    anneal: int = 600
-    temperature: float | None = None
-    refresh: int = 10
-    weight: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.estimator not in ("enumerate", "gumbel"):
-            raise ValueError(f"estimator is {self.estimator!r}; it is 'enumerate' or 'gumbel'")
-        for name in ("warmup", "anneal"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be at least 0; it is {getattr(self, name)}")
-        if self.refresh < 1:
-            raise ValueError(f"refresh must be at least 1; it is {self.refresh}")
-        if self.temperature is not None and not self.temperature > 0:
-            raise ValueError(f"temperature must be positive; it is {self.temperature}")
-        if not 0 <= self.weight < float("inf"):
-            raise ValueError(f"weight must be finite and at least 0; it is {self.weight}")
+    """``enumerate`` weighs the costs of all K flows by their responsibilities, exactly and without
+    noise; ``gumbel`` draws one flow by the straight-through Gumbel-softmax."""
+    warmup: NonNegativeInt = 500
+    """Steps in which only the autoencoder learns, on single frames."""
+    anneal: NonNegativeInt = 600
+    """Steps after the warm-up in which the temperature falls."""
+    temperature: PositiveFloat | None = None
+    """Final temperature: in nats of a sequence's cost for ``enumerate``, of the logits' softmax for
+    ``gumbel``; null is 2.0 or 0.3."""
+    refresh: PositiveInt = 10
+    """After the annealing, ``enumerate`` compares all flows in one of this many steps and trusts
+    the inference network in the others."""
+    weight: Weight = 1.0
+    """Weight of ``KL(q(k|x_0..x_T) || uniform)``, for ``gumbel``."""
 
     @property
     def last_temperature(self) -> float:
-        """Where the annealing ends."""
+        """The temperature at the end of the annealing."""
         if self.temperature is not None:
             return self.temperature
         return 2.0 if self.estimator == "enumerate" else 0.3
@@ -129,7 +117,8 @@ class TransformationPosterior(nn.Module):
             )
         later = frames[:, 1:]
         pairs = torch.cat([frames[:, :1].expand_as(later), later], dim=2)
-        seen = self.pair(pairs.flatten(0, 1)).unflatten(0, later.shape[:2])
+        seen = self.pair(rearrange(pairs, "b f c h w -> (b f) c h w"))
+        seen = rearrange(seen, "(b f) d -> b f d", b=len(frames))
         when = self.time(times[:, 1:, None].to(seen.dtype) / self.horizon)
         logits: Tensor = self.logits(self.head(seen + when).mean(1))
         return logits.float()

@@ -1,48 +1,175 @@
-"""Encoders and decoders of images."""
+"""Encoders and decoders of images, and their options."""
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from flowfactor.options import NonNegativeInt, OpenFraction, PositiveInt, options
+from flowfactor.registries import DECODERS, ENCODERS
+
 ImageShape = tuple[int, int, int]
 
 
+@options
+class NetworkOptions:
+    """Options of an encoder or a decoder; a new kind subclasses this and registers itself.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from flowfactor.networks import NetworkOptions
+        >>> from flowfactor.options import options
+        >>> @options
+        ... class LinearOptions(NetworkOptions):
+        ...     def build(self, image_shape, latent_dim):
+        ...         channels, height, width = image_shape
+        ...         size = channels * height * width
+        ...         return nn.Sequential(nn.Flatten(), nn.Linear(size, 2 * latent_dim))
+        >>> LinearOptions().build((1, 8, 8), 3)(torch.zeros(2, 1, 8, 8)).shape
+        torch.Size([2, 6])
+    """
+
+    def build(self, image_shape: ImageShape, latent_dim: int) -> nn.Module:
+        """Return the untrained network.
+
+        Args:
+            image_shape: ``(C, H, W)``.
+            latent_dim: D. An encoder maps images ``(B, C, H, W)`` to ``(B, 2 D)``, mean and log
+                standard deviation side by side; a decoder maps ``(B, D)`` to logits
+                ``(B, C, H, W)``.
+
+        Raises:
+            ValueError: sizes that do not fit the image.
+        """
+        raise NotImplementedError
+
+
+@ENCODERS.register("conv")
+@options
+class ConvEncoderOptions(NetworkOptions):
+    """Options of a :class:`ConvEncoder`."""
+
+    channels: tuple[PositiveInt, ...] | None = None
+    """Channels of each level, which halves the image; null: :func:`default_channels`."""
+    hidden: PositiveInt = 256
+    """Width of the layer before the head."""
+    blocks: NonNegativeInt = 0
+    """Residual blocks at each level."""
+    norm: Literal["none", "group"] = "none"
+    """Normalisation between convolutions with blocks: none, or GroupNorm."""
+
+    def build(self, image_shape: ImageShape, latent_dim: int) -> nn.Module:
+        """Return the untrained encoder."""
+        return ConvEncoder(image_shape, latent_dim, self)
+
+
+@ENCODERS.register("residual")
+@options
+class ResidualEncoderOptions(ConvEncoderOptions):
+    """Options of a :class:`ConvEncoder` with residual blocks, for images of 64 pixels and more."""
+
+    blocks: NonNegativeInt = 1
+
+
+@DECODERS.register("mlp")
+@options
+class MLPDecoderOptions(NetworkOptions):
+    """Options of an :class:`MLPDecoder`."""
+
+    hidden: tuple[PositiveInt, ...] = (1024, 1024)
+    """Widths of the hidden layers."""
+    brightness: OpenFraction = 0.05
+    """Mean pixel that the untrained decoder draws."""
+
+    def build(self, image_shape: ImageShape, latent_dim: int) -> nn.Module:
+        """Return the untrained decoder."""
+        return MLPDecoder(image_shape, latent_dim, self)
+
+
+@DECODERS.register("conv")
+@options
+class ConvDecoderOptions(NetworkOptions):
+    """Options of a :class:`ConvDecoder`."""
+
+    channels: tuple[PositiveInt, ...] | None = None
+    """Channels from the image inwards, as in the encoder; null: :func:`default_channels`."""
+    hidden: PositiveInt = 256
+    """Width of the first layer."""
+    blocks: NonNegativeInt = 0
+    """Residual blocks at each level."""
+    norm: Literal["none", "group"] = "none"
+    """Normalisation between convolutions with blocks: none, or GroupNorm."""
+    upsampling: Literal["transposed", "nearest"] = "transposed"
+    """``transposed``: a strided transposed convolution. ``nearest``: every pixel repeated, then a
+    3x3 convolution; slower, without checkerboard artefacts (Odena et al., Distill 2016)."""
+    brightness: OpenFraction = 0.05
+    """Mean pixel that the untrained decoder draws."""
+
+    def build(self, image_shape: ImageShape, latent_dim: int) -> nn.Module:
+        """Return the untrained decoder."""
+        return ConvDecoder(image_shape, latent_dim, self)
+
+
+@DECODERS.register("residual")
+@options
+class ResidualDecoderOptions(ConvDecoderOptions):
+    """Options of a :class:`ConvDecoder` with residual blocks, for images of 64 pixels and more."""
+
+    blocks: NonNegativeInt = 1
+
+
 class ConvEncoder(nn.Module):
-    """Strided convolutions and a linear head: images ``(B, C, H, W)`` to ``(B, 2 D)``.
+    """Strided convolutions, residual blocks after each if asked for, and a linear head.
+
+    Maps images ``(B, C, H, W)`` to ``(B, 2 D)``. No block works at the resolution of the image
+    itself, the most expensive one.
 
     Args:
         image_shape: ``(C, H, W)``; H and W divisible by ``2 ** len(channels)``.
         latent_dim: D; the head gives mean and log standard deviation.
-        channels: of each convolution, every one of which halves the image;
-            :func:`default_channels` if not given.
-        hidden: the width of the layer before the head.
+        options: the sizes of the layers.
 
     Raises:
-        ValueError: the image cannot be halved so often, or a size is not positive.
+        ValueError: the image cannot be halved so often.
+
+    Example:
+        >>> import torch
+        >>> options = ResidualEncoderOptions(channels=(8, 8, 16, 16))
+        >>> encoder = ConvEncoder((3, 64, 64), 10, options)
+        >>> encoder(torch.rand(2, 3, 64, 64)).shape
+        torch.Size([2, 20])
     """
 
     def __init__(
         self,
         image_shape: ImageShape,
         latent_dim: int,
-        channels: Sequence[int] | None = None,
-        hidden: int = 256,
+        options: ConvEncoderOptions = ConvEncoderOptions(),
     ) -> None:
         super().__init__()
-        channels = default_channels(image_shape) if channels is None else channels
+        channels = default_channels(image_shape) if options.channels is None else options.channels
         c, h, w = reduced_shape(image_shape, channels)
-        _check_sizes("hidden", [hidden])
-        layers = halving_convolutions(image_shape[0], channels)
-        head = nn.Linear(hidden, 2 * latent_dim)
+        layers: list[nn.Module] = []
+        for before, after in zip([image_shape[0], *channels[:-1]], channels, strict=True):
+            # The image itself enters as it is; blocks leave their output before the nonlinearity.
+            layers += [*_norm(options.norm, before), nn.SiLU()] if layers else []
+            layers.append(nn.Conv2d(before, after, 4, 2, 1))
+            layers += [ResidualBlock(after, options.norm) for _ in range(options.blocks)]
+        head = nn.Linear(options.hidden, 2 * latent_dim)
         self.network = nn.Sequential(
-            *layers, nn.Flatten(), nn.Linear(c * h * w, hidden), nn.SiLU(), head
+            *layers,
+            *_norm(options.norm, c),
+            nn.SiLU(),
+            nn.Flatten(),
+            nn.Linear(c * h * w, options.hidden),
+            nn.SiLU(),
+            head,
         )
         _initialise(self.network)
         _start_moderate(head, latent_dim)
@@ -61,29 +188,29 @@ class MLPDecoder(nn.Module):
     Args:
         image_shape: ``(C, H, W)``.
         latent_dim: D.
-        hidden: the widths of the hidden layers.
-        brightness: the mean pixel that an untrained decoder draws, in (0, 1).
+        options: the sizes of the layers.
 
     Raises:
-        ValueError: a size that is not positive, or a brightness outside of (0, 1).
+        ValueError: there is no hidden layer.
     """
 
     def __init__(
         self,
         image_shape: ImageShape,
         latent_dim: int,
-        hidden: Sequence[int] = (1024, 1024),
-        brightness: float = 0.05,
+        options: MLPDecoderOptions = MLPDecoderOptions(),
     ) -> None:
         super().__init__()
-        _check_sizes("hidden", hidden)
+        hidden = options.hidden
+        if not hidden:
+            raise ValueError("hidden must name the width of at least one layer")
         layers: list[nn.Module] = []
         for before, after in zip([latent_dim, *hidden[:-1]], hidden, strict=True):
             layers += [nn.Linear(before, after), nn.SiLU()]
         last = nn.Linear(hidden[-1], math.prod(image_shape))
         self.network = nn.Sequential(*layers, last, nn.Unflatten(1, image_shape))
         _initialise(self.network)
-        _start_dark(last, brightness)
+        _start_dark(last, options.brightness)
 
     def forward(self, z: Float[Tensor, "b d"]) -> Float[Tensor, "b c h w"]:
         """Return one logit for each pixel."""
@@ -92,44 +219,50 @@ class MLPDecoder(nn.Module):
 
 
 class ConvDecoder(nn.Module):
-    """Two linear layers and transposed convolutions: latents to logits ``(B, C, H, W)``.
+    """Two linear layers, then residual blocks if asked for and upsampling convolutions.
+
+    Maps latents ``(B, D)`` to logits ``(B, C, H, W)``.
 
     Args:
         image_shape: ``(C, H, W)``; H and W divisible by ``2 ** len(channels)``.
         latent_dim: D.
-        channels: from the image inwards, as in the encoder; :func:`default_channels` if not given.
-        hidden: the width of the first layer.
-        brightness: the mean pixel that an untrained decoder draws, in (0, 1).
+        options: the sizes of the layers.
 
     Raises:
-        ValueError: a size that does not fit, or a brightness outside of (0, 1).
+        ValueError: the image cannot be halved so often.
+
+    Example:
+        >>> import torch
+        >>> options = ResidualDecoderOptions(channels=(8, 8, 16, 16))
+        >>> decoder = ConvDecoder((3, 64, 64), 10, options)
+        >>> decoder(torch.randn(2, 10)).shape
+        torch.Size([2, 3, 64, 64])
     """
 
     def __init__(
         self,
         image_shape: ImageShape,
         latent_dim: int,
-        channels: Sequence[int] | None = None,
-        hidden: int = 256,
-        brightness: float = 0.05,
+        options: ConvDecoderOptions = ConvDecoderOptions(),
     ) -> None:
         super().__init__()
-        channels = default_channels(image_shape) if channels is None else channels
+        channels = default_channels(image_shape) if options.channels is None else options.channels
         c, h, w = reduced_shape(image_shape, channels)
-        _check_sizes("hidden", [hidden])
         layers: list[nn.Module] = []
         inwards = list(channels)[::-1]
         for before, after in zip(inwards, [*inwards[1:], image_shape[0]], strict=True):
-            layers += [nn.SiLU(), nn.ConvTranspose2d(before, after, 4, 2, 1)]
+            layers += [ResidualBlock(before, options.norm) for _ in range(options.blocks)]
+            layers += [*_norm(options.norm, before), nn.SiLU()]
+            layers += _upsample(options.upsampling, before, after)
         self.network = nn.Sequential(
-            nn.Linear(latent_dim, hidden),
+            nn.Linear(latent_dim, options.hidden),
             nn.SiLU(),
-            nn.Linear(hidden, c * h * w),
+            nn.Linear(options.hidden, c * h * w),
             nn.Unflatten(1, (c, h, w)),
             *layers,
         )
         _initialise(self.network)
-        _start_dark(layers[-1], brightness)
+        _start_dark(layers[-1], options.brightness)
 
     def forward(self, z: Float[Tensor, "b d"]) -> Float[Tensor, "b c h w"]:
         """Return one logit for each pixel."""
@@ -146,9 +279,6 @@ class ResidualBlock(nn.Module):
     Args:
         channels: of input and output.
         norm: ``none``, or ``group`` for GroupNorm (Wu and He, ECCV 2018).
-
-    Raises:
-        ValueError: another norm.
     """
 
     def __init__(self, channels: int, norm: str = "none") -> None:
@@ -167,165 +297,6 @@ class ResidualBlock(nn.Module):
         """Return ``x + f(x)``."""
         out: Tensor = x + self.change(x)
         return out
-
-
-class ResidualEncoder(nn.Module):
-    """Strided convolutions with residual blocks after each: ``(B, C, H, W)`` to ``(B, 2 D)``.
-
-    For images of 64 pixels and more, where the plain encoder is too shallow. No block works at
-    the resolution of the image itself, the most expensive one.
-
-    Args:
-        image_shape: ``(C, H, W)``; H and W divisible by ``2 ** len(channels)``.
-        latent_dim: D; the head gives mean and log standard deviation.
-        channels: of each level, every one of which halves the image; :func:`default_channels` if
-            not given.
-        hidden: the width of the layer before the head.
-        blocks: residual blocks at each level.
-        norm: ``none`` or ``group``, see :class:`ResidualBlock`.
-
-    Raises:
-        ValueError: the image cannot be halved so often, a size is not positive, an unknown norm.
-
-    Example:
-        >>> import torch
-        >>> encoder = ResidualEncoder((3, 64, 64), 10, channels=(8, 8, 16, 16))
-        >>> tuple(encoder(torch.rand(2, 3, 64, 64)).shape)
-        (2, 20)
-    """
-
-    def __init__(
-        self,
-        image_shape: ImageShape,
-        latent_dim: int,
-        channels: Sequence[int] | None = None,
-        hidden: int = 256,
-        blocks: int = 1,
-        norm: str = "none",
-    ) -> None:
-        super().__init__()
-        channels = default_channels(image_shape) if channels is None else channels
-        c, h, w = reduced_shape(image_shape, channels)
-        _check_sizes("hidden", [hidden])
-        _check_sizes("blocks", [blocks])
-        layers: list[nn.Module] = []
-        for before, after in zip([image_shape[0], *channels[:-1]], channels, strict=True):
-            # The image itself enters as it is; blocks leave their output before the nonlinearity.
-            layers += [*_norm(norm, before), nn.SiLU()] if layers else []
-            layers.append(nn.Conv2d(before, after, 4, 2, 1))
-            layers += [ResidualBlock(after, norm) for _ in range(blocks)]
-        head = nn.Linear(hidden, 2 * latent_dim)
-        self.network = nn.Sequential(
-            *layers,
-            *_norm(norm, c),
-            nn.SiLU(),
-            nn.Flatten(),
-            nn.Linear(c * h * w, hidden),
-            nn.SiLU(),
-            head,
-        )
-        _initialise(self.network)
-        _start_moderate(head, latent_dim)
-
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b m"]:
-        """Return mean and log standard deviation, side by side."""
-        out: Tensor = self.network(x)
-        return out
-
-
-class ResidualDecoder(nn.Module):
-    """Two linear layers, then residual blocks and upsampling: latents to logits ``(B, C, H, W)``.
-
-    Args:
-        image_shape: ``(C, H, W)``; H and W divisible by ``2 ** len(channels)``.
-        latent_dim: D.
-        channels: from the image inwards, as in the encoder; :func:`default_channels` if not given.
-        hidden: the width of the first layer.
-        blocks: residual blocks at each level.
-        norm: ``none`` or ``group``, see :class:`ResidualBlock`.
-        upsampling: ``transposed``, a strided transposed convolution, or ``nearest``, every pixel
-            repeated and a 3x3 convolution, which is dearer and leaves no chequered pattern
-            (Odena et al., Distill 2016).
-        brightness: the mean pixel that an untrained decoder draws, in (0, 1).
-
-    Raises:
-        ValueError: a size that does not fit, an unknown norm or upsampling, or a brightness
-            outside of (0, 1).
-
-    Example:
-        >>> import torch
-        >>> decoder = ResidualDecoder((3, 64, 64), 10, channels=(8, 8, 16, 16))
-        >>> tuple(decoder(torch.randn(2, 10)).shape)
-        (2, 3, 64, 64)
-    """
-
-    def __init__(
-        self,
-        image_shape: ImageShape,
-        latent_dim: int,
-        channels: Sequence[int] | None = None,
-        hidden: int = 256,
-        blocks: int = 1,
-        norm: str = "none",
-        upsampling: str = "transposed",
-        brightness: float = 0.05,
-    ) -> None:
-        super().__init__()
-        channels = default_channels(image_shape) if channels is None else channels
-        c, h, w = reduced_shape(image_shape, channels)
-        _check_sizes("hidden", [hidden])
-        _check_sizes("blocks", [blocks])
-        layers: list[nn.Module] = []
-        inwards = list(channels)[::-1]
-        for before, after in zip(inwards, [*inwards[1:], image_shape[0]], strict=True):
-            layers += [ResidualBlock(before, norm) for _ in range(blocks)]
-            layers += [*_norm(norm, before), nn.SiLU(), *_upsampled(upsampling, before, after)]
-        self.network = nn.Sequential(
-            nn.Linear(latent_dim, hidden),
-            nn.SiLU(),
-            nn.Linear(hidden, c * h * w),
-            nn.Unflatten(1, (c, h, w)),
-            *layers,
-        )
-        _initialise(self.network)
-        _start_dark(layers[-1], brightness)
-
-    def forward(self, z: Float[Tensor, "b d"]) -> Float[Tensor, "b c h w"]:
-        """Return one logit for each pixel."""
-        logits: Tensor = self.network(z)
-        return logits
-
-
-ENCODERS: dict[str, type[nn.Module]] = {"conv": ConvEncoder, "residual": ResidualEncoder}
-DECODERS: dict[str, type[nn.Module]] = {
-    "mlp": MLPDecoder,
-    "conv": ConvDecoder,
-    "residual": ResidualDecoder,
-}
-
-
-def make_encoder(
-    image_shape: ImageShape, latent_dim: int, kind: str = "conv", **options: Any
-) -> nn.Module:
-    """Return the encoder of a name, ``conv`` or ``residual``, with its options.
-
-    Raises:
-        ValueError: no such encoder, or an option that it does not have.
-
-    Example:
-        >>> type(make_encoder((3, 64, 64), 10, "residual", blocks=2)).__name__
-        'ResidualEncoder'
-    """
-    return _made("encoder", ENCODERS, kind, image_shape, latent_dim, options)
-
-
-def make_decoder(image_shape: ImageShape, latent_dim: int, kind: str, **options: Any) -> nn.Module:
-    """Return the decoder of a name, ``mlp``, ``conv`` or ``residual``, with its options.
-
-    Raises:
-        ValueError: no such decoder, or an option that it does not have.
-    """
-    return _made("decoder", DECODERS, kind, image_shape, latent_dim, options)
 
 
 def halving_convolutions(before: int, channels: Sequence[int]) -> list[nn.Module]:
@@ -354,46 +325,19 @@ def default_channels(image_shape: ImageShape) -> tuple[int, ...]:
     return tuple(min(32 * 2**level, 128) for level in range(levels))
 
 
-def _made(
-    what: str,
-    networks: dict[str, type[nn.Module]],
-    kind: str,
-    image_shape: ImageShape,
-    latent_dim: int,
-    options: dict[str, Any],
-) -> nn.Module:
-    if kind not in networks:
-        raise ValueError(f"no {what} is named {kind!r}; there are {', '.join(networks)}")
-    parameters = inspect.signature(networks[kind]).parameters
-    known = [name for name in parameters if name not in ("image_shape", "latent_dim")]
-    for option in options:
-        if option not in known:
-            raise ValueError(
-                f"the {kind} {what} has no option {option!r}; it has {', '.join(known)}"
-            )
-    try:
-        return networks[kind](image_shape, latent_dim, **options)
-    except TypeError as error:
-        raise ValueError(f"the {kind} {what}: {error}") from error
-
-
 def _norm(norm: str, channels: int) -> list[nn.Module]:
     """Return the layers of a norm: none, or GroupNorm of up to 8 groups of 4 channels or more."""
     if norm == "none":
         return []
-    if norm != "group":
-        raise ValueError(f"norm is {norm!r}; it is either 'none' or 'group'")
     most = max(1, min(8, channels // 4))
     groups = max(count for count in range(1, most + 1) if channels % count == 0)
     return [nn.GroupNorm(groups, channels)]
 
 
-def _upsampled(upsampling: str, before: int, after: int) -> list[nn.Module]:
+def _upsample(upsampling: str, before: int, after: int) -> list[nn.Module]:
     """Return the layers that double both sides."""
     if upsampling == "transposed":
         return [nn.ConvTranspose2d(before, after, 4, 2, 1)]
-    if upsampling != "nearest":
-        raise ValueError(f"upsampling is {upsampling!r}; it is either 'transposed' or 'nearest'")
     return [nn.Upsample(scale_factor=2), nn.Conv2d(before, after, 3, padding=1)]
 
 
@@ -427,18 +371,11 @@ def _start_moderate(head: nn.Linear, latent_dim: int) -> None:
 
 def _start_dark(last: nn.Module, brightness: float) -> None:
     """Let the untrained decoder draw faint images of a given mean pixel."""
-    if not 0 < brightness < 1:
-        raise ValueError(f"brightness must be between 0 and 1; it is {brightness}")
     assert isinstance(last, nn.Linear | nn.Conv2d | nn.ConvTranspose2d)
     assert last.bias is not None
     with torch.no_grad():
         last.weight *= 0.3
         last.bias.fill_(math.log(brightness / (1 - brightness)))
-
-
-def _check_sizes(what: str, sizes: Sequence[int]) -> None:
-    if not sizes or min(sizes) < 1:
-        raise ValueError(f"{what} must be one or more positive numbers; it is {list(sizes)}")
 
 
 def reduced_shape(image_shape: ImageShape, channels: Sequence[int]) -> tuple[int, int, int]:
@@ -447,7 +384,8 @@ def reduced_shape(image_shape: ImageShape, channels: Sequence[int]) -> tuple[int
     Raises:
         ValueError: the image cannot be halved so often, or there is no channel.
     """
-    _check_sizes("channels", channels)
+    if not channels:
+        raise ValueError("channels must name at least one level")
     factor = 2 ** len(channels)
     _, height, width = image_shape
     if height % factor or width % factor:

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from flowfactor.registries import OBSERVATIONS
+
 
 class Observation(nn.Module, ABC):
     """A distribution of an image given the decoder's output, one logit for each pixel.
@@ -29,6 +31,7 @@ class Observation(nn.Module, ABC):
         return logits.sigmoid()
 
 
+@OBSERVATIONS.register("bernoulli")
 class Bernoulli(Observation):
     """``-log p(x | z)`` is the binary cross-entropy of each pixel.
 
@@ -44,6 +47,7 @@ class Bernoulli(Observation):
         return -cost.flatten(-3).sum(-1)
 
 
+@OBSERVATIONS.register("gaussian")
 class Gaussian(Observation):
     """``x ~ N(sigmoid(logit), scale^2)`` for each pixel.
 
@@ -82,19 +86,8 @@ class Gaussian(Observation):
         return -0.5 * squares.sum(-1) * torch.exp(-2 * self.log_scale) - constant
 
 
-def observation_from_name(name: str) -> Observation:
-    """Return ``bernoulli``, ``gaussian`` (unit scale) or ``gaussian_learned``.
-
-    Raises:
-        ValueError: another name.
-    """
-    if name == "bernoulli":
-        return Bernoulli()
-    if name == "gaussian":
-        return Gaussian()
-    if name == "gaussian_learned":
-        # Closer to the residuals of a trained decoder than 1, so that training starts well.
-        return Gaussian(learned=True, scale=0.2)
-    raise ValueError(
-        f"no observation model is named {name!r}; there are bernoulli, gaussian, gaussian_learned"
-    )
+@OBSERVATIONS.register("gaussian_learned")
+def learned_gaussian() -> Gaussian:
+    """Return a Gaussian whose scale is learned."""
+    # Closer to the residuals of a trained decoder than 1, so that training starts well.
+    return Gaussian(learned=True, scale=0.2)

@@ -18,12 +18,12 @@ import functools
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any, TypeVar, dataclass_transform, get_type_hints
 
-import pydantic
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
+from pydantic_core import CoreSchema, PydanticCustomError, PydanticUndefined, core_schema
 
 from flowfactor.errors import ConfigError
-from solvers.registry import suggest
+from solvers.registry import Registry, suggest
 
 T = TypeVar("T")
 
@@ -37,15 +37,15 @@ def _refuse_bool(value: Any) -> Any:
 
 _number = BeforeValidator(_refuse_bool)
 Int = Annotated[int, _number]
-PositiveInt = Annotated[int, _number, Field(ge=1)]
-NonNegativeInt = Annotated[int, _number, Field(ge=0)]
-FiniteFloat = Annotated[float, _number, Field(allow_inf_nan=False)]
-PositiveFloat = Annotated[float, _number, Field(gt=0, allow_inf_nan=False)]
-Weight = Annotated[float, _number, Field(ge=0, allow_inf_nan=False)]
+PositiveInt = Annotated[int, Field(ge=1), _number]
+NonNegativeInt = Annotated[int, Field(ge=0), _number]
+FiniteFloat = Annotated[float, Field(allow_inf_nan=False), _number]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False), _number]
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False), _number]
 """The weight of a term of an objective: finite and at least 0."""
-Fraction = Annotated[float, _number, Field(ge=0, le=1)]
+Fraction = Annotated[float, Field(ge=0, le=1), _number]
 """A number in [0, 1]."""
-OpenFraction = Annotated[float, _number, Field(gt=0, lt=1)]
+OpenFraction = Annotated[float, Field(gt=0, lt=1), _number]
 """A number in (0, 1)."""
 
 _CONFIG = ConfigDict(extra="forbid", use_attribute_docstrings=True, arbitrary_types_allowed=True)
@@ -71,7 +71,7 @@ def options(cls: type[T]) -> type[T]:
     validate = made.__init__
 
     @functools.wraps(validate)
-    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
         try:
             validate(self, *args, **kwargs)
         except ValidationError as error:
@@ -79,7 +79,7 @@ def options(cls: type[T]) -> type[T]:
             raise ConfigError(f"{type(self).__name__}: {problems}") from None
 
     made.__init__ = __init__  # type: ignore[method-assign]
-    return made
+    return made  # type: ignore[return-value]
 
 
 def parse(cls: type[T], content: Any, where: str = "") -> T:
@@ -94,7 +94,9 @@ def parse(cls: type[T], content: Any, where: str = "") -> T:
         ConfigError: with the path of every key that is wrong and what is allowed there.
     """
     try:
-        return adapter(cls).validate_python({} if content is None else content)
+        section = {} if content is None else content
+        parsed: T = adapter(cls).validate_python(section)  # type: ignore[arg-type]
+        return parsed
     except ValidationError as error:
         problems = [describe(problem, cls, where) for problem in error.errors()]
         raise ConfigError("\n".join(problems)) from None
@@ -102,14 +104,90 @@ def parse(cls: type[T], content: Any, where: str = "") -> T:
 
 def dump(value: Any) -> dict[str, Any]:
     """Return options as plain data: the inverse of :func:`parse`."""
-    content: dict[str, Any] = adapter(type(value)).dump_python(value, mode="json")
+    cls: Any = type(value)
+    content: dict[str, Any] = adapter(cls).dump_python(value, mode="json")
     return content
 
 
 @functools.cache
-def adapter(cls: type[T]) -> TypeAdapter[T]:
+def adapter(cls: Any) -> TypeAdapter[Any]:
     """Return what validates and serialises a class of options."""
     return TypeAdapter(cls)
+
+
+@dataclasses.dataclass(frozen=True)
+class NameIn:
+    """Annotates an option that holds a name in a registry: ``Annotated[str, NameIn(METHODS)]``.
+
+    Args:
+        registry: what has the names.
+        objects: a type whose objects, made in Python, may stand there instead.
+    """
+
+    registry: Registry[Any]
+    objects: type[Any] | None = None
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> CoreSchema:
+        """Return the schema of a name that is looked up."""
+        return core_schema.no_info_plain_validator_function(self._validate)
+
+    def _validate(self, value: Any) -> Any:
+        if self.objects is None or not isinstance(value, self.objects):
+            self.registry[value]
+        return value
+
+
+@dataclasses.dataclass(frozen=True)
+class KindIn:
+    """Annotates an option that holds options of one of several kinds, ``{kind: conv, ...}``.
+
+    Args:
+        registry: classes of options by the name of the kind.
+        default: the kind where none is given.
+        objects: a type whose objects, made in Python, may stand there instead.
+    """
+
+    registry: Registry[Any]
+    default: str
+    objects: type[Any] | None = None
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> CoreSchema:
+        """Return the schema of a section whose keys depend on its kind."""
+        return core_schema.no_info_plain_validator_function(
+            self._validate,
+            serialization=core_schema.plain_serializer_function_ser_schema(self._dump),
+        )
+
+    def _validate(self, value: Any) -> Any:
+        kinds = [cls for _, cls in self.registry.items()]
+        if isinstance(value, tuple(filter(None, [*kinds, self.objects]))):
+            return value
+        if not isinstance(value, dict):
+            raise ValueError(f"expected keys such as {{kind: {self.default}, ...}}")
+        cls = self.registry[value.get("kind", self.default)]
+        content = {key: each for key, each in value.items() if key != "kind"}
+        try:
+            return adapter(cls).validate_python(content)
+        except ValidationError as error:
+            raise nest(error, cls) from None
+
+    def _dump(self, value: Any) -> dict[str, Any]:
+        return {"kind": self.registry.name_of(type(value)), **dump(value)}
+
+
+def nest(error: ValidationError, cls: Any) -> ValidationError:
+    """Return the problems of a section so that the section around it can report them.
+
+    Hints for unknown keys are made here, where it is known which keys the section has.
+    """
+    problems: list[Any] = []
+    for problem in error.errors():
+        *parents, key = problem["loc"] or ("",)
+        path = ".".join(map(str, problem["loc"]))
+        message = describe(problem, cls).removeprefix(f"{path}: ")
+        custom = PydanticCustomError("nested", "{message}", {"message": message})
+        problems.append({"type": custom, "loc": (*parents, key), "input": None})
+    return ValidationError.from_exception_data(cls.__name__, problems)
 
 
 def describe(problem: Any, cls: Any = None, where: str = "") -> str:
@@ -122,7 +200,8 @@ def describe(problem: Any, cls: Any = None, where: str = "") -> str:
     message = message[:1].lower() + message[1:]
     value = problem.get("input")
     plain = value is None or isinstance(value, str | int | float | bool)
-    shown = f" (it is {_short(value)})" if plain and problem["type"] != "missing" else ""
+    telling = plain and problem["type"] not in ("missing", "nested")
+    shown = f" (it is {_short(value)})" if telling else ""
     return f"{path}: {message}{shown}" if path else f"{message}{shown}"
 
 
@@ -148,7 +227,7 @@ def fields_of(cls: Any) -> Iterator[Option]:
     for name, field in cls.__pydantic_fields__.items():
         factory: Callable[[], Any] | None = field.default_factory
         default = factory() if factory is not None else field.default
-        if default is pydantic.fields.PydanticUndefined:
+        if default is PydanticUndefined:
             default = dataclasses.MISSING
         # An inherited field has its description in the class that defines it.
         descriptions = (
@@ -164,7 +243,9 @@ def _keys(cls: Any, location: list[str]) -> list[str]:
     for part in location:
         hints = get_type_hints(cls) if dataclasses.is_dataclass(cls) else {}
         cls = hints.get(part)
-    return [field.name for field in dataclasses.fields(cls)] if dataclasses.is_dataclass(cls) else []
+    return (
+        [field.name for field in dataclasses.fields(cls)] if dataclasses.is_dataclass(cls) else []
+    )
 
 
 def _short(value: Any, length: int = 80) -> str:

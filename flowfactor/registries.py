@@ -23,3 +23,15 @@ METRICS: Registry[Any] = Registry("metric")
 
 LOGGERS: Registry[Any] = Registry("logger")
 """Functions that make a Fabric logger for a run folder, by ``training.loggers``."""
+
+ENCODERS: Registry[Any] = Registry("encoder")
+"""Options of encoders, :class:`flowfactor.networks.NetworkOptions`, by ``model.encoder.kind``."""
+
+DECODERS: Registry[Any] = Registry("decoder")
+"""Options of decoders, :class:`flowfactor.networks.NetworkOptions`, by ``model.decoder.kind``."""
+
+OBSERVATIONS: Registry[Any] = Registry("observation model")
+"""Functions that make an observation model, by ``model.observation``."""
+
+POTENTIALS: Registry[Any] = Registry("potential")
+"""Classes of banks of potentials, by ``model.potential``."""

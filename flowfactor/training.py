@@ -6,24 +6,39 @@ import dataclasses
 import json
 import logging
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
+import pydantic
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.loggers.logger import Logger
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.tensorboard import SummaryWriter
 
+import flowfactor.loggers  # noqa: F401  (registers them)
 from flowfactor import checkpoints
-from flowfactor.data import SequenceBatch, round_robin
-from flowfactor.errors import FlowFactorError, RunError
+from flowfactor.data import SequenceBatch, SequenceDataset, SequenceLoader
+from flowfactor.errors import ConfigError, FlowFactorError, RunError
 from flowfactor.models import SequenceModel
+from flowfactor.options import (
+    NameIn,
+    NonNegativeInt,
+    OpenFraction,
+    PositiveFloat,
+    PositiveInt,
+    Weight,
+    options,
+)
+from flowfactor.registries import LOGGERS
 from solvers import SolverError
 
 METRICS_FILE = "metrics.jsonl"
+SHOWN_SEQUENCES = 250
+"""Training sequences that models without flows learn to move by at a validation."""
 
 logger = logging.getLogger(__name__)
 
@@ -32,53 +47,61 @@ class TrainingError(FlowFactorError):
     """A training that cannot go on, such as one whose loss is no longer finite."""
 
 
-@dataclasses.dataclass(frozen=True)
+MomentDecay = Annotated[float, pydantic.Field(ge=0, lt=1)]
+
+
+@options
 class TrainingOptions:
-    """How long and how fast to train.
+    """How long and how fast to train, on what, and what to write down.
 
     The learning rate rises linearly over ``warmup`` steps and then follows half a cosine to 0.
     Where it stands on the cosine is the larger of two fractions, of the steps and of the minutes,
     so that a training ends on time with its schedule complete, however fast the machine.
-
-    Attributes:
-        steps: optimiser steps at most.
-        max_minutes: wall-clock minutes at most, over all resumes; None is no limit.
-        learning_rate: the peak of the schedule.
-        warmup: steps of linear rise.
-        weight_decay: of AdamW.
-        betas: the decay rates of AdamW's moments.
-        clip: the largest norm of the gradient; None does not clip.
-        average: decay of an exponential moving average of the weights, which is what is validated
-            and saved; None keeps the weights themselves.
-        log_every, validate_every, checkpoint_every: in steps.
-
-    Raises:
-        ValueError: a number out of range.
     """
 
-    steps: int = 10_000
-    max_minutes: float | None = None
-    learning_rate: float = 2e-3
-    warmup: int = 200
-    weight_decay: float = 0.0
-    betas: tuple[float, float] = (0.9, 0.99)
-    clip: float | None = 1000.0
-    average: float | None = None
-    log_every: int = 50
-    validate_every: int = 1000
-    checkpoint_every: int = 1000
-
-    def __post_init__(self) -> None:
-        positive = ("steps", "learning_rate", "log_every", "validate_every", "checkpoint_every")
-        for name in positive:
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive; it is {getattr(self, name)}")
-        for name in ("max_minutes", "clip"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name} must be positive or left out; it is {value}")
-        if self.average is not None and not 0 < self.average < 1:
-            raise ValueError(f"average must be between 0 and 1 or left out; it is {self.average}")
+    steps: PositiveInt = 10_000
+    """Optimiser steps at most."""
+    max_minutes: PositiveFloat | None = None
+    """Wall-clock minutes at most, over all resumes; null is no limit."""
+    batch_size: PositiveInt = 66
+    """Sequences per step and process."""
+    frames_per_sequence: PositiveInt | None = 2
+    """Random frames of each sequence beside frame 0; null: all of them."""
+    learning_rate: PositiveFloat = 2e-3
+    """Peak of the schedule."""
+    warmup: NonNegativeInt = 200
+    """Steps of linear rise."""
+    weight_decay: Weight = 0.0
+    """Weight decay of AdamW."""
+    betas: tuple[MomentDecay, MomentDecay] = (0.9, 0.99)
+    """Decay rates of AdamW's moments."""
+    clip: PositiveFloat | None = 1000.0
+    """Largest norm of the gradient; null does not clip."""
+    average: OpenFraction | None = None
+    """Decay of an exponential moving average of the weights, which is what is validated and saved;
+    null keeps the weights themselves."""
+    log_every: PositiveInt = 50
+    """Steps between two lines of the log."""
+    validate_every: PositiveInt = 1000
+    """Steps between two validations."""
+    checkpoint_every: PositiveInt = 1000
+    """Steps between two checkpoints to resume from."""
+    validation_sequences: PositiveInt = 1000
+    """Sequences of the validation loss."""
+    validation_errors: NonNegativeInt = 0
+    """Sequences of which each validation also measures the equivariance error; 0: none."""
+    loggers: tuple[Annotated[str, NameIn(LOGGERS)], ...] = ("tensorboard",)
+    """Loggers beside ``metrics.jsonl``: ``tensorboard``, ``csv``."""
+    accelerator: Literal["auto", "cpu", "cuda", "mps", "gpu"] = "auto"
+    """Kind of device."""
+    devices: PositiveInt | Literal["auto"] = 1
+    """Number of devices, one process each."""
+    num_nodes: PositiveInt = 1
+    """Number of machines."""
+    strategy: Literal["auto", "ddp"] = "auto"
+    """How several processes train together."""
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    """Precision of the networks; potentials and losses are always computed in float32."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,10 +142,10 @@ class Batches(Protocol):
 
 def fit(
     model: SequenceModel,
-    batches: Batches,
-    validation: Sequence[SequenceBatch],
-    options: TrainingOptions,
-    run: Path,
+    training: SequenceDataset | Batches,
+    validation: SequenceDataset | Sequence[SequenceBatch],
+    options: TrainingOptions = TrainingOptions(),
+    run: str | os.PathLike[str] = "run",
     *,
     fabric: Fabric | None = None,
     resume: bool = False,
@@ -132,31 +155,111 @@ def fit(
 ) -> TrainingResult:
     """Train a model and leave the best one, by validation loss, in the run folder.
 
-    Writes ``metrics.jsonl`` (one JSON object a line), ``tensorboard/``, ``checkpoint.pt`` (the
-    whole state, for ``resume``) and ``model.pt`` (what :func:`flowfactor.load` reads), the last
-    two atomically. An interrupted training saves its state before it ends.
+    Writes ``metrics.jsonl`` (one JSON object a line), the files of the loggers, ``checkpoint.pt``
+    (the whole state, for ``resume``) and ``model.pt`` (what :func:`flowfactor.load` reads), the
+    last two atomically. An interrupted training saves its state before it ends.
 
     Args:
         model: it is trained in place.
-        batches: gives the batch of each step; with it, a resumed training is the same training.
-        validation: batches that are not trained on.
+        training: a data set; or batches as a function of the step, such as a
+            :class:`~flowfactor.data.SequenceLoader`.
+        validation: a data set, or batches, that are not trained on.
         options: how long and how fast.
         run: the folder.
-        fabric: device, precision and processes; default: one process on the CPU.
-        resume: continue from ``checkpoint.pt``.
-        seed: of the posterior's samples.
+        fabric: device, precision and processes; by default those of the options.
+        resume: continue from ``checkpoint.pt``: the same training, as far as the batches are the
+            same functions of the step.
+        seed: of the batches and of the posterior's samples.
         on_progress: called after every log and validation.
         measure: called with the model, in evaluation mode, at every validation; what it returns
-            stands beside the losses in ``metrics.jsonl``. The time it takes counts as training.
+            stands beside the losses in ``metrics.jsonl``. The time it takes counts as training. By
+            default the equivariance error, if ``options.validation_errors`` asks for it.
 
     Raises:
         TrainingError: the loss or the gradient is not finite. The last good state is kept.
         RunError: there is nothing to resume, or what is there does not fit the model.
+        ConfigError: the options name devices that are not there.
+        DataError: a sequence has no label, and the model needs all of them.
+
+    Example:
+        >>> import tempfile, torch, flowfactor
+        >>> from flowfactor.data import TransformedImages
+        >>> data = TransformedImages(torch.randint(256, (12, 1, 28, 28), dtype=torch.uint8))
+        >>> model = flowfactor.FlowVAE.build(data.names, latent_dim=4, width=8)
+        >>> options = flowfactor.TrainingOptions(steps=2, batch_size=6, accelerator="cpu")
+        >>> with tempfile.TemporaryDirectory() as run:
+        ...     result = flowfactor.fit(model, data, data, options, run)
+        ...     trained = flowfactor.load(run)
+        >>> result.steps, trained.names
+        (2, ('scaling', 'rotation', 'hue'))
     """
-    trainer = _Trainer(model, options, run, fabric or Fabric(accelerator="cpu"), seed, measure)
+    for data in (training, validation):
+        if model.supervised and isinstance(data, SequenceDataset):
+            data.require_labels()
+    fabric = fabric or make_fabric(options)
+    if isinstance(training, SequenceDataset):
+        training = training.to(fabric.device)
+    if isinstance(validation, SequenceDataset):
+        validation = validation.to(fabric.device)
+    if measure is None and options.validation_errors:
+        measure = _measure_errors(model, training, validation, options.validation_errors)
+    if isinstance(validation, SequenceDataset):
+        validation = list(validation_batches(validation, options.validation_sequences))
+    if isinstance(training, SequenceDataset):
+        training = SequenceLoader(
+            training,
+            options.batch_size,
+            frames_per_sequence=options.frames_per_sequence,
+            seed=seed,
+            rank=fabric.global_rank,
+            world_size=fabric.world_size,
+        )
+    trainer = _Trainer(model, options, Path(run), fabric, seed, measure)
     if resume:
         trainer.restore()
-    return trainer.train(batches, validation, on_progress)
+    return trainer.train(training, validation, on_progress)
+
+
+def make_fabric(options: TrainingOptions) -> Fabric:
+    """Return Fabric with the devices and precision of the options, its processes launched.
+
+    Raises:
+        ConfigError: there are no such devices.
+    """
+    try:
+        fabric = Fabric(
+            accelerator=options.accelerator,
+            devices=options.devices,
+            num_nodes=options.num_nodes,
+            strategy=options.strategy,
+            precision=options.precision,
+        )
+        fabric.launch()
+    except (RuntimeError, ValueError) as error:  # raised for devices that are not there
+        raise ConfigError(
+            f"training.accelerator, devices, strategy or precision: {error}. "
+            f"`--set training.accelerator=cpu` trains on the processor."
+        ) from error
+    return fabric
+
+
+def _measure_errors(
+    model: SequenceModel,
+    training: SequenceDataset | Batches,
+    validation: SequenceDataset | Sequence[SequenceBatch],
+    count: int,
+) -> Callable[[SequenceModel], dict[str, float]]:
+    """Return what measures the equivariance error on validation sequences, see ``model.measure``.
+
+    Raises:
+        ConfigError: there are batches instead of data sets.
+    """
+    if not (isinstance(training, SequenceDataset) and isinstance(validation, SequenceDataset)):
+        raise ConfigError("validation_errors: needs data sets for training and validation")
+    watched = next(validation_batches(validation, count, batch_size=count))
+    # The sequences of weak supervision may have no labels at all.
+    shown = list(validation_batches(training, SHOWN_SEQUENCES)) if model.supervised else []
+    return lambda model: model.measure(watched, shown)
 
 
 class _Trainer:
@@ -198,7 +301,7 @@ class _Trainer:
 
     def train(
         self,
-        batches: Batches,
+        training: Batches,
         validation: Sequence[SequenceBatch],
         on_progress: Callable[[Progress], None] | None,
     ) -> TrainingResult:
@@ -210,7 +313,8 @@ class _Trainer:
             try:
                 while (fraction := self._fraction()) < 1:
                     rate = self._set_learning_rate(fraction)
-                    terms = self._step(batches.batch(self.step))
+                    self.model.on_step(self.step)
+                    terms = self._step(training.batch(self.step))
                     self.step += 1
                     self.seconds = self._agree(time.monotonic() - began)
                     ends = self._fraction() >= 1
@@ -252,12 +356,8 @@ class _Trainer:
     def _step(self, batch: SequenceBatch) -> dict[str, Tensor]:
         self.optimizer.zero_grad(set_to_none=True)
         try:
-            # Fabric applies its precision by itself only where a strategy wraps the model.
-            with self.fabric.autocast():
-                on_device = batch.to(self.fabric.device)
-                terms: dict[str, Tensor] = self.wrapped(
-                    on_device.frames, on_device.times, on_device.labels, on_device.horizon
-                )
+            parts = vars(batch.to(self.fabric.device)).values()
+            terms: dict[str, Tensor] = self.wrapped(*parts)
         except SolverError as error:
             raise self._stopped(f"the flow could not be solved ({error})") from error
         loss = torch.stack(list(terms.values())).sum()
@@ -372,7 +472,9 @@ class _Trainer:
         logger.info("resumed at step %d after %.0f s of training", self.step, self.seconds)
 
     def _log(self) -> _Log:
-        return _Log(self.run, self.step, enabled=self.fabric.is_global_zero)
+        if not self.fabric.is_global_zero:
+            return _NoLog()
+        return _Log(self.run, self.step, self.options.loggers)
 
     def _progress(self, terms: dict[str, float], split: str) -> Progress:
         fraction = min(self._fraction(), 1.0)
@@ -381,30 +483,25 @@ class _Trainer:
 
 
 class _Log:
-    """``metrics.jsonl`` and TensorBoard, from a given step on."""
+    """``metrics.jsonl`` and the loggers of the options, from a given step on."""
 
-    def __init__(self, run: Path, step: int, enabled: bool) -> None:
-        self.enabled = enabled
-        if not enabled:
-            return
-        self.path = run / METRICS_FILE
+    def __init__(self, run: Path, step: int, loggers: Sequence[str]) -> None:
         run.mkdir(parents=True, exist_ok=True)
         # What was logged after the state that is resumed will be logged again.
         kept = [line for line in read_metrics(run) if line["step"] <= step] if step else []
-        with checkpoints.atomic_file(self.path) as file:
+        with checkpoints.atomic_file(run / METRICS_FILE) as file:
             file.writelines(json.dumps(line).encode() + b"\n" for line in kept)
+        self.run = run
+        self.loggers: list[Logger] = [LOGGERS[name](run) for name in loggers]
 
     def __enter__(self) -> _Log:
-        if self.enabled:
-            self.file = self.path.open("a", encoding="utf-8")
-            folder = self.path.parent / "tensorboard"
-            self.board = SummaryWriter(str(folder))
+        self.file = (self.run / METRICS_FILE).open("a", encoding="utf-8")
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.enabled:
-            self.file.close()
-            self.board.close()
+        self.file.close()
+        for each in self.loggers:
+            each.finalize("success")
 
     def write(
         self,
@@ -414,16 +511,30 @@ class _Log:
         terms: dict[str, float],
         learning_rate: float | None = None,
     ) -> None:
-        if not self.enabled:
-            return
-        line: dict[str, Any] = {"step": step, "split": split, "seconds": round(seconds, 3), **terms}
+        values = {"seconds": round(seconds, 3), **terms}
         if learning_rate is not None:
-            line["learning_rate"] = learning_rate
-        self.file.write(json.dumps(line) + "\n")
+            values["learning_rate"] = learning_rate
+        self.file.write(json.dumps({"step": step, "split": split, **values}) + "\n")
         self.file.flush()
-        for name, value in line.items():
-            if name not in ("step", "split"):
-                self.board.add_scalar(f"{split}/{name}", value, step)
+        for each in self.loggers:
+            named = {f"{split}/{name}": value for name, value in values.items()}
+            each.log_metrics(named, step)
+
+
+class _NoLog(_Log):
+    """The log of all processes but the first: none."""
+
+    def __init__(self) -> None:
+        pass
+
+    def __enter__(self) -> _NoLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def write(self, *_: Any) -> None:
+        pass
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
@@ -454,19 +565,18 @@ class _Loss(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(
-        self, frames: Tensor, times: Tensor, labels: Tensor, horizon: int
-    ) -> dict[str, Tensor]:
+    def forward(self, *parts: Any) -> dict[str, Tensor]:
         """Return the terms of the loss."""
-        return self.model.loss(SequenceBatch(frames, times, labels, horizon))
+        return self.model.loss(SequenceBatch(*parts))
 
 
-def validation_batches(source: Any, count: int, batch_size: int = 250) -> Iterator[SequenceBatch]:
-    """Yield complete sequences of the first ``count`` images, the transformations in turn."""
-    count = min(count, len(source))
-    for begin in range(0, count, batch_size):
-        indices = torch.arange(begin, min(begin + batch_size, count), device=source.device)
-        yield source.sample(indices, round_robin(source, indices))
+def validation_batches(
+    data: SequenceDataset, count: int, batch_size: int = 250
+) -> Iterator[SequenceBatch]:
+    """Yield complete sequences of the first ``count`` samples, transformations round-robin."""
+    indices = torch.arange(min(count, len(data)), device=data.device)
+    for part in indices.split(batch_size):
+        yield data.sample(part, data.round_robin(part))
 
 
 def _as_floats(terms: dict[str, Tensor]) -> dict[str, float]:

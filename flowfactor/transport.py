@@ -3,36 +3,43 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from flowfactor.flow import LogDensity, Path, full_precision, trace
 from flowfactor.potentials import Potential, Time
-from solvers import FixedMethod
-
-if TYPE_CHECKING:
-    from flowfactor.models.base import SequenceModel
+from solvers import RK4, Direct, FixedMethod, Gradient, Method
 
 
-def hamilton_jacobi_residual(
-    potential: Potential,
-    z: Float[Tensor, "b d"],
-    t: Time,
-    force: Float[Tensor, "b"] | float = 0.0,
-) -> Float[Tensor, "b"]:
-    r"""Return ``du/dt + 1/2 ||grad u||^2 - f`` at every latent.
+class TransportTerms(NamedTuple):
+    """Hamilton-Jacobi residual and kinetic energy, at some latents or along a path.
 
-    It vanishes where u solves the Hamilton-Jacobi equation of dynamic optimal transport under the
-    non-positive force f; with ``f = 0`` the paths are straight lines at constant speed.
+    Attributes:
+        residual: ``(B,)`` or ``(T, B)``, ``du/dt + 1/2 ||grad u||^2 - f``.
+        kinetic_energy: likewise, ``1/2 ||grad u||^2``, the squared norm of each sample.
+    """
+
+    residual: Float[Tensor, "*t b"]
+    kinetic_energy: Float[Tensor, "*t b"]
+
+
+def transport_terms(
+    potential: Potential, z: Float[Tensor, "b d"], t: Time, force: Force | None = None
+) -> TransportTerms:
+    r"""Return ``du/dt + 1/2 ||grad u||^2 - f`` and ``1/2 ||grad u||^2`` at every latent.
+
+    The first vanishes where u solves the Hamilton-Jacobi equation of dynamic optimal transport
+    under the non-positive force f; with ``f = 0`` the paths are straight lines at constant speed.
 
     Args:
         potential: u.
         z: latents ``(B, D)``.
         t: one time, or one per latent ``(B,)``.
-        force: ``f(z, t)``, ``(B,)`` or a number.
+        force: a learned force, for one time; None is ``f = 0``.
 
     Source: Benamou and Brenier, "A computational fluid mechanics solution to the Monge-Kantorovich
     mass transfer problem", Numerische Mathematik 84 (2000).
@@ -41,32 +48,28 @@ def hamilton_jacobi_residual(
         >>> import torch
         >>> from flowfactor import AutogradPotential
         >>> u = AutogradPotential(lambda z, t: z.square().sum(-1) / (2 * (1 + t)), dim=2)
-        >>> hamilton_jacobi_residual(u, torch.tensor([[1.0, 2.0]]), 3.0).abs() < 1e-6
+        >>> transport_terms(u, torch.tensor([[1.0, 2.0]]), 3.0).residual.abs() < 1e-6
         tensor([True])
     """
     with full_precision(z):
         time, gradient = potential.evaluate(z, t, ("time", "gradient"))
-    return time + 0.5 * gradient.square().sum(-1) - force
+    energy = 0.5 * gradient.square().sum(-1)
+    push = 0.0 if force is None else force(z, torch.as_tensor(t, dtype=z.dtype, device=z.device))
+    return TransportTerms(time + energy - push, energy)
 
 
 def along_path(potential: Potential, path: Path, force: Force | None = None) -> TransportTerms:
-    """Evaluate the transport terms at every latent of a path.
+    """Return the transport terms at every latent of a path, each ``(T, B)``.
 
     Args:
         potential: the potential that made the path, one for the batch or one per sample.
         path: from :func:`flowfactor.trace`.
         force: a learned force; None is ``f = 0``.
-
-    Returns:
-        The terms, each ``(T, B)``.
     """
-    residuals, energies = [], []
-    for t, z in zip(path.times, path.z, strict=True):
-        with full_precision(z):
-            time, gradient = potential.evaluate(z, t, ("time", "gradient"))
-        energy = 0.5 * gradient.square().sum(-1)
-        residuals.append(time + energy - (0.0 if force is None else force(z, t)))
-        energies.append(energy)
+    terms = [
+        transport_terms(potential, z, t, force) for t, z in zip(path.times, path.z, strict=True)
+    ]
+    residuals, energies = zip(*terms, strict=True)
     return TransportTerms(torch.stack(residuals), torch.stack(energies))
 
 
@@ -74,8 +77,9 @@ def trace_with_random_times(
     z0: Float[Tensor, "b d"],
     potential: Potential,
     horizon: int,
-    model: SequenceModel,
     *,
+    method: Method = RK4(),
+    gradient: Gradient = Direct(),
     log_density: LogDensity = False,
 ) -> tuple[Path, Path]:
     """Return the path at the frames, and at one random time between each two of them.
@@ -89,36 +93,22 @@ def trace_with_random_times(
         z0: where the flow starts.
         potential: the potential of each sample.
         horizon: the last frame T.
-        model: gives the solver and its gradient.
-        log_density: see :func:`flowfactor.flow`; the second path has none.
+        method: a solver of :mod:`solvers`; a fixed one takes its steps per frame.
+        gradient: how the solver is differentiated.
+        log_density: see :func:`flowfactor.trace`; the second path has none.
     """
     frames = torch.arange(horizon + 1, dtype=z0.dtype, device=z0.device)
     # Away from the ends by a thousandth: times must not repeat.
     inner = frames[:-1] + torch.rand(horizon, dtype=z0.dtype, device=z0.device).clamp(1e-3, 0.999)
-    times = torch.cat([torch.stack([frames[:-1], inner], dim=1).flatten(), frames[-1:]])
-    method = model.method
+    alternating = rearrange([frames[:-1], inner], "kind t -> (t kind)")
+    times = torch.cat([alternating, frames[-1:]])
     if isinstance(method, FixedMethod) and isinstance(method.steps, int):
         # Two intervals share the steps of a frame.
         method = dataclasses.replace(method, steps=-(-method.steps // 2))
-    path = trace(z0, potential, times, model, method=method, log_density=log_density)
+    path = trace(z0, potential, times, method=method, gradient=gradient, log_density=log_density)
     log_det = None if path.log_det is None else path.log_det[::2]
     at_frames = Path(path.z[::2], log_det, frames, path.stats)
     return at_frames, Path(path.z[1::2], None, inner, path.stats)
-
-
-class TransportTerms:
-    """Hamilton-Jacobi residual and kinetic energy along a path, each ``(T, B)``.
-
-    Attributes:
-        residual: ``du/dt + 1/2 ||grad u||^2 - f``.
-        kinetic_energy: ``1/2 ||grad u||^2``, the squared Euclidean norm of each sample.
-    """
-
-    def __init__(
-        self, residual: Float[Tensor, "t b"], kinetic_energy: Float[Tensor, "t b"]
-    ) -> None:
-        self.residual = residual
-        self.kinetic_energy = kinetic_energy
 
 
 def straightness(path: Path) -> Float[Tensor, "b"]:

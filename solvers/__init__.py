@@ -6,38 +6,50 @@ One function, :func:`solve`, integrates ``dz/dt = field(t, z)`` by a *method* (`
 :class:`Solution` with the states at the requested times, a :class:`Status` and :class:`Stats`, or
 raises :class:`SolverError`.
 
->>> import torch
->>> from solvers import Dopri5, solve
->>> _ = torch.manual_seed(0)
->>> z0 = torch.randn(5, 2, dtype=torch.float64)
->>> solution = solve(lambda t, z: -z, z0, [0.0, 1.0], Dopri5(rtol=1e-8, atol=1e-8))
->>> torch.allclose(solution.ys[-1], z0 * torch.tensor(-1.0).double().exp(), atol=1e-7)
-True
+Example:
+    >>> import torch
+    >>> from solvers import Dopri5, solve
+    >>> _ = torch.manual_seed(0)
+    >>> z0 = torch.randn(5, 2, dtype=torch.float64)
+    >>> solution = solve(lambda t, z: -z, z0, [0.0, 1.0], Dopri5(rtol=1e-8, atol=1e-8))
+    >>> torch.allclose(solution.ys[-1], z0 * torch.tensor(-1.0).double().exp(), atol=1e-7)
+    True
 """
 
+from solvers.adaptive import AdaptiveMethod
 from solvers.errors import SolverError
 from solvers.events import EventSolution, solve_until
-from solvers.field import Field
-from solvers.gradients import Adjoint, Checkpoint, Direct, Gradient
-from solvers.integrate import solve
+from solvers.fixed import FixedMethod
+from solvers.gradients import (
+    GRADIENTS,
+    Adjoint,
+    Checkpoint,
+    Direct,
+    Gradient,
+    gradient_from_name,
+    to_dict,
+)
 from solvers.methods import (
+    METHODS,
     RK4,
     AdaptiveHeun,
-    AdaptiveMethod,
     Bosh3,
     Dopri5,
     Dopri8,
     Euler,
-    FixedMethod,
     Heun,
-    Method,
     Midpoint,
-    TorchDiffEq,
+    Tsit5,
+    method_from_name,
 )
-from solvers.names import gradient_from_name, method_from_name, to_dict
-from solvers.solution import Samples, Solution, State, Stats, Status
+from solvers.solve import solve
+from solvers.step import Method, Tableau
+from solvers.torchdiffeq import TorchDiffEq
+from solvers.types import Samples, Solution, State, Stats, Status, VectorField
 
 __all__ = [
+    "GRADIENTS",
+    "METHODS",
     "RK4",
     "AdaptiveHeun",
     "AdaptiveMethod",
@@ -49,7 +61,6 @@ __all__ = [
     "Dopri8",
     "Euler",
     "EventSolution",
-    "Field",
     "FixedMethod",
     "Gradient",
     "Heun",
@@ -61,7 +72,10 @@ __all__ = [
     "State",
     "Stats",
     "Status",
+    "Tableau",
     "TorchDiffEq",
+    "Tsit5",
+    "VectorField",
     "gradient_from_name",
     "method_from_name",
     "solve",

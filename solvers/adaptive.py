@@ -1,105 +1,240 @@
-"""Integration by an adaptive method whose steps are shared by the whole state."""
+"""Methods that choose their steps by the error of each, shared by the whole state.
+
+Nothing of the control is differentiated: the sequence of steps is taken as given.
+
+Source: HNW (see :mod:`solvers.methods`) II.4.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from solvers.control import LARGEST, carries_gradient, error_ratio, magnitudes, resized
+from solvers.checks import check_positive, check_positive_int, needs_gradient, unwrap
 from solvers.errors import Stopped
-from solvers.methods import AdaptiveMethod
-from solvers.problem import Observer, Problem
-from solvers.solution import Status
-from solvers.stepping import Parts, Step, advance, stage_time, stage_times, take_step
+from solvers.step import RungeKutta, Step, advance, make_step, make_time, take_step
+from solvers.types import Parts, Problem, Status
+
+SAFETY, SMALLEST, LARGEST = 0.9, 0.2, 10.0
 
 
-def integrate_adaptive(problem: Problem, observe: Observer | None = None) -> list[Parts]:
-    """The states at the output times; fewer if ``observe`` ended the integration.
+@dataclass(frozen=True)
+class AdaptiveMethod(RungeKutta):
+    """A method that chooses its steps; see its subclasses.
+
+    A step is accepted if the norm of ``error / (atol + rtol * max(|z_old|, |z_new|))`` is at most
+    1, the norm being the root mean square over all entries of a tensor, and the largest of these
+    over a tuple. The samples of a batch share their steps, so that a sample's result depends,
+    within the tolerance, on its neighbours; ``solve(..., per_sample=True)`` gives each its own.
+    Steps end on the output times, where the result has the accuracy of the method, and the field
+    is never evaluated outside the interval. A step's size follows from the error of the one before
+    by HNW II.4: ``0.9 ratio^(-1/p)``, between 0.2 and 10, and at most 1 after a rejection.
+
+    Every integration costs one evaluation beside those of its steps, to choose the first step
+    (HNW II.4). A rejected step costs one less than ``stages``: its first stage is kept.
 
     Args:
-        problem: its method is adaptive.
-        observe: called with start, state, end and state of every accepted step; ends the
-            integration by returning True.
+        rtol: relative tolerance, above 0. In float32 values below 1e-6 cannot be met.
+        atol: absolute tolerance, above 0, in the units of the state.
+        max_steps: attempted steps allowed in the whole integration, accepted and rejected.
 
     Raises:
-        Stopped: the integration could not go on.
+        TypeError: an option is not a number of the right kind.
+        ValueError: an option is not positive, or a tolerance is infinite.
     """
-    method, stats, values = problem.method, problem.stats, problem.values
-    assert isinstance(method, AdaptiveMethod)
-    tableau, field, z = method.tableau, problem.field, problem.z0
-    resolution = torch.finfo(z[0].dtype).eps
-    shifts = _shifts(problem)
-    rows: list[Parts] = [z]
 
-    t = values[0]
-    start = stage_time(t, z[0])
-    first: Parts | None = field(start if shifts[0] is None else start + shifts[0], z)
-    assert first is not None
-    h = _first_step(problem, z, first)
-    after_rejection = last_was_nan = False
-    for i, target in enumerate(values[1:]):
-        while t != target:
-            if stats.steps == method.max_steps:
-                raise Stopped(Status.MAX_STEPS, t, rows)
-            remaining = target - t
-            is_last = abs(h) >= abs(remaining)
-            if is_last:
-                size, end = remaining, target
-            else:
-                # Two equal steps rather than one and a rest.
-                size = remaining / 2 if abs(h) > abs(remaining) / 2 else h
-                end = t + size
-                if abs(size) <= resolution * abs(t) or size == 0.0:
-                    status = Status.NON_FINITE if last_was_nan else Status.DT_UNDERFLOW
-                    raise Stopped(status, t, rows)
+    rtol: float = 1e-5
+    atol: float = 1e-6
+    max_steps: int = 10_000
 
-            step = Step(stage_times(tableau, t, end, z[0]), size)
-            shift = shifts[i]
-            if shift is not None:
-                step = _shifted(step, tableau.c, shift, shifts[i + 1] if is_last else None)
-            stats.steps += 1
-            after, stages = take_step(tableau, field, step, z, first)
-            first = stages[0]
-            ratio = abs(size) * error_ratio(method, z, after, stages).item()
-            last_was_nan = not math.isfinite(ratio)
-            factor = resized(method, ratio, after_rejection)
-            after_rejection = not ratio <= 1.0  # a NaN is not
-            if after_rejection:
-                stats.rejected += 1
-                h = size * factor
-                continue
-            stats.accepted += 1
-            # A step cut short by an output may be too short to tell how long the next can be.
-            longest = factor == LARGEST and abs(h) > abs(size * factor)
-            h = h if longest else size * factor
-            ended = observe is not None and observe(t, z, end, after)
-            t, z = end, after
-            first = stages[-1] if tableau.first_same_as_last else None
-            if ended:
-                return rows
-        rows.append(z)
-    return rows
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if hasattr(cls, "tableau") and not cls.tableau.error:
+            raise TypeError(f"{cls.__name__}.tableau has no error weights, by which steps adapt")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_tolerances(self)
+
+    @property
+    def is_adaptive(self) -> bool:
+        """True."""
+        return True
+
+    def check(self, values: Sequence[float], where: str) -> None:
+        """Accept any output times."""
+
+    def limit(self, max_steps: int, intervals: int) -> AdaptiveMethod:
+        """Return the method with another ``max_steps``."""
+        return replace(self, max_steps=max_steps)
+
+    def restrict(self, interval: int) -> AdaptiveMethod:
+        """Return the method itself."""
+        return self
+
+    def integrate(self, problem: Problem) -> list[Parts]:
+        """Return the states at the output times; fewer if the observer ended the integration.
+
+        Raises:
+            Stopped: the integration could not go on.
+        """
+        stats, values, observe = problem.stats, problem.values, problem.observe
+        tableau, field, z = self.tableau, problem.field, problem.z0
+        resolution = torch.finfo(z[0].dtype).eps
+        shifts = _shift_outputs(problem)
+        rows: list[Parts] = [z]
+
+        t = values[0]
+        start = make_time(t, z[0])
+        first: Parts | None = field(start if shifts[0] is None else start + shifts[0], z)
+        assert first is not None
+        h = _choose_first_step(self, problem, first)
+        after_rejection = last_was_nan = False
+        for i, target in enumerate(values[1:]):
+            while t != target:
+                if stats.steps == self.max_steps:
+                    raise Stopped(Status.MAX_STEPS, t, rows)
+                remaining = target - t
+                is_last = abs(h) >= abs(remaining)
+                if is_last:
+                    size, end = remaining, target
+                else:
+                    # Two equal steps rather than one and a rest.
+                    size = remaining / 2 if abs(h) > abs(remaining) / 2 else h
+                    end = t + size
+                    if abs(size) <= resolution * abs(t) or size == 0.0:
+                        status = Status.NON_FINITE if last_was_nan else Status.DT_UNDERFLOW
+                        raise Stopped(status, t, rows)
+
+                step = make_step(tableau, t, end, size, z[0])
+                shift = shifts[i]
+                if shift is not None:
+                    step = _shift_step(step, tableau.c, shift, shifts[i + 1] if is_last else None)
+                stats.steps += 1
+                after, stages = take_step(tableau, field, step, z, first)
+                first = stages[0]
+                error = estimate_error(self, z, after, stages, problem.controlled)
+                ratio = abs(size) * error.item()
+                last_was_nan = not math.isfinite(ratio)
+                factor = _rescale(self, ratio, after_rejection)
+                after_rejection = not ratio <= 1.0  # a NaN is not
+                if after_rejection:
+                    stats.rejected += 1
+                    h = size * factor
+                    continue
+                stats.accepted += 1
+                # A step cut short by an output may be too short to tell how long the next can be.
+                longest = factor == LARGEST and abs(h) > abs(size * factor)
+                h = h if longest else size * factor
+                ended = observe is not None and observe(t, z, end, after)
+                t, z = end, after
+                first = stages[-1] if tableau.first_same_as_last else None
+                if ended:
+                    return rows
+            rows.append(z)
+        return rows
 
 
-def _first_step(problem: Problem, z: Parts, first: Parts) -> float:
-    """The size of the first step, after one more evaluation (HNW II.4)."""
-    method, values, field = problem.method, problem.values, problem.field
-    assert isinstance(method, AdaptiveMethod)
+def check_tolerances(method: Any) -> None:
+    """Refuse values of ``rtol``, ``atol`` and ``max_steps`` that are out of range."""
+    where = type(method).__name__
+    check_positive(f"{where}.rtol", method.rtol)
+    check_positive(f"{where}.atol", method.atol)
+    check_positive_int(f"{where}.max_steps", method.max_steps)
+
+
+def estimate_error(
+    method: AdaptiveMethod,
+    z: Parts,
+    end: Parts,
+    stages: Sequence[Parts],
+    controlled: int | None = None,
+    per_sample: bool = False,
+) -> Tensor:
+    """Return the estimated error of a step of size 1, over what the tolerance allows.
+
+    To be multiplied by the size of the step. A scalar, or ``(B,)`` if every sample is for itself.
+
+    Args:
+        method: with the tolerance.
+        z: the state at the start of the step.
+        end: that at its end.
+        stages: the derivatives in between.
+        controlled: how many leading parts of the state count; None: all.
+        per_sample: whether every sample has a norm of its own.
+    """
+    ratios = []
+    used = [(w, k) for w, k in zip(method.tableau.error, stages, strict=True) if w]
+    for i, (a, b) in enumerate(zip(z[:controlled], end[:controlled], strict=True)):
+        if not a.numel():
+            continue
+        (weight, first), *others = used
+        error = first[i].detach() * weight
+        for w, k in others:
+            error = torch.add(error, k[i].detach(), alpha=w)
+        allowed = torch.maximum(a.detach().abs(), b.detach().abs()) * method.rtol + method.atol
+        # Only now: within vmap the tensors may differ in which of them has samples, and where.
+        ratios.append(_compute_norm(unwrap(error / allowed), per_sample))
+    # amax, unlike Python's max, hands a NaN on: the step is then rejected.
+    return ratios[0] if len(ratios) == 1 else torch.stack(ratios).amax(0)
+
+
+def measure(
+    method: AdaptiveMethod, z: Parts, others: Sequence[Parts], per_sample: bool = False
+) -> list[Tensor]:
+    """Return the norms of ``others``, in units of what the tolerance allows at ``z``."""
+    norms: list[list[Tensor]] = [[] for _ in others]
+    for i, part in enumerate(z):
+        if not part.numel():
+            continue
+        allowed = part.detach().abs() * method.rtol + method.atol
+        for row, other in zip(norms, others, strict=True):
+            row.append(_compute_norm(unwrap(other[i].detach() / allowed), per_sample))
+    return [torch.stack(row).amax(0) for row in norms]
+
+
+def _compute_norm(x: Tensor, per_sample: bool) -> Tensor:
+    """Return the root mean square of all entries, or of every sample's."""
+    if not per_sample:
+        norm: Tensor = torch.linalg.vector_norm(x)
+        return norm / math.sqrt(x.numel())
+    rows = x.reshape(len(x), -1)
+    norms: Tensor = torch.linalg.vector_norm(rows, dim=1)
+    return norms / math.sqrt(rows.shape[1])
+
+
+def _rescale(method: AdaptiveMethod, ratio: float, after_rejection: bool) -> float:
+    """Return the factor by which the next step should be longer, given this one's error."""
+    if not math.isfinite(ratio):
+        return SMALLEST
+    if ratio == 0.0:
+        factor = LARGEST
+    else:
+        factor = min(max(SAFETY * ratio ** (-1 / method.order), SMALLEST), LARGEST)
+    return min(factor, 1.0) if after_rejection else factor
+
+
+def _choose_first_step(method: AdaptiveMethod, problem: Problem, first: Parts) -> float:
+    """Return the size of the first step, after one more evaluation (HNW II.4)."""
+    values, field, z = problem.values, problem.field, problem.z0
+    controlled = z[: problem.controlled]
     span = abs(values[-1] - values[0])
     with torch.no_grad():
-        size, slope = torch.stack(magnitudes(method, z, (z, first))).tolist()
+        size, slope = torch.stack(measure(method, controlled, (z, first))).tolist()
         small = size < 1e-5 or slope < 1e-5
         h = min(1e-6 if small else 0.01 * size / slope, span)
         if not math.isfinite(size + slope):
-            raise Stopped(Status.NON_FINITE, values[0], [problem.z0])
+            raise Stopped(Status.NON_FINITE, values[0], [z])
         ahead = values[0] + problem.direction * h
         trial = advance(z, [first], (1.0,), problem.direction * h)
-        there = field(stage_time(min(max(ahead, min(values)), max(values)), z[0]), trial)
+        there = field(make_time(min(max(ahead, min(values)), max(values)), z[0]), trial)
         change = tuple(b - a for a, b in zip(first, there, strict=True))
-        bend = magnitudes(method, z, (change,))[0].item() / h
+        bend = measure(method, controlled, (change,))[0].item() / h
     steepest = max(slope, bend)
     if not math.isfinite(bend):
         return problem.direction * h
@@ -108,15 +243,15 @@ def _first_step(problem: Problem, z: Parts, first: Parts) -> float:
     return problem.direction * min(100 * h, longer, span)
 
 
-def _shifts(problem: Problem) -> list[Tensor | None]:
-    """Zeros that carry the gradients with respect to the output times, if there are any."""
-    if not carries_gradient(problem.times):
+def _shift_outputs(problem: Problem) -> list[Tensor | None]:
+    """Return zeros that carry the gradients with respect to the output times, if there are any."""
+    if not needs_gradient(problem.times):
         return [None] * len(problem.values)
     return list((problem.times - problem.times.detach()).unbind())
 
 
-def _shifted(step: Step, nodes: Sequence[float], start: Tensor, end: Tensor | None) -> Step:
-    """The step as a function of the output times around it.
+def _shift_step(step: Step, nodes: Sequence[float], start: Tensor, end: Tensor | None) -> Step:
+    """Return the step as a function of the output times around it.
 
     It moves with the one before; and if it ends on the one behind, it also stretches to that.
     """

@@ -6,9 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from solvers.methods import AdaptiveMethod, Method, TorchDiffEq
-from solvers.solution import Stats, Status
-from solvers.stepping import Parts
+from solvers.types import Parts, Stats, Status
 
 
 class SolverError(RuntimeError):
@@ -46,30 +44,38 @@ class Stopped(Exception):  # noqa: N818 (like StopIteration: it says that, not w
 
 
 def explain(
-    status: Status, time: float, end: float, method: Method, dtype: torch.dtype, what: str
+    status: Status, time: float, end: float, method: object, dtype: torch.dtype, what: str
 ) -> str:
-    """One paragraph: what happened to ``what`` on its way to ``end``, and what to do about it."""
-    where = f"{what} with {method} stopped at t = {time:.9g} on its way to t = {end:.9g}"
-    if status is Status.NON_FINITE:
-        return (
-            f"{where}: the field or the state became NaN or infinite. Evaluate the field there; if "
-            "its values are right, the state grows without bound: take smaller steps or a tighter "
-            "tolerance, or end the integration earlier."
-        )
-    if status is Status.MAX_STEPS:
-        assert isinstance(method, AdaptiveMethod | TorchDiffEq)
-        return (
-            f"{where}: it used up its max_steps = {method.max_steps}. Raise max_steps if the "
-            f"problem is that long, or loosen rtol and atol ({_precision(dtype)}). If the steps "
-            "shrink because the field is stiff or jumps, smooth it, or use fixed steps."
-        )
-    return (
-        f"{where}: the step that its tolerance asks for is too small to move the time. The field "
-        "is stiff, jumps, or has a singularity there: end the integration before it, or smooth the "
-        f"field; or the tolerance cannot be met ({_precision(dtype)}): loosen rtol and atol."
+    """Return one paragraph: what stopped ``what`` on its way to ``end``, and what to do about it.
+
+    Args:
+        status: why it stopped.
+        time: where it stopped.
+        end: where it was to end.
+        method: the method, with its options.
+        dtype: that of the state.
+        what: the subject of the sentence.
+    """
+    precision = (
+        f"{str(dtype).removeprefix('torch.')} resolves relative errors down to about "
+        f"{10 * torch.finfo(dtype).eps:.0e}"
     )
-
-
-def _precision(dtype: torch.dtype) -> str:
-    name = str(dtype).removeprefix("torch.")
-    return f"{name} resolves relative errors down to about {10 * torch.finfo(dtype).eps:.0e}"
+    advice = {
+        Status.NON_FINITE: (
+            "the field or the state became NaN or infinite. Evaluate the field there; if its "
+            "values are right, the state grows without bound: take smaller steps or a tighter "
+            "tolerance, or end the integration earlier."
+        ),
+        Status.MAX_STEPS: (
+            "it used up its max_steps. Raise max_steps if the problem is that long, or loosen rtol "
+            f"and atol ({precision}). If the steps shrink because the field is stiff or jumps, "
+            "smooth it, or use fixed steps."
+        ),
+        Status.DT_UNDERFLOW: (
+            "the step that its tolerance asks for is too small to move the time. The field is "
+            "stiff, jumps, or has a singularity there: end the integration before it, or smooth "
+            f"the field; or the tolerance cannot be met ({precision}): loosen rtol and atol."
+        ),
+    }
+    where = f"{what} with {method} stopped at t = {time:.9g} on its way to t = {end:.9g}"
+    return f"{where}: {advice[status]}"

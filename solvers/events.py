@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from solvers.adaptive import integrate_adaptive
+from solvers.checks import CountedField
 from solvers.errors import SolverError, Stopped, explain
-from solvers.field import CountedField, Field
-from solvers.fixed import integrate_fixed
-from solvers.gradients import Direct, Gradient
-from solvers.integrate import prepared, solve
-from solvers.methods import Dopri5, FixedMethod, Method, TorchDiffEq
-from solvers.problem import Problem
-from solvers.solution import State, Stats, Status
-from solvers.stepping import Parts, Step, chosen, like, stage_time, take_step
+from solvers.gradients import Direct, Gradient, check_steps
+from solvers.methods import Dopri5
+from solvers.solve import prepare, solve
+from solvers.step import Method, RungeKutta, Step, append_axes, make_time, select, take_step
+from solvers.types import Parts, Problem, Solution, State, Stats, Status, VectorField
 
-_MOST_TRIALS = 200
+MAX_TRIALS = 200
+DIRECTIONS = ("either", "rising", "falling")
 
 Event = Callable[[Tensor, State], Tensor]
 """``event(t, z)`` is a number, or one for each sample ``(B,)``; the event is where it is 0."""
@@ -46,7 +44,7 @@ class EventSolution:
 
 
 def solve_until(
-    field: Field,
+    field: VectorField,
     z0: State,
     event: Event,
     span: tuple[float, float],
@@ -103,53 +101,57 @@ def solve_until(
     Source: Chen, Amos, Nickel, "Learning neural event functions for ordinary differential
     equations", ICLR 2021 (arXiv 2011.03902), for the gradient.
 
-    Two falling stones, from different heights:
+    Example:
+        Two falling stones, from different heights:
 
-    >>> import torch
-    >>> from solvers import solve_until
-    >>> _ = torch.manual_seed(0)
-    >>> height = torch.tensor([1.0, 4.0], dtype=torch.float64, requires_grad=True)
-    >>> def fall(t, z):
-    ...     return torch.stack([z[:, 1], -torch.ones_like(z[:, 1])], dim=1)
-    >>> z0 = torch.stack([height, torch.zeros_like(height)], dim=1)
-    >>> found = solve_until(fall, z0, lambda t, z: z[:, 0], (0.0, 10.0))
-    >>> torch.allclose(found.t, (2 * height).sqrt())
-    True
-    >>> torch.autograd.grad(found.t.sum(), height)[0]
-    tensor([0.7071, 0.3536], dtype=torch.float64)
+        >>> import torch
+        >>> from solvers import solve_until
+        >>> _ = torch.manual_seed(0)
+        >>> height = torch.tensor([1.0, 4.0], dtype=torch.float64, requires_grad=True)
+        >>> def fall(t, z):
+        ...     return torch.stack([z[:, 1], -torch.ones_like(z[:, 1])], dim=1)
+        >>> z0 = torch.stack([height, torch.zeros_like(height)], dim=1)
+        >>> landing = solve_until(fall, z0, lambda t, z: z[:, 0], (0.0, 10.0))
+        >>> torch.allclose(landing.t, (2 * height).sqrt())
+        True
+        >>> torch.autograd.grad(landing.t.sum(), height)[0]
+        tensor([0.7071, 0.3536], dtype=torch.float64)
     """
     if not callable(event):
         raise TypeError(f"event must be callable as event(t, z), got {type(event).__name__}")
-    if direction not in ("either", "rising", "falling"):
-        raise ValueError(f"direction must be 'either', 'rising' or 'falling', got {direction!r}")
-    if isinstance(method, TorchDiffEq):
-        raise ValueError(f"events need a method such as RK4() or Dopri5(), got {method}")
-    problem, through = prepared(
-        field, z0, span, method, gradient, parameters, max_steps, per_sample=False, dense=False
-    )
+    if direction not in DIRECTIONS:
+        raise ValueError(f"direction must be one of {', '.join(DIRECTIONS)}, got {direction!r}")
+    call = prepare(field, z0, span, method, gradient, parameters, max_steps)
+    problem, method = call.problem, call.method
+    check_steps("solve_until", method)
+    assert isinstance(method, RungeKutta)
     if len(problem.values) != 2:
         raise ValueError(f"span must be a start and an end, got {len(problem.values)} times")
 
     # 1. Where is it? 2. Integrate to there, with gradients. 3. Add those of the time.
-    search = _Search(problem, event, direction)
+    checked = _CheckedEvent(event, z0)
     with torch.no_grad():
-        t, occurred = search.run()
-    z, stats = _integrate_to(t, field, problem, gradient, through)
-    t, z = _with_gradient(t, z, occurred, search.event, problem.field)
+        t, occurred = _Search(method, problem, checked, direction).run()
+
+    def integrate(field: VectorField, times: Sequence[float]) -> Solution:
+        return solve(field, z0, times, method, gradient, parameters=call.parameters)
+
+    z, stats = _integrate_to(t, field, problem, integrate)
+    t, z = _attach_gradient(t, z, occurred, checked, call.field)
     stats.evaluations += problem.stats.evaluations
     stats.steps += problem.stats.steps
     stats.accepted += problem.stats.accepted
     stats.rejected += problem.stats.rejected
-    return EventSolution(t, z if problem.field.is_tuple else z[0], occurred, stats)
+    return EventSolution(t, z if isinstance(z0, tuple) else z[0], occurred, stats)
 
 
 class _CheckedEvent:
     """The event function on parts, its value checked."""
 
-    def __init__(self, event: Event, problem: Problem) -> None:
+    def __init__(self, event: Event, z0: State) -> None:
         self._event = event
-        self._is_tuple = problem.field.is_tuple
-        self._batch = problem.z0[0].shape[:1]
+        self._is_tuple = isinstance(z0, tuple)
+        self._batch = (z0[0] if isinstance(z0, tuple) else z0).shape[:1]
 
     def __call__(self, t: Float[Tensor, "*t"], z: Parts) -> Float[Tensor, "*b"]:
         value = self._event(t, z if self._is_tuple else z[0])
@@ -166,13 +168,16 @@ class _CheckedEvent:
 class _Search:
     """Watches the steps of an integration, and finds the first crossing of every sample."""
 
-    def __init__(self, problem: Problem, event: Event, direction: str) -> None:
-        self.event = _CheckedEvent(event, problem)
+    def __init__(
+        self, method: RungeKutta, problem: Problem, event: _CheckedEvent, direction: str
+    ) -> None:
+        self.event = event
+        self._method = method
         self._problem = problem
         self._direction = direction
 
     def run(self) -> tuple[Float[Tensor, "*b"], Bool[Tensor, "*b"]]:
-        """The time of the event, and whether it occurred; the end if it did not."""
+        """Return the time of the event, and whether it occurred; the end if it did not."""
         problem = self._problem
         end = problem.values[1]
         value = self.event(problem.times[0], problem.z0)
@@ -185,45 +190,41 @@ class _Search:
         self._size = torch.zeros_like(self._start)
         self._state = problem.z0
         self._values = (value, value)
-        if isinstance(problem.method, FixedMethod):
-            integrate_fixed(problem, self._observe)
-        else:
-            try:
-                integrate_adaptive(problem, self._observe)
-            except Stopped as stopped:
-                message = explain(
-                    stopped.status, stopped.time, end, problem.method, value.dtype, "the search"
-                )
-                raise SolverError(message, stopped.status, stopped.time, problem.stats) from None
-        return (self._start + self._root()).to(problem.times.dtype), self._occurred
+        try:
+            self._method.integrate(replace(problem, observe=self._observe))
+        except Stopped as stopped:
+            raise self._fail(stopped.status, stopped.time) from None
+        return (self._start + self._find_root()).to(problem.times.dtype), self._occurred
+
+    def _fail(self, status: Status, time: float) -> SolverError:
+        problem = self._problem
+        dtype, end = problem.times.dtype, problem.values[1]
+        message = explain(status, time, end, self._method, dtype, "the search")
+        return SolverError(message, status, time, problem.stats)
 
     def _observe(self, t: float, z: Parts, end: float, after: Parts) -> bool:
-        problem = self._problem
         if not all(bool(part.isfinite().all()) for part in after):
-            message = explain(
-                Status.NON_FINITE, t, problem.values[1], problem.method, z[0].dtype, "the search"
-            )
-            raise SolverError(message, Status.NON_FINITE, t, problem.stats)
-        before, value = self._before, self.event(stage_time(end, z[0]), after)
+            raise self._fail(Status.NON_FINITE, t)
+        before, value = self._before, self.event(make_time(end, z[0]), after)
         rising, falling = (before < 0) & (value >= 0), (before > 0) & (value <= 0)
         crossed = {"rising": rising, "falling": falling, "either": rising | falling}
-        found = crossed[self._direction] & ~self._occurred
-        self._occurred = self._occurred | found
-        self._start = torch.where(found, t, self._start)
-        self._size = torch.where(found, end - t, self._size)
-        self._state = chosen(found, z, self._state)
+        new = crossed[self._direction] & ~self._occurred
+        self._occurred = self._occurred | new
+        self._start = torch.where(new, t, self._start)
+        self._size = torch.where(new, end - t, self._size)
+        self._state = select(new, z, self._state)
         low, high = self._values
-        self._values = (torch.where(found, before, low), torch.where(found, value, high))
+        self._values = (torch.where(new, before, low), torch.where(new, value, high))
         self._before = value
         return bool(self._occurred.all())
 
-    def _root(self) -> Float[Tensor, "*b"]:
-        """How long after the start of its step each event is."""
+    def _find_root(self) -> Float[Tensor, "*b"]:
+        """Return how long after the start of its step each event is."""
         a, b = torch.zeros_like(self._size), self._size
         at_a, at_b = (value.double() for value in self._values)
         resolution = 2 * torch.finfo(self._problem.times.dtype).eps
         smallest = resolution * torch.maximum((self._start + b).abs(), self._size.abs())
-        for i in range(_MOST_TRIALS):
+        for i in range(MAX_TRIALS):
             if bool(((b - a).abs() <= smallest).all()):
                 break
             # The secant rule keeps one end for long (halving its value, as in the Illinois
@@ -231,15 +232,15 @@ class _Search:
             trial = b - at_b * (b - a) / (at_b - at_a)
             inside = (trial - a) * (trial - b) <= 0  # false for a NaN
             trial = torch.where(inside & (i % 3 < 2), trial, (a + b) / 2)
-            value = self._value_after(trial).double()
+            value = self._evaluate_after(trial).double()
             beyond = value.sign() != at_a.sign()  # a 0 as well
             at_a = torch.where(beyond, at_a / 2, value)
             at_b = torch.where(beyond, value, at_b / 2)
             a, b = torch.where(beyond, a, trial), torch.where(beyond, trial, b)
         return b
 
-    def _value_after(self, size: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
-        tableau, dtype = self._problem.tableau, self._problem.times.dtype
+    def _evaluate_after(self, size: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+        tableau, dtype = self._method.tableau, self._problem.times.dtype
         times = [(self._start + c * size).to(dtype) for c in tableau.c]
         step = Step(times, size.to(dtype))
         after, _ = take_step(tableau, self._problem.field, step, self._state)
@@ -248,19 +249,16 @@ class _Search:
 
 def _integrate_to(
     t: Float[Tensor, "*b"],
-    field: Field,
+    field: VectorField,
     problem: Problem,
-    gradient: Gradient,
-    through: tuple[Tensor, ...],
+    integrate: Callable[[VectorField, Sequence[float]], Solution],
 ) -> tuple[Parts, Stats]:
-    """The state at ``t``, which may differ between the samples."""
-    z0 = problem.z0 if problem.field.is_tuple else problem.z0[0]
-    start, method = problem.times[0].detach(), problem.method
+    """Return the state at ``t``, which may differ between the samples."""
+    start = problem.times[0].detach()
     if t.ndim == 0:
         if bool(t == start):
             return problem.z0, Stats()
-        times = [start.item(), t.item()]
-        found = solve(field, z0, times, method, gradient, parameters=through)
+        solution = integrate(field, [start.item(), t.item()])
     else:
         # In units of each sample's own duration they all end at 1.
         duration = t - start
@@ -268,22 +266,22 @@ def _integrate_to(
         def scaled(s: Tensor, z: State) -> State:
             value = field(start + s * duration, z)
             if isinstance(value, Tensor):
-                return value * like(duration, value)
-            return tuple(v * like(duration, v) for v in value)
+                return value * append_axes(duration, value)
+            return tuple(v * append_axes(duration, v) for v in value)
 
-        found = solve(scaled, z0, [0.0, 1.0], method, gradient, parameters=through)
-    ys = found.ys if isinstance(found.ys, tuple) else (found.ys,)
-    return tuple(y[-1] for y in ys), found.stats
+        solution = integrate(scaled, [0.0, 1.0])
+    ys = solution.ys if isinstance(solution.ys, tuple) else (solution.ys,)
+    return tuple(y[-1] for y in ys), solution.stats
 
 
-def _with_gradient(
+def _attach_gradient(
     t: Float[Tensor, "*b"],
     z: Parts,
     occurred: Bool[Tensor, "*b"],
     event: _CheckedEvent,
     field: CountedField,
 ) -> tuple[Float[Tensor, "*b"], Parts]:
-    """One step of Newton's method, whose derivative is that of the implicit function.
+    """Take one step of Newton's method, whose derivative is that of the implicit function.
 
     It also takes out what the last integration, by other steps than the search's, has changed.
     """
@@ -318,5 +316,5 @@ def _with_gradient(
         )
     moves = occurred & ~touching
     delay = torch.where(moves, -miss / torch.where(moves, rate, 1.0), 0.0)
-    moved = tuple(part + like(delay, part) * v for part, v in zip(z, velocity, strict=True))
+    moved = tuple(part + append_axes(delay, part) * v for part, v in zip(z, velocity, strict=True))
     return t + delay, moved

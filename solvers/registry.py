@@ -59,6 +59,10 @@ class Registry(Generic[T]):
 
         return decorate
 
+    def unregister(self, name: str) -> None:
+        """Forget a name, such as that of an example."""
+        del self._items[name], self._plugins[name]
+
     def name_of(self, item: object) -> str | None:
         """Return the name that an item is registered under, or None."""
         return next((name for name, each in self._items.items() if each is item), None)

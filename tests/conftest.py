@@ -1,18 +1,35 @@
-"""Shapes in signatures are checked while the tests run; fixtures that several rooms use."""
+"""Fixtures that several folders of tests use, and the second pass that checks types at run time.
 
-from jaxtyping import install_import_hook
+``pytest --jaxtyping-packages=flowfactor,solvers,checking.check`` runs the same tests with every
+annotated call checked. Tests of wrong types carry the mark ``wrong_types``: in that pass the
+checker refuses the arguments before our own messages could, so that they are left out.
+"""
 
-# Before anything of the packages is imported.
-install_import_hook(["flowfactor", "solvers"], "checking.check")
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 
-import flowfactor
-from flowfactor.data import TransformedImages
+if TYPE_CHECKING:
+    import flowfactor
+    from flowfactor.data import TransformedImages
 
 # The tensors of the tests are too small to share between threads.
 torch.set_num_threads(1)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "wrong_types: passes arguments against their annotations")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--jaxtyping-packages", None):
+        skip = pytest.mark.skip(reason="wrong types do not get past the checker")
+        for item in items:
+            if item.get_closest_marker("wrong_types"):
+                item.add_marker(skip)
 
 
 @pytest.fixture(autouse=True)
@@ -23,6 +40,8 @@ def _seeded():
 @pytest.fixture(scope="session")
 def digits() -> TransformedImages:
     """Return twelve made-up digits: bright strokes on black, each one different."""
+    from flowfactor.data import TransformedImages
+
     generator = torch.Generator().manual_seed(0)
     images = torch.zeros(12, 1, 28, 28, dtype=torch.uint8)
     for image in images:
@@ -35,6 +54,8 @@ def digits() -> TransformedImages:
 @pytest.fixture
 def model(digits) -> flowfactor.FlowVAE:
     """Return a small untrained model whose flows move noticeably."""
+    import flowfactor
+
     small = flowfactor.FlowVAE.build(
         digits.names,
         latent_dim=6,

@@ -1,8 +1,9 @@
-"""Imports run one way: experiments -> flowfactor -> solvers."""
+"""Imports run one way and without circles: experiments -> flowfactor -> solvers."""
 
 import ast
 import subprocess
 import sys
+from collections.abc import Container, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ ROOT = Path(__file__).parents[1]
 FORBIDDEN = {"solvers": {"flowfactor", "experiments"}, "flowfactor": {"experiments"}}
 
 
-def imported(path: Path) -> set[str]:
+def packages_imported(path: Path) -> set[str]:
+    """Return the packages that a file imports anywhere."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -21,27 +23,81 @@ def imported(path: Path) -> set[str]:
     return names
 
 
+def modules_imported(node: ast.AST, known: Container[str]) -> Iterator[str]:
+    """Yield which of some modules another one imports, also for types only, but in no function."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.ImportFrom):
+            for alias in child.names:
+                below = f"{child.module}.{alias.name}"
+                yield below if below in known else str(child.module)
+        elif isinstance(child, ast.Import):
+            yield from (alias.name for alias in child.names)
+        elif not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            yield from modules_imported(child, known)
+
+
 @pytest.mark.parametrize("package", FORBIDDEN)
 def test_imports_run_one_way(package):
     files = list((ROOT / package).rglob("*.py"))
     assert len(files) > 5
     for path in files:
-        assert not imported(path) & FORBIDDEN[package], path
+        packages = packages_imported(path)
+        assert not packages & FORBIDDEN[package], path
+        # Figures are drawn without its state and its windows.
+        assert "import pyplot" not in path.read_text(), path
+        assert "matplotlib.pyplot" not in path.read_text(), path
         # Extras and tools of the tests are not needed to import the library.
-        assert not imported(path) & {"beartype", "pytest", "sklearn"}, path
+        assert not packages & {"beartype", "pytest", "sklearn"}, path
+
+
+@pytest.mark.parametrize("package", ["solvers", "flowfactor", "experiments"])
+def test_modules_import_one_another_without_circles(package):
+    modules = {}
+    for path in (ROOT / package).rglob("*.py"):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        modules[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    graph = {
+        name: set(modules_imported(ast.parse(path.read_text()), modules)) & set(modules)
+        for name, path in modules.items()
+    }
+    done: set[str] = set()
+
+    def visit(name: str, trail: tuple[str, ...]) -> None:
+        assert name not in trail, " -> ".join((*trail[trail.index(name) :], name))
+        if name not in done:
+            for other in sorted(graph[name]):
+                visit(other, (*trail, name))
+            done.add(name)
+
+    for name in sorted(graph):
+        visit(name, ())
 
 
 def test_importing_the_library_has_no_side_effects():
-    """No output, no figure window, no seed drawn, no thread count changed."""
+    """No output, no seed drawn, no thread count changed."""
     program = (
         "import torch; before = torch.get_rng_state(), torch.get_num_threads()\n"
         "import flowfactor, flowfactor.diagnostics, flowfactor.metrics, solvers, sys\n"
         "assert torch.equal(before[0], torch.get_rng_state())\n"
         "assert before[1] == torch.get_num_threads()\n"
-        "assert 'matplotlib.pyplot' not in sys.modules\n"
         "assert 'experiments' not in sys.modules\n"
     )
+    assert run(program) == (0, "", "")
+
+
+def test_the_command_line_helps_without_torch():
+    program = (
+        "import sys; from experiments.cli import app\n"
+        "from typer.testing import CliRunner\n"
+        "for words in (['--help'], ['train', '--help'], ['table', '--help']):\n"
+        "    assert CliRunner().invoke(app, words).exit_code == 0\n"
+        "assert not {'torch', 'numpy'} & set(sys.modules)\n"
+    )
+    assert run(program) == (0, "", "")
+
+
+def run(program: str) -> tuple[int, str, str]:
     result = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=False
     )
-    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+    return result.returncode, result.stdout, result.stderr

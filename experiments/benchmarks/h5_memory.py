@@ -2,8 +2,8 @@
 
     python -m experiments.benchmarks.h5_memory [--path FILE] [--images N] [--out FILE]
 
-The file has the 480,000 images of 64 by 64 pixels in the original format: the one at `--path`, or a
-re-creation that is written into a temporary folder (some three minutes, 1.2 GB). A process of its
+The file has the 480,000 images of 64 by 64 pixels in the original format: the one at ``--path``, or
+a re-creation that is written into a temporary folder (some three minutes, 1.2 GB). A process of its
 own opens it and reads as many images as it has, in batches of 64 drawn at random with replacement.
 The result is that process's largest resident memory, its largest above what it held before
 it opened the file, and images per second. More than 500 MB above that is an error.
@@ -125,12 +125,12 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _without_paths(words: list[str]) -> list[str]:
-    """The arguments but for where files lie on one machine, for a result that others read."""
+    """Return the arguments without the folders of one machine."""
     return [Path(word).name if "/" in word else word for word in words]
 
 
 def _peak() -> int:
-    """Largest resident memory of this process so far, in bytes."""
+    """Return the largest resident memory of this process so far, in bytes."""
     largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return largest if sys.platform == "darwin" else 1024 * largest
 

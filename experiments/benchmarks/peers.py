@@ -112,7 +112,7 @@ def ours_compiled(flow: RidgeFlow) -> Run:
 
 
 def hand_written(flow: RidgeFlow) -> Run:
-    """The 3/8 rule as a plain loop in torch, on one tensor, without any solver."""
+    """Run the 3/8 rule as a plain loop in torch, on one tensor, without any solver."""
 
     def run() -> Outcome:
         field, y = flow.flat_field(), flow.flat_start()
@@ -222,7 +222,7 @@ def _kutta38_of_torchode() -> Any:
         c=list(C38), a=[list(row) for row in A38], b=list(B38), b_err=[0.0] * 4
     )
 
-    class Kutta38(base):  # type: ignore[misc]
+    class Kutta38(base):
         def __init__(self, term: Any) -> None:
             super().__init__(term, tableau)
 
@@ -281,7 +281,7 @@ def by_diffrax(method: str, direct: bool = False) -> Build:
 
 
 def by_jax_scan(flow: RidgeFlow) -> Run:
-    """The 3/8 rule in a ``jax.lax.scan`` under ``jit``, without any solver."""
+    """Run the 3/8 rule in a ``jax.lax.scan`` under ``jit``, without any solver."""
     jax, jnp = need("jax"), need("jax.numpy")
     h = LAST / flow.size.steps
 
@@ -359,7 +359,7 @@ def _kutta38_of_diffrax() -> Any:
     diffrax = need("diffrax")
     base: Any = diffrax.AbstractERK
 
-    class Kutta38(base):  # type: ignore[misc]
+    class Kutta38(base):
         tableau: ClassVar[Any] = diffrax.ButcherTableau(
             c=np.array(C38[1:]),
             a_lower=tuple(np.array(row) for row in A38[1:]),

@@ -15,15 +15,15 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from experiments.runs import read_json
-from flowfactor.diagnostics.saving import save
+from flowfactor.diagnostics.io import save
 from flowfactor.diagnostics.style import (
     FAINT,
     INK,
     MUTED,
     PAGE_WIDTH,
     PALETTE,
+    draw_grid,
     new_figure,
-    quiet_grid,
     styled,
 )
 
@@ -121,7 +121,7 @@ def draw_scaling(result: dict[str, Any]) -> Figure:
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
-        quiet_grid(axes)
+        draw_grid(axes)
         axes.tick_params(axis="x", labelsize=7)
     for axes in grid[:, 0]:
         axes.set_ylabel("milliseconds")

@@ -24,7 +24,7 @@ from experiments.benchmarks.ridge_flow import RidgeFlow, Size, distances, matrix
 from experiments.benchmarks.solver_figures import draw_scaling
 from experiments.benchmarks.timing import positive, timings, use_threads
 from experiments.runs import write_json
-from flowfactor.diagnostics.saving import save
+from flowfactor.diagnostics.io import save
 
 OURS, BY_HAND, NESTED, FLOOR = (
     "ours",

@@ -30,7 +30,7 @@ from experiments.benchmarks.ridge_flow import Outcome, RidgeFlow, Size, distance
 from experiments.benchmarks.solver_figures import draw_ratios
 from experiments.benchmarks.timing import Timing, positive, timings, use_threads
 from experiments.runs import write_json
-from flowfactor.diagnostics.saving import save
+from flowfactor.diagnostics.io import save
 from solvers import Adjoint, Checkpoint, Dopri5
 
 OURS = "ours"

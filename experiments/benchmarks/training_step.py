@@ -9,6 +9,7 @@ machine that changes speed changes all of them; what counts are the ratios of me
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,13 @@ import torch
 from experiments import environment
 from experiments.benchmarks.timing import medians
 from experiments.config import read_config
-from experiments.models import FlowVAEConfig
-from experiments.runs import build_model, write_json
+from experiments.runs import write_json
 from flowfactor import AutogradPotential, RidgePotential
-from flowfactor.data import SequenceBatch, TransformedImages
+from flowfactor.data import SequenceBatch
 from flowfactor.models import FlowVAE, Objective
 from flowfactor.potentials import Potential, Selector
 
-BATCH, LAST = 64, 8
+BATCH, HORIZON = 64, 8
 COUNTS = (3, 6, 12, 24, 48)
 
 
@@ -39,23 +39,12 @@ class NestedRidge(RidgePotential):
 
 def make_model(names: list[str], objective: Objective, nested: bool = False) -> FlowVAE:
     """Return the model of the mnist configuration with some number of transformations."""
-    config = read_config("mnist")[1]
-    sizes = config.model
-    assert isinstance(sizes, FlowVAEConfig)
-    images = torch.zeros(1, 1, 28, 28, dtype=torch.uint8)
-    model = build_model(config, TransformedImages(images, horizon=LAST))
-    assert isinstance(model, FlowVAE)
-    bank = NestedRidge if nested else RidgePotential
+    options = read_config("mnist")[1].model
     torch.manual_seed(0)
-    potentials = bank(names, sizes.latent_dim, sizes.width, horizon=LAST)
-    return FlowVAE(
-        model.encoder,
-        model.decoder,
-        potentials,
-        model.image_shape,
-        horizon=LAST,
-        objective=objective,
-    )
+    bank = NestedRidge if nested else RidgePotential
+    potential = bank(names, options.latent_dim, options.width, horizon=HORIZON)
+    options = dataclasses.replace(options, potential=potential, objective=objective)
+    return FlowVAE.from_options(options, names, (3, 28, 28), HORIZON)
 
 
 def step_of(model: FlowVAE, chosen: int | None = None) -> Callable[[], None]:
@@ -65,7 +54,7 @@ def step_of(model: FlowVAE, chosen: int | None = None) -> Callable[[], None]:
     """
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     generator = torch.Generator().manual_seed(0)
-    frames = torch.rand(BATCH, LAST + 1, *model.image_shape, generator=generator)
+    frames = torch.rand(BATCH, HORIZON + 1, *model.image_shape, generator=generator)
     labels = (torch.arange(BATCH) % (chosen or len(model.names))).sort().values
     sequences = SequenceBatch.full(frames, labels)
 
@@ -91,7 +80,7 @@ def main() -> None:
         "without density": Objective(),
         "with density": Objective(path_kl=0.1),
     }
-    result: dict[str, Any] = {"batch": BATCH, "last": LAST, "rounds": arguments.rounds}
+    result: dict[str, Any] = {"batch": BATCH, "horizon": HORIZON, "rounds": arguments.rounds}
     for title, objective in objectives.items():
         found = medians(
             {

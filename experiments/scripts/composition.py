@@ -1,98 +1,76 @@
-"""Measure and draw the flows of a run put together: at once, in turn, backwards, in either order.
+"""Measure and draw the flows of a run put together: simultaneous, sequential and backward."""
 
-Writes composition.json and composition.png, and prints the tables.
-
-Example: python experiments/scripts/composition.py runs/demo --pair rotation hue
-"""
-
-import argparse
-import sys
 from pathlib import Path
+from typing import Annotated
 
-from rich.console import Console
+import typer
 
-import flowfactor
-from experiments import environment
-from experiments.cli import composition_tables
+from experiments.cli import Plugins, RunFolder
+from experiments.console import out_console, run_script, say
 from experiments.explore import different_samples
-from experiments.generalization import composition
-from experiments.plots import FIGURES, composition_strips
-from experiments.runs import frames_measured, load_measured, read_run_config, write_json
-from flowfactor.diagnostics import draw_composition, save
-from flowfactor.errors import DataError, FlowFactorError
-from solvers import SolverError
+from experiments.plots import composition_strips
+from experiments.runs import FIGURES, measure, open_run
+from flowfactor.diagnostics import draw_film_strips, save
+from flowfactor.errors import DataError
 
 
-def arguments() -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("run", type=Path, help="a run folder, as `flowfactor train` writes it")
-    parser.add_argument(
-        "--images", type=int, default=200, help="how many to measure on (default: 200)"
-    )
-    parser.add_argument(
-        "--frames", type=int, help="the errors are summed over t = 1..FRAMES (default: as the run)"
-    )
-    parser.add_argument(
-        "--random-starts", action="store_true", help="transform frame 0 at random beforehand"
-    )
-    parser.add_argument(
-        "--pair",
-        nargs=2,
-        action="append",
-        metavar=("A", "B"),
-        help="draw A + B, and A and then B; may be repeated (default: two pairs of neighbours)",
-    )
-    parser.add_argument("--last", type=int, metavar="T", help="last frame drawn (default: the run)")
-    parser.add_argument("--seed", type=int, default=0, help="of the samples that are drawn")
-    parser.add_argument("--out", type=Path, help="the folder to write to (default: in the run)")
-    options = parser.parse_args()
-    for name in ("images", "frames", "last"):
-        value, least = getattr(options, name), 1 if name == "images" else 2
-        if value is not None and value < least:
-            parser.error(f"--{name} must be at least {least}, not {value}")
-    if options.seed < 0:
-        parser.error(f"--seed must be at least 0, not {options.seed}")
-    return options
+def main(
+    run: RunFolder,
+    images: Annotated[int, typer.Option(min=1, help="How many to measure on.")] = 200,
+    frames: Annotated[
+        int | None, typer.Option(min=2, help="Errors are summed over t = 1..FRAMES.")
+    ] = None,
+    random_starts: Annotated[
+        bool, typer.Option("--random-starts", help="Transform frame 0 at random beforehand.")
+    ] = False,
+    pair: Annotated[
+        list[str] | None,
+        typer.Option(metavar="A+B", help="What is drawn; may be repeated; default: two pairs."),
+    ] = None,
+    horizon: Annotated[
+        int | None, typer.Option(min=2, help="The last frame that is drawn; default: the run's.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the samples that are drawn.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="A folder; default: in the run.")] = None,
+    plugin: Plugins = None,
+) -> None:
+    """Measure and draw the flows of a run put together: simultaneous, sequential and backward.
 
+    Writes composition.json and composition.png, and prints the tables.
 
-def main() -> Path:
-    """Load, measure, print, draw, save."""
-    options = arguments()
-    model = flowfactor.load(options.run)
-    config = read_run_config(options.run)
-    data = load_measured(config, config.evaluation.split, model)
+    Example: python experiments/scripts/composition.py runs/demo --pair rotation+hue
+    """
+    opened = open_run(run, plugin or ())
+    data = opened.data()
     if len(data.names) < 2:
-        raise DataError(f"{options.run} knows one transformation only; to compose takes two.")
-    neighbours = list(zip(data.names[:-1], data.names[1:], strict=True))
-    pairs = [(a, b) for a, b in options.pair] if options.pair else neighbours[-2:]
-    for pair in pairs:
-        if len(set(pair)) < 2 or not set(pair) <= set(data.names):
-            raise DataError(
-                f"--pair takes two different transformations of {', '.join(data.names)}, not "
-                f"{' '.join(pair)}."
-            )
-    indices = different_samples(data, options.images).sort().values
-    longer = data if options.horizon is None else data.with_last(options.horizon)
-    starts = options.random_starts
-    parts = composition_strips(model, longer, pairs, random_starts=starts, seed=options.seed)
-    figure = draw_composition(parts)
+        raise DataError(f"{run} knows one transformation only; to compose takes two.")
+    pairs = list(zip(data.names[:-1], data.names[1:], strict=True))[-2:]
+    if pair:
+        pairs = [_names(text, data.names) for text in pair]
+    samples = data.subset(different_samples(data, images).sort().values)
+    longer = data if horizon is None else data.with_horizon(horizon)
+    strips = composition_strips(
+        opened.potential_model, longer, pairs, random_starts=random_starts, seed=seed
+    )
+    options = {"random_starts": random_starts}
+    evaluation = measure(opened, samples, "composition", options, frames=frames)
+    for table in evaluation.tables().values():
+        out_console.print(table.to_rich())
+    folder = out or run / FIGURES
+    path = save(draw_film_strips(strips), folder / "composition.png")
+    evaluation.write(folder / "composition.json")
+    say(f"The strips are in {path}, the numbers in the .json beside it")
 
-    frames = options.frames or frames_measured(config, data)
-    result = composition(model, data, indices, frames=frames, random_starts=starts)
-    for table in composition_tables(result):
-        Console().print(table)
-    folder = options.out or options.run / FIGURES
-    path = save(figure, folder / "composition.png")
-    write_json(folder / "composition.json", result | environment.origin())
-    return path
+
+def _names(text: str, known: tuple[str, ...]) -> tuple[str, str]:
+    names = text.split("+")
+    if len(names) != 2 or names[0] == names[1] or not set(names) <= set(known):
+        raise typer.BadParameter(
+            f"--pair takes two different transformations of {', '.join(known)}, as in "
+            f"{known[0]}+{known[1]}, not {text}."
+        )
+    return names[0], names[1]
 
 
 if __name__ == "__main__":
-    try:
-        print(f"The strips are in {main()}, the numbers in the .json beside it")
-    except (FlowFactorError, SolverError, ValueError) as error:
-        print(f"Error: {error.args[0]}", file=sys.stderr)
-        sys.exit(2)
+    run_script(main)

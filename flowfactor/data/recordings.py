@@ -1,71 +1,78 @@
-"""One's own recorded sequences: films that show what happened, with or without its name."""
+"""One's own recorded sequences: clips that show what happened, with or without its name."""
 
 from __future__ import annotations
 
-import copy
 import csv
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
+from PIL import Image
+from pydantic import model_validator
 from torch import Tensor
 
-from flowfactor.data.films import Array, Films, Labels, Preparation, natural, open_films
-from flowfactor.data.sequences import SequenceBatch
-from flowfactor.data.source import SequenceDataset
+from flowfactor.data.base import UNLABELLED, SequenceDataset
+from flowfactor.data.checks import check_choice, check_distinct, check_range
+from flowfactor.data.clips import Clips, Labels, Preparation, open_clips
+from flowfactor.data.io import Array, natural_key, reading
+from flowfactor.data.options import DataOptions
 from flowfactor.errors import DataError
+from flowfactor.options import OpenFraction, PositiveInt, options
+from flowfactor.registries import DATA
+
+Numbers = Int[np.ndarray, "n"]
 
 
 class Recordings(SequenceDataset):
-    """Recorded sequences, each of which underwent a transformation that nobody can choose.
+    """Recorded sequences, each of which underwent a transformation that cannot be chosen.
 
     What can be read:
 
-    * an array or tensor, or a `.npy`, `.npz`, `.h5` or `.hdf5` file with one (named `frames` if
-      the file holds several), of shape `(N, T+1, C, H, W)`, `(N, T+1, H, W, C)` or
-      `(N, T+1, H, W)` with 1 or 3 channels, `uint8` (0..255) or floating point in [0, 1] (kept
-      to 8 bits);
-    * a folder with one folder of picture files for each recording, ordered as people count
-      (`frame9` before `frame10`);
+    * an array or tensor, or a ``.npy``, ``.npz``, ``.h5`` or ``.hdf5`` file with one (named
+      ``frames`` if the file holds several), of shape ``(N, T+1, C, H, W)``, ``(N, T+1, H, W, C)``
+      or ``(N, T+1, H, W)``, ``uint8`` (0..255) or floating point in [0, 1] (kept to 8 bits);
+    * a folder with one folder of pictures for each recording, in natural order (``frame9`` before
+      ``frame10``);
     * a video file, or a folder of them;
     * a folder of such folders or videos for each transformation, which it is named after.
 
-    Files other than `.npz` are read when frames are asked for. Recordings are cut to sequences of
-    `T + 1` frames: one from the beginning of each, or with `stride` as many as it has.
+    Files other than ``.npz`` are read when frames are asked for. Recordings are cut to sequences of
+    ``T + 1`` frames: one from the beginning of each, or with ``stride`` as many as it has.
 
     Args:
         frames: the array, file or folder.
-        labels: the transformation of each recording, names or indices into `names`: a list, an
-            array, a mapping from the recordings' names, or the path of a `.npy`, `.json` or
-            `.csv` file with one of these (in a `.csv` a label on each line, or a name and a
-            label). -1, null or nothing is one that is not known. By default what the file or the
-            folders say, the array `labels` of an `.npz` or HDF5 file.
+        labels: the transformation of each recording, names or indices into ``names``: a list, an
+            array, a mapping from the recordings' names, or the path of a ``.npy``, ``.json`` or
+            ``.csv`` file with one of these (in a ``.csv`` a label on each line, or a name and a
+            label). -1, null or nothing is one that is unknown. By default what the file or the
+            folders say, the array ``labels`` of an ``.npz`` or HDF5 file.
         names: of the transformations, in the order of their index; by default the different
-            labels in natural order. Without labels a single name is that of all sequences, and
-            with several it is not known which one a sequence undergoes.
-        horizon: `T`, the number of the last frame of a sequence; by default all that the shortest
+            labels in natural order. Without labels a single name is that of all sequences; else
+            it is unknown which one a sequence undergoes.
+        horizon: ``T``, the number of the last frame of a sequence; by default all that the shortest
             recording has.
         size: height and width, or one number for both, to which frames are resized, and their
             middle cut out where the shape differs.
         grey: make frames grey, by luminance.
         every: take only each frame of this number.
         stride: let a new sequence begin this many recorded frames after the one before it.
-        short: `error`, or `drop` to leave out recordings with too few frames.
-        memory_limit: bytes of frames that were read to keep; films that fit are read only once.
+        short: ``error``, or ``drop`` to leave out recordings with too few frames.
+        memory_limit: bytes of frames that were read to keep; clips that fit are read only once.
         device: where the frames are taken to.
 
     Raises:
-        DataError: something that is not there, cannot be read, has another type, shape or value;
+        DataError: something that is missing, cannot be read, has another type, shape or value;
             recordings that are too short; labels that do not fit.
 
     Example:
         >>> import numpy as np
-        >>> films = np.random.default_rng(0).random((20, 9, 3, 16, 16))
-        >>> recordings = Recordings(films, labels=["turn", "grow"] * 10)
+        >>> clips = np.random.default_rng(0).random((20, 9, 3, 16, 16))
+        >>> recordings = Recordings(clips, labels=["turn", "grow"] * 10)
         >>> recordings.names, recordings.labels[:4].tolist()
         (('grow', 'turn'), [1, 0, 1, 0])
         >>> tuple(recordings.sample([0, 3]).frames.shape)
@@ -73,6 +80,8 @@ class Recordings(SequenceDataset):
         >>> {name: len(part) for name, part in recordings.split(test=0.2).items()}
         {'train': 14, 'validation': 2, 'test': 4}
     """
+
+    per_sample: ClassVar[tuple[str, ...]] = (*SequenceDataset.per_sample, "_clip", "_begin")
 
     def __init__(
         self,
@@ -89,128 +98,49 @@ class Recordings(SequenceDataset):
         memory_limit: int = 1 << 30,
         device: torch.device | str | None = None,
     ) -> None:
-        for option, value in (("horizon", horizon), ("every", every), ("stride", stride)):
-            if value is not None and value < 1:
-                raise DataError(f"{option} must be at least 1, but it is {value}.")
-        if short not in ("error", "drop"):
-            raise DataError(f"short must be 'error' or 'drop', but it is {short!r}.")
+        check_range("every", every, 1)
+        check_range("stride", 1 if stride is None else stride, 1)
+        check_choice("short", short, ("error", "drop"))
         if horizon is None and (short == "drop" or stride is not None):
-            raise DataError("stride and short='drop' need the length of a sequence: give last.")
-        films = open_films(frames, Preparation(_size(size), grey), memory_limit)
-        labels = films.labels if labels is None else labels
-        self.labelled = labels is not None
-        self._names, factors = _label_numbers(films, labels, names)
-        self._films = films
+            raise DataError("horizon must be given if stride or short='drop' is.")
+        sides = None
+        if size is not None:
+            height, width = (size, size) if isinstance(size, int) else size
+            check_range("size", min(height, width), 1)
+            sides = (height, width)
+        clips = open_clips(frames, Preparation(sides, grey), memory_limit)
+        labels = clips.labels if labels is None else labels
+        names, numbers = _number_labels(clips, labels, names)
+        if horizon is None:
+            horizon = (min(clips.lengths) - 1) // every
+        check_range("horizon", horizon, 1)
+        # One entry for each sequence; on the CPU, where files are read.
+        self._clip, self._begin = _cut(clips, horizon * every + 1, stride, short)
+        super().__init__(
+            names,
+            horizon,
+            clips.image_shape,
+            device=device,
+            labels=torch.from_numpy(numbers[self._clip]),
+        )
+        self._clips = clips
         self._every = every
-        self._last = (min(films.lengths) - 1) // every if horizon is None else horizon
-        self._device = torch.device(device or "cpu")
-        recordings, begins = _windows(films, self._last, every, stride, short)
-        self.recordings: Int[Tensor, " n"] = recordings
-        self._begins: Int[Tensor, " n"] = begins
-        self._own: Int[Tensor, " n"] = factors[recordings].to(self._device)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names of the transformations, in the order of their index."""
-        return self._names
-
-    @property
-    def labels(self) -> Int[Tensor, " n"]:
-        """The transformation that each sequence undergoes, -1 where it is not known."""
-        return self._own
-
-    @property
-    def horizon(self) -> int:
-        """`T`, number of the last frame of a sequence."""
-        return self._last
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of a frame."""
-        return self._films.image_shape
-
-    @property
-    def device(self) -> torch.device:
-        """Where the frames are taken to."""
-        return self._device
 
     def __len__(self) -> int:
-        return len(self.recordings)
+        return len(self._clip)
 
-    def recording(self, index: int) -> str:
-        """The name of the recording that sequence `index` is from: its file, folder or number."""
-        return self._films.names[int(self.recordings[index])]
+    @property
+    def max_horizon(self) -> float:
+        """The last frame that all recordings have."""
+        lengths = np.array(self._clips.lengths)[self._clip]
+        return int(((lengths - 1 - self._begin) // self._every).min())
 
-    def with_last(self, horizon: int) -> Recordings:
-        """The same sequences cut shorter, or longer where their recordings go on.
+    def name_of(self, index: int) -> str:
+        """Return the name of the recording of a sequence: its file, folder or number."""
+        return self._clips.names[int(self._clip[index])]
 
-        Raises:
-            DataError: a recording ends before.
-        """
-        if horizon < 1:
-            raise DataError(f"A sequence needs a last frame of at least 1, but last is {horizon}.")
-        lengths = torch.tensor(self._films.lengths)[self.recordings]
-        ends = self._begins + horizon * self._every >= lengths
-        if bool(ends.any()):
-            first = int(ends.nonzero()[0])
-            raise DataError(
-                f"Sequence {first} has no frame {horizon}: its recording {self.recording(first)!r} "
-                f"ends after {int(lengths[first])} frames. Recorded sequences cannot be extended."
-            )
-        changed = copy.copy(self)
-        changed._last = horizon
-        return changed
-
-    def to(self, device: torch.device | str) -> Recordings:
-        """The same sequences, their frames taken to another device."""
-        changed = copy.copy(self)
-        changed._device = torch.device(device)
-        changed._own = self._own.to(device)
-        return changed
-
-    def subset(self, indices: Tensor | Sequence[int]) -> Recordings:
-        """Some of the sequences, in this order.
-
-        Raises:
-            DataError: a sequence that does not exist, or none.
-        """
-        chosen = self._indices(indices)
-        changed = copy.copy(self)
-        changed._own = self._own[chosen]
-        chosen = chosen.cpu()
-        changed.recordings, changed._begins = self.recordings[chosen], self._begins[chosen]
-        return changed
-
-    def relabelled(self, names: Sequence[str], labels: Int[Tensor, " n"]) -> Recordings:
-        """The same sequences, said to undergo other transformations.
-
-        Args:
-            names: of the transformations.
-            labels: an index into ``names`` for each sequence, -1 where it is not known.
-
-        Raises:
-            DataError: an index out of range, a number of them that is not that of the sequences,
-                names that are not one or more, each different.
-        """
-        _check_names(names)
-        if labels.shape != (len(self),):
-            raise DataError(
-                f"There must be an index for each of the {len(self)} sequences, but their shape is "
-                f"{tuple(factor.shape)}."
-            )
-        if not -1 <= int(labels.min()) <= int(labels.max()) < len(names):
-            raise DataError(
-                f"The transformations must be in 0..{len(names) - 1}, or -1 for unknown, but they "
-                f"are in {int(factor.min())}..{int(factor.max())}."
-            )
-        changed = copy.copy(self)
-        changed._names, changed._own = tuple(names), labels.to(self.device)
-        return changed
-
-    def split(
-        self, validation: float = 0.1, test: float = 0.1, seed: int = 0
-    ) -> dict[str, Recordings]:
-        """Disjoint parts, drawn at random; all sequences of a recording are in one of them.
+    def split(self, validation: float = 0.1, test: float = 0.1, seed: int = 0) -> dict[str, Self]:
+        """Return disjoint parts, drawn at random, with all sequences of a recording in one of them.
 
         Args:
             validation: the part of the recordings for validation, at least one; none if 0.
@@ -218,260 +148,139 @@ class Recordings(SequenceDataset):
             seed: of the draw.
 
         Returns:
-            `train`, and `validation` and `test` unless their part is 0.
+            ``train``, and ``validation`` and ``test`` unless their part is 0.
 
         Raises:
             DataError: a part out of range, or too few recordings for one in each.
         """
-        if min(validation, test) < 0 or validation + test >= 1:
-            raise DataError(
-                f"validation and test must be parts, not negative and less than 1 together, but "
-                f"they are {validation} and {test}."
-            )
-        present = self.recordings.unique()
+        check_range("validation", validation, 0, 1)
+        check_range("test", test, 0, 1)
+        present = torch.from_numpy(np.unique(self._clip))
         order = present[torch.randperm(len(present), generator=torch.Generator().manual_seed(seed))]
         counts = [max(1, round(p * len(present))) if p else 0 for p in (validation, test)]
         if sum(counts) >= len(present):
             raise DataError(
-                f"{len(present)} recordings are too few for a training, a validation and a test "
-                f"split with {counts[0]} for validation and {counts[1]} for the test."
+                f"validation, test: {len(present)} recordings are too few to hold out "
+                f"{counts[0]} and {counts[1]}."
             )
         sizes = [len(present) - sum(counts), *counts]
         parts = zip(("train", "validation", "test"), order.split(sizes), strict=True)
         return {
-            name: self.subset(torch.isin(self.recordings, part).nonzero()[:, 0].to(self.device))
+            name: self.subset(np.flatnonzero(np.isin(self._clip, part.numpy())).tolist())
             for name, part in parts
             if len(part)
         }
 
-    def sample(
+    def render_frames(
         self,
-        indices: Tensor | Sequence[int],
-        labels: Tensor | int | str | None = None,
-        times: Tensor | None = None,
-        start: Tensor | None = None,
-    ) -> SequenceBatch:
-        """Some of the sequences, after checking what is asked for.
-
-        Args:
-            indices: numbers of the sequences, `(B,)`.
-            labels: best left out: the transformation they undergo is their own, and no other can
-                be asked for.
-            times: frames, whole numbers in `0..T` of shape `(B, F)`, the first of each row 0; all
-                of `0..T` if not given.
-            start: there are no random starts.
-
-        Raises:
-            DataError: a sequence or frame that does not exist, a transformation that a sequence
-                does not undergo.
-        """
-        indices = self._indices(indices)
-        own = self.labels[indices]
-        if labels is not None:
-            self._check_known(labels, indices)
-            asked = self._factors(labels, len(indices))
-            wrong = (asked != own).nonzero()
-            if len(wrong):
-                first = int(wrong[0])
-                known = int(own[first])
-                says = f"undergoes {self.names[known]!r}" if known >= 0 else "has no known one"
-                raise DataError(
-                    f"Sequence {int(indices[first])} {says}, not transformation "
-                    f"{self.names[int(asked[first])]!r}: what was recorded cannot be chosen. Leave "
-                    "factor out, or choose sequences by `labels`."
-                )
-        if start is not None:
-            raise DataError("Recorded sequences have no random starts; they begin as they are.")
-        if times is None:
-            times = torch.arange(self.horizon + 1, device=self.device).expand(len(indices), -1)
-        else:
-            times = self._times(times, len(indices))
-        return self.select(indices, own, times)
-
-    def compose(
-        self,
-        indices: Tensor | Sequence[int],
-        factors: Sequence[int | str],
-        times: Tensor | None = None,
-        start: Tensor | None = None,
-        *,
-        elapsed: Sequence[Tensor] | None = None,
-    ) -> SequenceBatch:
-        """Not to be had: what was recorded cannot undergo anything else.
-
-        Raises:
-            DataError: always.
-        """
-        raise DataError(
-            "Recorded sequences cannot be composed: what several transformations do at the same "
-            "time was not recorded. Data sets that draw their frames can, such as Sprites."
-        )
-
-    def _check_known(self, labels: Tensor | int | str, indices: Int[Tensor, " b"]) -> None:
-        if not isinstance(labels, Tensor) or labels.shape != indices.shape:
-            return
-        unknown = (labels < 0).nonzero()
-        if len(unknown):
-            recording = self.recording(int(indices[unknown[0]]))
-            raise DataError(
-                f"Recording {recording!r} has no known transformation, which validation and "
-                "evaluation compare with. Give its label, or leave factor out to have its frames."
-            )
-
-    def _frames(
-        self,
-        indices: Int[Tensor, " b"],
-        elapsed: Sequence[Int[Tensor, "b f"]],
-        active: Sequence[Bool[Tensor, " b"]],
-        start: Float[Tensor, "b s"] | None,
+        indices: Int[Tensor, "b"],
+        elapsed: Int[Tensor, "k b f"],
+        active: Bool[Tensor, "k b"],
+        starts: Float[Tensor, "b s"] | None,
     ) -> Float[Tensor, "b f c h w"]:
-        """The recorded frames, whatever is said to act."""
-        chosen = indices.cpu()
-        numbers = self._begins[chosen][:, None] + self._every * elapsed[0].cpu()
-        frames = self._films.frames(self.recordings[chosen], numbers)
+        """Return the recorded frames, whatever acts; see :class:`SequenceDataset`."""
+        chosen = indices.cpu().numpy()
+        numbers = self._begin[chosen][:, None] + self._every * elapsed[0].cpu().numpy()
+        frames = self._clips.frames(self._clip[chosen], numbers)
         return frames.to(self.device).float().div_(255)
 
 
-def _size(size: int | Sequence[int] | None) -> tuple[int, int] | None:
-    if size is None:
-        return None
-    sides = [size, size] if isinstance(size, int) else list(size)
-    if len(sides) != 2 or min(sides) < 1:
-        raise DataError(f"size must be a height and a width, both at least 1, but it is {size}.")
-    return sides[0], sides[1]
-
-
-def _windows(
-    films: Films, horizon: int, every: int, stride: int | None, short: str
-) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"]]:
-    """The recording and the first frame of each sequence."""
-    span = horizon * every + 1
-    recordings: list[int] = []
-    begins: list[int] = []
-    for number, length in enumerate(films.lengths):
-        if (length < span and short == "error") or horizon < 1:
+def _cut(clips: Clips, span: int, stride: int | None, short: str) -> tuple[Numbers, Numbers]:
+    """Return the clip and the first frame of each sequence of ``span`` frames."""
+    sequences: list[tuple[int, int]] = []
+    for number, length in enumerate(clips.lengths):
+        if length < span and short == "error":
             raise DataError(
-                f"Recording {films.names[number]!r} has {length} frames, but a sequence of frames "
-                f"0..{max(last, 1)}, taking every {every}, needs {max(span, every + 1)}. Choose a "
-                "smaller last, or leave such recordings out with short='drop'."
+                f"horizon: a sequence needs {span} frames, but recording {clips.names[number]!r} "
+                f"has {length}. Choose a smaller horizon, or leave it out with short='drop'."
             )
-        found = range(0, length - span + 1, stride or length)
-        recordings += [number] * len(found)
-        begins += found
-    if not recordings:
+        begins = range(0, length - span + 1, stride or length)
+        sequences += [(number, begin) for begin in begins]
+    if not sequences:
         raise DataError(
-            f"None of the {len(films.lengths)} recordings has the {span} frames that a sequence "
-            f"needs; the longest has {max(films.lengths)}. Choose a smaller last."
+            f"horizon: a sequence needs {span} frames, but the longest recording has "
+            f"{max(clips.lengths)}."
         )
-    return torch.tensor(recordings), torch.tensor(begins)
+    clip, begin = np.array(sequences, dtype=np.int64).T
+    return clip, begin
 
 
-def _label_numbers(
-    films: Films,
-    labels: Tensor | Array | Sequence[Any] | Mapping[str, Any] | str | Path | None,
-    names: Sequence[str] | None,
-) -> tuple[tuple[str, ...], Int[Tensor, " r"]]:
-    """Names of the transformations, and the index of that of each recording."""
-    if names is not None:
-        _check_names(names)
+def _number_labels(
+    clips: Clips, labels: Any, names: Sequence[str] | None
+) -> tuple[tuple[str, ...], Numbers]:
+    """Return the names of the transformations, and the index of that of each clip."""
     if isinstance(labels, str | Path):
         labels = _read_labels(Path(labels))
     if labels is None:
         # One transformation is that of all; which of several it is, only a model can find out.
-        names = tuple(names or ("transformation",))
-        return names, torch.full((len(films.names),), 0 if len(names) == 1 else -1)
-    values = [_plain(value) for value in _in_order(films.names, labels)]
+        names = tuple(names or ())
+        return names, np.full(len(clips.names), 0 if len(names) == 1 else UNLABELLED)
+    values = [_plain(value) for value in _in_order(clips.names, labels)]
     if names is None:
         names = _names_of(values)
-    known = {**{str(k): k for k in range(-1, len(names))}, **{n: k for k, n in enumerate(names)}}
-    numbers = []
-    for recording, value in zip(films.names, values, strict=True):
+    check_distinct("names", names)
+    known = {str(k): k for k in range(len(names))} | {name: k for k, name in enumerate(names)}
+    for recording, value in zip(clips.names, values, strict=True):
         if value is not None and str(value) not in known:
             raise DataError(
-                f"The label of recording {recording!r} is {value!r}, which is neither one of the "
-                f"names {list(names)}, nor an index in 0..{len(names) - 1}, nor -1 for unknown."
+                f"labels: that of recording {recording!r} is {value!r}, which is neither one of "
+                f"the names {list(names)} nor the index of one."
             )
-        numbers.append(-1 if value is None else known[str(value)])
-    return tuple(names), torch.tensor(numbers)
-
-
-def _check_names(names: Sequence[str]) -> None:
-    if not names or len(set(names)) < len(names):
-        raise DataError(f"names must be one or more, each different, but they are {list(names)}.")
+    numbers = [UNLABELLED if value is None else known[str(value)] for value in values]
+    return tuple(names), np.array(numbers)
 
 
 def _names_of(values: Labels) -> tuple[str, ...]:
-    """The names that labels without names imply."""
-    texts = {str(value) for value in values if value is not None} - {"-1"}
+    """Return the names that labels without names imply."""
+    texts = {str(value) for value in values if value is not None}
     if not texts:
-        raise DataError("No label is known, so that the transformations must be named: give names.")
+        raise DataError("names: no label is known, so that the transformations must be named.")
     if all(text.isdecimal() for text in texts):
         return tuple(f"transformation_{k}" for k in range(max(map(int, texts)) + 1))
-    return tuple(sorted(texts, key=natural))
+    return tuple(sorted(texts, key=natural_key))
 
 
 def _in_order(recordings: Sequence[str], labels: Any) -> list[Any]:
-    """The labels of all recordings, in the order of these."""
-    if isinstance(labels, Mapping):
-        # A file may be called by its name with or without what kind of file it is.
-        named = {str(Path(name).with_suffix("").as_posix()): name for name in recordings}
-        given = {named.get(name, name): value for name, value in labels.items()}
-        for what, missing in (
-            ("There is no label for recording", [n for n in recordings if n not in given]),
-            ("There is a label, but no recording,", [n for n in given if n not in recordings]),
-        ):
-            if missing:
-                raise DataError(
-                    f"{what} {missing[0]!r} ({len(missing)} in all). The labels must name each of "
-                    f"the {len(recordings)} recordings, such as {recordings[0]!r}; -1 says that "
-                    "a label is not known."
-                )
-        return [given[name] for name in recordings]
-    values = labels.tolist() if isinstance(labels, Tensor | np.ndarray) else list(labels)
-    if len(values) != len(recordings):
+    """Return the labels of all recordings, in the order of these."""
+    if not isinstance(labels, Mapping):
+        values = labels.tolist() if isinstance(labels, Tensor | np.ndarray) else list(labels)
+        if len(values) != len(recordings):
+            raise DataError(f"labels: {len(values)} labels of {len(recordings)} recordings.")
+        return values
+    # A file may be called by its name with or without what kind of file it is.
+    stems = {str(Path(name).with_suffix("").as_posix()): name for name in recordings}
+    given = {stems.get(name, name): value for name, value in labels.items()}
+    if wrong := sorted({*given} ^ {*recordings}, key=str):
         raise DataError(
-            f"There must be one label for each of the {len(recordings)} recordings, but there are "
-            f"{len(values)}."
+            f"labels: they must name each of the {len(recordings)} recordings, such as "
+            f"{recordings[0]!r}; {wrong[0]!r} has only a label or is only recorded."
         )
-    return values
+    return [given[name] for name in recordings]
 
 
 def _plain(value: Any) -> str | int | None:
+    """Return a label as a name or number, None if it is unknown."""
     if isinstance(value, np.generic):
         value = value.item()
-    if value is None or value == "" or value == -1:
-        return None
-    if isinstance(value, bool) or not isinstance(value, str | int):
-        raise DataError(
-            f"Labels must be names or whole numbers, but one of them is {value!r}, of type "
-            f"{type(value).__name__}."
-        )
-    return value.strip() if isinstance(value, str) else value
+    if isinstance(value, bool) or not isinstance(value, str | int | None):
+        raise DataError(f"labels must be names or whole numbers, but one of them is {value!r}.")
+    value = value.strip() if isinstance(value, str) else value
+    return None if value in ("", "-1", -1) else value
 
 
 def _read_labels(path: Path) -> Any:
-    try:
-        if path.suffix.lower() == ".npy":
+    suffix = path.suffix.lower()
+    check_choice("labels: their file ends in", suffix, (".npy", ".json", ".csv"))
+    with reading(path, csv.Error):
+        if suffix == ".npy":
             return np.load(path, allow_pickle=False)
-        if path.suffix.lower() == ".json":
+        if suffix == ".json":
             values = json.loads(path.read_text(encoding="utf-8"))
             if not isinstance(values, list | dict):
-                raise DataError(f"{path} must hold a list or an object of labels.")
+                raise DataError(f"labels: {path} must hold a list or an object.")
             return values
-        if path.suffix.lower() == ".csv":
-            with path.open(newline="", encoding="utf-8-sig") as file:
-                return _from_rows([row for row in csv.reader(file) if row], path)
-    except FileNotFoundError as error:
-        raise DataError(
-            f"There is no file {path} with labels. Give another one, or none (`labels: null`) "
-            "where folders are named after the transformations or all undergo the same."
-        ) from error
-    except (OSError, ValueError, EOFError, csv.Error) as error:
-        raise DataError(f"The labels in {path} cannot be read ({error}).") from error
-    raise DataError(f"Labels are read from .npy, .json or .csv files, but the file is {path}.")
-
-
-def _from_rows(rows: list[list[str]], path: Path) -> list[str] | dict[str, str]:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = [row for row in csv.reader(file) if row]
     # A first line that says what the columns are; anything else there is taken for a label.
     if rows and [cell.strip().casefold() for cell in rows[0]] in (["label"], ["name", "label"]):
         rows = rows[1:]
@@ -479,12 +288,92 @@ def _from_rows(rows: list[list[str]], path: Path) -> list[str] | dict[str, str]:
     if widths == {1}:
         return [row[0] for row in rows]
     if widths != {2}:
-        raise DataError(
-            f"{path} must have one column (a label on each line) or two (a recording and its "
-            f"label), but its lines have {sorted(widths)} columns."
-        )
-    found: dict[str, str] = {}
+        raise DataError(f"labels: {path} must have one column or two, on each line the same.")
+    named: dict[str, str] = {}
     for name, label in rows:
-        if found.setdefault(name.strip(), label) != label:
-            raise DataError(f"{path} has different labels for recording {name.strip()!r}.")
-    return found
+        if named.setdefault(name.strip(), label) != label:
+            raise DataError(f"labels: {path} has different ones for recording {name.strip()!r}.")
+    return named
+
+
+@DATA.register("recordings")
+@options
+class RecordingsOptions(DataOptions):
+    """Sequences of one's own: an array in a file, folders of frames, or videos."""
+
+    irrelevant: ClassVar[frozenset[str]] = DataOptions.irrelevant | {"memory_limit"}
+
+    path: str = dataclasses.field(kw_only=True)
+    """The file or folder."""
+
+    labels: str | None = None
+    """A ``.csv``, ``.json`` or ``.npy`` file with the transformation of each recording."""
+
+    names: tuple[str, ...] | None = None
+    """Names of the transformations; by default the different labels. Without labels a single name
+    is that of all sequences."""
+
+    horizon: PositiveInt | None = None
+    """T, the number of the last frame; by default all that the shortest recording has."""
+
+    size: PositiveInt | tuple[PositiveInt, PositiveInt] | None = None
+    """Height and width to which frames are resized, the middle being cut out."""
+
+    grey: bool = False
+    """Whether colours become their luminance."""
+
+    every: PositiveInt = 1
+    """Take only each frame of this number."""
+
+    stride: PositiveInt | None = None
+    """Begin a new sequence this many frames after the one before it; one of each recording by
+    default."""
+
+    short: Literal["error", "drop"] = "error"
+    """What happens to recordings with too few frames."""
+
+    memory_limit: PositiveInt = 1 << 30
+    """Bytes of frames that were read to keep in memory."""
+
+    validation: OpenFraction = 0.1
+    """Part of the recordings for validation."""
+
+    test: OpenFraction = 0.1
+    """Part of the recordings for the test."""
+
+    @model_validator(mode="after")
+    def _starts_as_recorded(self) -> Self:
+        if self.initial_state == "random":
+            raise ValueError("recorded sequences start as recorded: `initial_state: canonical`")
+        return self
+
+    def load(self, split: str, seed: int) -> Recordings:
+        """Return the recordings of a split, drawn by the seed."""
+        whole = Recordings(
+            self.path,
+            self.labels,
+            self.names,
+            horizon=self.horizon,
+            size=self.size,
+            grey=self.grey,
+            every=self.every,
+            stride=self.stride,
+            short=self.short,
+            memory_limit=self.memory_limit,
+        )
+        return whole.split(self.validation, self.test, seed)[split]
+
+    @classmethod
+    def tiny(cls, folder: Path) -> dict[str, Any]:
+        """Return keys that make the data set tiny; writes folders of frames and their labels."""
+        lines = []
+        for number in range(20):
+            clip = folder / "recordings" / f"clip{number:02}"
+            clip.mkdir(parents=True)
+            for t in range(5):
+                frame = np.full((16, 16, 3), 20 + 8 * number, dtype=np.uint8)
+                frame[4 + t * (number % 2) :, 4 + t * (1 - number % 2) :] = 200
+                Image.fromarray(frame).save(clip / f"{t}.png")
+            lines.append(f"clip{number:02},{('right', 'down')[number % 2]}")
+        (folder / "labels.csv").write_text("\n".join(lines) + "\n")
+        return {"path": str(folder / "recordings"), "labels": str(folder / "labels.csv")}

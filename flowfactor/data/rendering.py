@@ -1,35 +1,24 @@
-"""Colour frames of grey images: scaled, rotated and coloured, a whole batch in one pass.
-
-The image has one channel until the very end, so that the warp, the only costly step, is done
-once and not for each colour.
-"""
+"""Frames of still images: scaled, rotated and coloured, a whole batch in one pass."""
 
 from __future__ import annotations
 
-from typing import Literal, get_args
-
 import torch
+import torch.nn.functional as F
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional
 
-from flowfactor.errors import DataError
+from flowfactor.data.checks import check_choice
 
-#: The fixed points of scaling and rotation to choose from, see `render`.
-Centre = Literal["true", "authors"]
-
-
-def check_centre(centre: str) -> None:
-    """Raise a `DataError` unless `centre` is one that `render` knows."""
-    if centre not in get_args(Centre):
-        raise DataError(f"centre must be 'true' or 'authors', but it is {centre!r}.")
+CENTRES = ("true", "authors")
+"""The fixed points of scaling and rotation to choose from, see :func:`render`."""
 
 
 def hue_to_rgb(hue: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape 3"]:
-    """The fully saturated, fully bright colour of a hue.
+    """Return the fully saturated, fully bright colour of a hue.
 
-    `channel = 1 - clip(min(k, 4 - k), 0, 1)` with `k = (n + hue / 60) mod 6` and `n = 5, 3, 1`
-    for red, green and blue: the HSV hexagon at saturation and value 1.
+    ``channel = 1 - clip(min(k, 4 - k), 0, 1)`` with ``k = (n + hue / 60) mod 6`` and
+    ``n = 5, 3, 1`` for red, green and blue: the HSV hexagon at saturation and value 1.
 
     Args:
         hue: degrees, any shape, any real number (360 is 0 again).
@@ -46,34 +35,69 @@ def hue_to_rgb(hue: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape 3"]:
     return 1 - torch.minimum(sector, 4 - sector).clamp(0, 1)
 
 
+def shift_hue(
+    images: Float[Tensor, "*b 3 h w"], shift: Float[Tensor, "*b"]
+) -> Float[Tensor, "*b 3 h w"]:
+    """Return colour images with all hues shifted, their HSV saturation and value kept.
+
+    A colour is ``low + chroma * hue_to_rgb(hue)``, where ``low`` is its smallest channel and
+    ``low + chroma`` its largest. Greys have no hue and stay as they are.
+
+    Args:
+        images: in [0, 1].
+        shift: degrees; red becomes green at 120.
+
+    Example:
+        >>> import torch
+        >>> red = torch.tensor([0.8, 0.2, 0.2]).view(3, 1, 1)
+        >>> [round(x, 3) for x in shift_hue(red, torch.tensor(120.0)).flatten().tolist()]
+        [0.2, 0.8, 0.2]
+    """
+    high, low = images.amax(-3), images.amin(-3)
+    chroma = high - low
+    red, green, blue = images.unbind(-3)
+    inverse = 1 / chroma.clamp(min=torch.finfo(images.dtype).tiny)
+    # Which sixth of the colour circle, counted from red, and where in it.
+    sector = torch.where(
+        red == high,
+        (green - blue) * inverse,
+        torch.where(green == high, (blue - red) * inverse + 2, (red - green) * inverse + 4),
+    )
+    colours = rearrange(hue_to_rgb(60 * sector + shift[..., None, None]), "... c -> c ...")
+    shifted = (low + chroma * colours).movedim(0, -3)
+    return torch.where((shift.remainder(360) == 0)[..., None, None, None], images, shifted)
+
+
 def render(
-    images: Float[Tensor, "b 1 h h"],
+    images: Float[Tensor, "b c h w"],
     scale: Float[Tensor, "b f"],
     angle: Float[Tensor, "b f"],
     hue: Float[Tensor, "b f"],
     centre: str = "true",
-) -> Float[Tensor, "b f 3 h h"]:
-    """Frames of grey images at the given size, orientation and colour, in one batched warp.
+) -> Float[Tensor, "b f 3 h w"]:
+    """Return frames of images at the given size, orientation and hue, in one batched warp.
 
-    The colour at pixel `p` is `rgb(hue) * image(c + R(-angle) (p - c) / scale)`, bilinear between
-    pixels and black outside the image. All three parameters may differ from their neutral value
-    at once; scaling and rotation share the centre `c`, so their order does not matter.
+    Pixel ``p`` shows ``image(c + R(-angle) (p - c) / scale)``, bilinear between pixels and black
+    outside of the image. A grey image has the colour of the hue, ``rgb(hue)`` times its grey value;
+    the hues of a colour image are shifted by it (:func:`shift_hue`). All three parameters may
+    differ from their neutral value at once; scaling and rotation share the centre ``c``, so their
+    order does not matter.
 
     Args:
-        images: grey values in [0, 1], `(b, 1, h, h)`.
-        scale: size relative to the original, positive, `(b, f)`.
-        angle: degrees, counter-clockwise if positive (as `torchvision`'s `rotate`), `(b, f)`.
-        hue: degrees, 0 red, 120 green, 240 blue, `(b, f)`.
-        centre: the fixed point. `"true"` is the centre of the image, `(h - 1) / 2` in pixels
-            counted from 0 (13.5 of 28). `"authors"` is `h / 2` (14 of 28), half a pixel off,
+        images: in [0, 1], with 1 or 3 channels.
+        scale: size relative to the original, positive.
+        angle: degrees, counter-clockwise if positive (as ``torchvision``'s ``rotate``).
+        hue: degrees, of a grey image 0 red, 120 green, 240 blue.
+        centre: the fixed point. ``true`` is the centre of the image, ``(h - 1) / 2`` in pixels
+            counted from 0 (13.5 of 28). ``authors`` is ``h / 2`` (14 of 28), half a pixel off,
             for comparison with numbers published for that choice.
+
+    Returns:
+        Colour frames in [0, 1]. Where ``scale`` is 1 and ``angle`` is 0 the pixels are exactly the
+        image's own.
 
     Raises:
         DataError: another centre.
-
-    Returns:
-        Colour frames in [0, 1], `(b, f, 3, h, h)`. Where `scale` is 1 and `angle` is 0 the pixels
-        are exactly the image's own.
 
     Example:
         >>> import torch
@@ -83,25 +107,36 @@ def render(
         >>> turned[0, 0, 0].round().int().tolist()
         [[0, 0, 0, 1], [0, 0, 1, 0], [0, 1, 0, 0], [1, 0, 0, 0]]
     """
-    check_centre(centre)
-    batch, frames = scale.shape
-    side = images.shape[-1]
-    # Positions x + iy in the sampler's units, where the image reaches from -1 to 1: turning and
-    # growing is then one complex product, and as y points down, exp(i angle) looks clockwise of
-    # each pixel, so that the picture turns counter-clockwise.
-    shift = 1 / side if centre == "authors" else 0.0
-    pixels = (2 * torch.arange(side, dtype=scale.dtype, device=scale.device) + 1) / side - 1 - shift
+    check_choice("centre", centre, CENTRES)
+    height, width = images.shape[-2:]
+    # Positions x + iy in units of half the width, in which turning and growing is one complex
+    # product; as y points down, exp(i angle) looks clockwise of each pixel, so that the picture
+    # turns counter-clockwise. The sampler has each side reach from -1 to 1.
+    aspect = height / width
+    shift_x, shift_y = (1 / width, 1 / height) if centre == "authors" else (0.0, 0.0)
+    x = _centres(width, scale) - shift_x
+    y = (_centres(height, scale) - shift_y) * aspect
     look = torch.polar(1 / scale, torch.deg2rad(angle))[..., None, None]
-    columns, rows = look * pixels, look * (1j * pixels[:, None]) + complex(shift, shift)
+    columns, rows = look * x, look * (1j * y[:, None]) + complex(shift_x, shift_y * aspect)
     # Only this sum is of full size. (`affine_grid` makes a matrix product of it, which is slower
     # and, on devices where TF32 is allowed, rounds positions to 10 bits.)
     grid = torch.view_as_real(columns + rows)
+    if aspect != 1:
+        grid = grid / grid.new_tensor([1.0, aspect])
 
     # The frames of one image are stacked in height, so that the image is not copied for each.
-    grey = functional.grid_sample(
-        images, grid.view(batch, frames * side, side, 2), align_corners=False
-    ).view(batch, frames, side, side)
+    warped = F.grid_sample(
+        images, rearrange(grid, "b f h w xy -> b (f h) w xy"), align_corners=False
+    )
+    frames = rearrange(warped, "b c (f h) w -> b f c h w", h=height)
     # The identity goes through the sampler with an error of rounding: take the image itself.
-    still = ((scale == 1) & (angle == 0))[..., None, None]
-    grey = torch.where(still, images, grey).clamp(0, 1)
-    return grey.unsqueeze(2) * hue_to_rgb(hue)[..., None, None]
+    still = ((scale == 1) & (angle == 0))[..., None, None, None]
+    frames = torch.where(still, images[:, None], frames).clamp(0, 1)
+    if images.shape[1] == 3:
+        return shift_hue(frames, hue)
+    return frames * hue_to_rgb(hue)[..., None, None]
+
+
+def _centres(side: int, like: Tensor) -> Float[Tensor, "side"]:
+    """Return the middles of pixels where a side reaches from -1 to 1."""
+    return (2 * torch.arange(side, dtype=like.dtype, device=like.device) + 1) / side - 1

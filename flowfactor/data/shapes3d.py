@@ -9,27 +9,33 @@ comparable with numbers measured on the other.
 
 from __future__ import annotations
 
-import contextlib
+import copy
+import dataclasses
 import logging
 import math
 import os
 import zlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from flowfactor.data import shapes3d_renderer as renderer
-from flowfactor.data.factor_grid import FactorGrid, Move, grid_positions
-from flowfactor.data.image_stores import H5Store, ImageStore, open_h5
+from flowfactor.data.checks import check_choice, check_range
+from flowfactor.data.factor_grid import FactorGrid, GridOptions, grid_positions
+from flowfactor.data.io import ArrayFile, ArrayStore, ImageStore, open_h5, replacing
+from flowfactor.data.transformations import Transformation
 from flowfactor.errors import DataError
+from flowfactor.options import PositiveInt, options
+from flowfactor.registries import DATA
 
 _log = logging.getLogger(__name__)
 
-#: Factors of 3D Shapes and their sizes, slowest first.
 SHAPES3D_FACTORS: Mapping[str, int] = {
     "floor_hue": 10,
     "wall_hue": 10,
@@ -38,19 +44,20 @@ SHAPES3D_FACTORS: Mapping[str, int] = {
     "shape": 4,
     "orientation": 15,
 }
+"""Factors of 3D Shapes and their sizes, slowest first."""
+
+SHAPES3D_TRANSFORMATIONS: Mapping[str, Transformation] = {
+    "floor_hue": Transformation(),
+    "wall_hue": Transformation(),
+    "object_hue": Transformation(),
+    "scale": Transformation(),
+    "orientation": Transformation(step=2),
+}
+"""All factors but the shape, each with room for frames 0..7: eight of the ten hues, the eight
+scales, and every other of the fifteen orientations."""
+
 _HUES = ("floor_hue", "wall_hue", "object_hue")
 _SCALES, _ORIENTATIONS = (0.75, 1.25), (-30.0, 30.0)
-
-#: All factors but the shape, each with room for frames 0..7: eight of the ten hues, the eight
-#: scales, and every other of the fifteen orientations.
-SHAPES3D_MOVES: tuple[Move, ...] = (
-    Move("floor_hue"),
-    Move("wall_hue"),
-    Move("object_hue"),
-    Move("scale"),
-    Move("orientation", step=2),
-)
-
 _RECREATED = "re-creation of 3D Shapes by flowfactor's ray tracer, not the original file"
 # Images that are drawn at a time on a processor.
 _IN_CACHE = 32
@@ -64,22 +71,23 @@ class Shapes3D(FactorGrid):
     orientation (15, from -30 to 30 degrees). The shape does not move and can be held out.
 
     Args:
-        path: the original file `3dshapes.h5`, or one written by `write_h5`. If not given, images
-            are re-created: no original pixel is among them; `description` says so.
-        moves: the transformations, see `Move`.
-        horizon: `T`; 7 by default, for which all of the default moves have room.
-        split, held_out, validation, test, seed: see `FactorGrid`.
+        path: the original file ``3dshapes.h5``, or one written by :meth:`write_h5`. If not given,
+            images are re-created: no original pixel is among them; ``description`` says so.
+        transformations: by default :data:`SHAPES3D_TRANSFORMATIONS`.
         cache: folder where the re-creation keeps its 20 MB of geometries, which take some 20 s of
-            one core; by default `flowfactor` in the user's cache folder (`XDG_CACHE_HOME`, or
-            `~/.cache`). Several processes may share it.
+            one core; by default ``flowfactor`` in the user's cache folder (``XDG_CACHE_HOME``, or
+            ``~/.cache``). Several processes may share it.
         side: height and width of re-created images.
         sizes: other sizes for some of the factors, for a coarser re-creation or the file of one;
             values keep their range.
-        device: where frames are made; a re-creation is drawn there.
+        options: see :class:`FactorGrid`.
+
+    Attributes:
+        recreated: whether the images are a re-creation, drawn now or read from a file.
 
     Raises:
         DataError: a file that is missing, damaged, of another type or shape, or whose labels are
-            in another order; what `FactorGrid` refuses.
+            in another order; what :class:`FactorGrid` refuses.
 
     Example:
         >>> import tempfile
@@ -98,48 +106,29 @@ class Shapes3D(FactorGrid):
         self,
         path: str | Path | None = None,
         *,
-        moves: Sequence[Move] = SHAPES3D_MOVES,
-        horizon: int | None = None,
-        split: str = "train",
-        held_out: Mapping[str, Collection[int]] | None = None,
-        validation: int | None = None,
-        test: int | None = None,
-        seed: int = 0,
+        transformations: Mapping[str, Transformation] = SHAPES3D_TRANSFORMATIONS,
         cache: str | Path | None = None,
         side: int = 64,
         sizes: Mapping[str, int] | None = None,
-        device: torch.device | str | None = None,
+        **options: Any,
     ) -> None:
-        factors = _sizes(sizes or {})
+        for name in sizes or {}:
+            check_choice("sizes", name, SHAPES3D_FACTORS)
+        factors = {**SHAPES3D_FACTORS, **(sizes or {})}
+        check_range("sizes.shape", factors["shape"], 1, len(renderer.SHAPES))
         store: ImageStore
         if path is None:
             store = RenderedShapes(factors, side, cache)
             description = _RECREATED
         else:
-            store = H5Store(path, layout="nhwc")
+            store = ArrayStore(ArrayFile(Path(path), "images"), layout="nhwc")
             description = _check_file(store, factors)
-        super().__init__(
-            store,
-            factors,
-            cyclic=_HUES,
-            moves=moves,
-            horizon=horizon,
-            split=split,
-            held_out=held_out,
-            validation=validation,
-            test=test,
-            seed=seed,
-            device=device,
-        )
+        super().__init__(store, factors, cyclic=_HUES, transformations=transformations, **options)
         self.description = description
+        self.recreated = description == _RECREATED
 
-    @property
-    def recreated(self) -> bool:
-        """Whether the images are a re-creation, drawn now or read from a file written earlier."""
-        return self.description == _RECREATED
-
-    def labels(self, indices: Tensor | Sequence[int]) -> Float[Tensor, "b 6"]:
-        """Values of the factors of samples, as the file has them, `float64`, `(b, 6)`.
+    def factor_values(self, indices: Tensor | Sequence[int]) -> Float[Tensor, "b 6"]:
+        """Return the values of the factors of samples, as the file has them, ``float64``.
 
         Hues in turns, scale, number of the shape, orientation in degrees.
         """
@@ -148,7 +137,7 @@ class Shapes3D(FactorGrid):
     def write_h5(self, path: str | Path) -> None:
         """Write all images of the grid, whatever the split, in the format of the original file.
 
-        As `FactorGrid.write_h5`, with the values of the factors as labels, `float64`, and an
+        As :meth:`FactorGrid.write_h5`, with the values of the factors as labels, `float64`, and an
         attribute that says that a re-creation is one. The full grid takes two to three minutes of
         one core and 1.2 GB. (In chunks across 15,000 images it would take an eighth of that, and
         a third of a second for each image that is read at random.)
@@ -159,67 +148,54 @@ class Shapes3D(FactorGrid):
         super().write_h5(path)
 
     def _values(self, positions: Int[Tensor, "b j"]) -> Float[Tensor, "b j"]:
-        return _labels(positions, self.factors)
+        return _factor_values(positions, self.factors)
 
 
-class RenderedShapes(ImageStore):
+class RenderedShapes:
     """The images of 3D Shapes, re-created from geometries that are ray traced once.
+
+    An :class:`ImageStore`.
 
     Args:
         factors: the six factors and their sizes.
         side: height and width of the images.
-        cache: see `Shapes3D`.
+        cache: see :class:`Shapes3D`.
     """
+
+    where = "in memory"
 
     def __init__(
         self, factors: Mapping[str, int], side: int = 64, cache: str | Path | None = None
     ) -> None:
-        if side < 1:
-            raise DataError(f"side must be positive, but it is {side}.")
+        check_range("side", side, 1)
         self.sizes = tuple(factors.values())
-        self.side = side
+        self.image_shape = (3, side, side)
         # Rounding to half precision is less than a tenth of a step of 8 bits.
         self.maps = _cached(self.sizes[3:], side, _cache_folder() if cache is None else Path(cache))
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of an image."""
-        return (3, self.side, self.side)
 
     def __len__(self) -> int:
         return math.prod(self.sizes)
 
-    def read(self, numbers: Int[Tensor, " n"]) -> Float[Tensor, "n 3 h w"]:
-        """The images of these numbers, in [0, 1], rounded to 8 bits as in a file."""
+    def read(self, numbers: Int[Tensor, "n"]) -> Float[Tensor, "n 3 h w"]:
+        """Return images, rounded to 8 bits as in a file; see :class:`ImageStore`."""
         # A processor's cache holds few images with their maps; a GPU wants all of them at once.
-        at_once = _IN_CACHE if numbers.device.type == "cpu" else max(1, len(numbers))
+        chunk = _IN_CACHE if numbers.device.type == "cpu" else max(1, len(numbers))
         images = self.maps.new_empty(len(numbers), *self.image_shape, dtype=torch.float32)
-        for some, target in zip(numbers.split(at_once), images.split(at_once), strict=True):
+        for some, target in zip(numbers.split(chunk), images.split(chunk), strict=True):
             positions = grid_positions(some, self.sizes)
-            floor, wall, thing = (positions[:, j] / self.sizes[j] for j in range(3))
+            floor, wall, object_ = (positions[:, j] / self.sizes[j] for j in range(3))
             maps = self.maps[some % len(self.maps)].float()
-            target.copy_(renderer.colour(maps, floor, wall, thing))
+            target.copy_(renderer.colour(maps, floor, wall, object_))
         return images.mul_(255).round_().div_(255)
 
     def to(self, device: torch.device | str) -> RenderedShapes:
-        """The same images, drawn on another device."""
-        other = object.__new__(RenderedShapes)
-        other.sizes, other.side, other.maps = self.sizes, self.side, self.maps.to(device)
+        """Return the same images, drawn on another device."""
+        other = copy.copy(self)
+        other.maps = self.maps.to(device)
         return other
 
 
-def _sizes(changed: Mapping[str, int]) -> dict[str, int]:
-    for name in changed:
-        if name not in SHAPES3D_FACTORS:
-            raise DataError(f"sizes names {name!r}; the factors are {', '.join(SHAPES3D_FACTORS)}.")
-    if not 1 <= changed.get("shape", 4) <= len(renderer.SHAPES):
-        raise DataError(
-            f"There are {len(renderer.SHAPES)} shapes, but sizes asks for {changed['shape']}."
-        )
-    return {**SHAPES3D_FACTORS, **changed}
-
-
-def _labels(positions: Tensor, factors: Mapping[str, int]) -> Tensor:
+def _factor_values(positions: Tensor, factors: Mapping[str, int]) -> Tensor:
     scales, orientations = _axes(factors["scale"], factors["orientation"])
     return torch.stack(
         [
@@ -239,40 +215,39 @@ def _axes(scales: int, orientations: int) -> tuple[Tensor, Tensor]:
     )
 
 
-def _check_file(store: H5Store, factors: Mapping[str, int]) -> str:
-    """What a file says it is, after checking that its labels have the order of the factors."""
+def _check_file(store: ArrayStore, factors: Mapping[str, int]) -> str:
+    """Return what a file says it is, after checking that its labels have the order of factors."""
     if store.chunks_are_long:
         _log.warning(
-            "%s keeps pieces of %d images in each chunk, so that reading at random is very slow. "
+            "%s keeps pieces of many images in each chunk, so that reading at random is very slow. "
             "Write it anew once with flowfactor.data.repack_h5(%r, NEW_PATH).",
-            store.path,
-            (store.chunks or (0,))[0],
-            str(store.path),
+            store.where,
+            store.where,
         )
-    total = math.prod(factors.values())
-    with open_h5(store.path) as file:
+    with open_h5(Path(store.where)) as file:
         labels = file.get("labels")
-        if labels is None or getattr(labels, "shape", None) != (len(store), len(factors)):
+        shape = getattr(labels, "shape", None)
+        if shape != (len(store), len(factors)):
             raise DataError(
-                f"The file {store.path} needs a data set 'labels' of shape ({len(store)}, "
-                f"{len(factors)}), one row an image, but it has "
-                f"{'none' if labels is None else getattr(labels, 'shape', 'something else')}."
+                f"{store.where} needs a data set 'labels' of shape ({len(store)}, {len(factors)}), "
+                f"one row an image, but its shape is {shape}."
             )
-        if len(store) == total:
-            stride, first = total, labels[0]
+        # One position further along a factor, the label must differ in that factor only.
+        stride = math.prod(factors.values())
+        if len(store) == stride:
             for j, (name, size) in enumerate(factors.items()):
                 stride //= size
                 if size == 1:
                     continue
-                changed = np.flatnonzero(labels[stride] != first).tolist()
+                changed = np.flatnonzero(labels[stride] != labels[0]).tolist()
                 if changed != [j]:
                     raise DataError(
-                        f"The labels of {store.path} are in another order: image {stride} should "
+                        f"The labels of {store.where} are in another order: image {stride} should "
                         f"differ from image 0 in factor {j} ({name}) only, but it differs in "
                         f"{changed}. The factors must be {', '.join(factors)}, last fastest."
                     )
         description = file.attrs.get("description")
-    return f"3D Shapes, {store.path}" if description is None else str(description)
+    return f"3D Shapes, {store.where}" if description is None else str(description)
 
 
 def _cache_folder() -> Path:
@@ -298,17 +273,12 @@ def _cached(sizes: tuple[int, ...], side: int, folder: Path) -> Tensor:
         _log.warning("%s is damaged (%s) and is written anew.", path, error)
     _log.info("Ray tracing %d geometries of 3D Shapes, once; they are kept in %s.", shape[0], path)
     maps = _render(sizes, side)
-    # Under another name at first, so that no process ever meets half a file.
-    part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as file:
+        with replacing(path) as part, part.open("wb") as file:
             np.save(file, maps.numpy())
-        part.replace(path)
     except OSError as error:
         _log.warning("The geometries could not be kept in %s: %s.", folder, error)
-        with contextlib.suppress(OSError):
-            part.unlink()
     return maps
 
 
@@ -321,6 +291,50 @@ def _render(sizes: tuple[int, ...], side: int) -> Tensor:
         ).half()
         for shape in renderer.SHAPES[:shapes]
     ]
-    # From shape, scale, orientation to the order of the factors.
-    grid = torch.stack(maps).reshape(shapes, scales, orientations, *maps[0].shape[1:])
-    return grid.transpose(0, 1).flatten(0, 2)
+    return rearrange(torch.stack(maps), "shape (s o) c h w -> (s shape o) c h w", s=scales)
+
+
+@DATA.register("shapes3d")
+@options
+class Shapes3DOptions(GridOptions):
+    """3D Shapes: the original file, or without one a re-creation."""
+
+    irrelevant: ClassVar[frozenset[str]] = GridOptions.irrelevant | {"cache"}
+
+    path: str | None = None
+    """The original file ``3dshapes.h5``; without it images are re-created by a ray tracer."""
+
+    cache: str | None = None
+    """Folder where the re-creation keeps its geometries; by default in the user's cache."""
+
+    side: PositiveInt = 64
+    """Height and width of re-created images."""
+
+    sizes: dict[str, PositiveInt] = dataclasses.field(default_factory=dict)
+    """Other numbers of positions for some of the factors, for a coarser re-creation."""
+
+    def load(self, split: str, seed: int) -> Shapes3D:
+        """Return the sequences of a split."""
+        given = self.arguments(split, seed)
+        if self.transformations is None:
+            del given["transformations"]
+        return Shapes3D(self.path, cache=self.cache, side=self.side, sizes=self.sizes, **given)
+
+    def held_out_sequences(self) -> dict[str, Any]:
+        """Return the options on which held-out sequences depend."""
+        content = super().held_out_sequences()
+        # The file is the same everywhere, but not a re-creation.
+        return content | {"path": "re-creation" if self.path is None else "file"}
+
+    @classmethod
+    def tiny(cls, folder: Path) -> dict[str, Any]:
+        """Return keys that make the data set tiny."""
+        sizes = {"floor_hue": 3, "wall_hue": 3, "object_hue": 3, "scale": 3}
+        return {
+            "sizes": {**sizes, "orientation": 5, "shape": 2},
+            "side": 16,
+            "cache": str(folder / "cache"),
+            "validation": 2,
+            "test": 2,
+            "horizon": 2,
+        }

@@ -14,16 +14,19 @@ import math
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from flowfactor.data.checks import check_choice, check_range
 from flowfactor.data.rendering import hue_to_rgb
 from flowfactor.errors import DataError
 
-#: What a map is the coefficient of, in the order of the maps.
 SURFACES = ("floor", "wall", "object", "sky", "highlight")
-#: Shapes of the object, in the order of their index in 3D Shapes.
+"""What a map is the coefficient of, in the order of the maps."""
+
 SHAPES = ("cube", "cylinder", "sphere", "capsule")
+"""Shapes of the object, in the order of their index in 3D Shapes."""
 
 _SKY, _WHITE = (0.62, 0.82, 0.93), (1.0, 1.0, 1.0)
 
@@ -45,18 +48,18 @@ _Hit = tuple[Tensor, Tensor]
 
 
 def render_maps(
-    scale: Float[Tensor, " g"],
+    scale: Float[Tensor, "g"],
     shape: str,
-    orientation: Float[Tensor, " g"],
+    orientation: Float[Tensor, "g"],
     *,
     side: int = 64,
     samples: int = 4,
 ) -> Float[Tensor, "g 5 side side"]:
-    """Coefficient maps of geometries, each pixel the mean of `samples` squared rays.
+    """Return coefficient maps of geometries, each pixel the mean of ``samples`` squared rays.
 
     Args:
         scale: size of the object, positive; 3D Shapes has 0.75 to 1.25.
-        shape: one of `SHAPES`.
+        shape: one of :data:`SHAPES`.
         orientation: direction of the camera around the object, degrees; 3D Shapes has -30 to 30.
         side: height and width of the maps.
         samples: rays along each side of a pixel.
@@ -75,34 +78,32 @@ def render_maps(
         >>> maps[0, :, 10, 8].argmax().item() == SURFACES.index("object")
         True
     """
-    if shape not in SHAPES:
-        raise DataError(f"shape must be one of {', '.join(SHAPES)}, but it is {shape!r}.")
-    if not bool((scale > 0).all()) or side < 1 or samples < 1:
-        raise DataError(
-            f"scale, side and samples must be positive, but they are {scale.tolist()}, {side} and "
-            f"{samples}."
-        )
-    at_once = max(1, _RAYS // (side * samples) ** 2)
+    check_choice("shape", shape, SHAPES)
+    check_range("side", side, 1)
+    check_range("samples", samples, 1)
+    if not bool((scale > 0).all()):
+        raise DataError(f"scale must be positive, but it is {scale.tolist()}.")
+    chunk = max(1, _RAYS // (side * samples) ** 2)
     parts = [
         _trace(s, shape, o, side, samples)
-        for s, o in zip(scale.split(at_once), orientation.split(at_once), strict=True)
+        for s, o in zip(scale.split(chunk), orientation.split(chunk), strict=True)
     ]
     return torch.cat(parts)
 
 
 def colour(
     maps: Float[Tensor, "b 5 h w"],
-    floor: Float[Tensor, " b"],
-    wall: Float[Tensor, " b"],
-    thing: Float[Tensor, " b"],
+    floor: Float[Tensor, "b"],
+    wall: Float[Tensor, "b"],
+    object_: Float[Tensor, "b"],
 ) -> Float[Tensor, "b 3 h w"]:
-    """Images of coefficient maps with the given hues of the floor, the wall and the object.
+    """Return images of coefficient maps with the given hues of the floor, the wall and the object.
 
     Args:
-        maps: as `render_maps` gives them.
+        maps: from :func:`render_maps`.
         floor: hue of the floor in turns: 0 is red, 1/3 green, 2/3 blue.
         wall: hue of the wall.
-        thing: hue of the object.
+        object_: hue of the object.
 
     Example:
         >>> import torch
@@ -114,7 +115,7 @@ def colour(
     """
     colours = maps.new_empty(len(maps), 3, len(SURFACES))
     # The three hues are coloured in one go: each kernel counts where batches are small.
-    colours[:, :, :3] = hue_to_rgb(360 * torch.stack([floor, wall, thing], 1)).mT
+    colours[:, :, :3] = hue_to_rgb(360 * torch.stack([floor, wall, object_], 1)).mT
     colours[:, :, 3] = maps.new_tensor(_SKY)
     colours[:, :, 4] = maps.new_tensor(_WHITE)
     return torch.bmm(colours, maps.flatten(2)).reshape(len(maps), 3, *maps.shape[2:])
@@ -151,24 +152,24 @@ def _trace(scale: Tensor, shape: str, orientation: Tensor, side: int, samples: i
     mirrored = 2 * towards.unsqueeze(-1) * normal - light
     gleam = (-mirrored * way).sum(-1).clamp(0, 1)
     # Half Lambert: the side away from the light still shows its roundness.
-    thing = _OBJECT[0] + _OBJECT[1] * (0.5 + 0.5 * towards) ** 1.5
+    object_ = _OBJECT[0] + _OBJECT[1] * (0.5 + 0.5 * towards) ** 1.5
     shine = _HIGHLIGHT * gleam**_SHININESS * (towards > 0)
 
     maps = torch.stack(
         [
             floor * is_floor,
             wall * is_wall,
-            thing * is_object,
+            object_ * is_object,
             (~(is_object | is_floor | is_wall)).to(way.dtype),
             shine * is_object,
         ],
         dim=1,
     )
-    return torch.nn.functional.avg_pool2d(maps, samples)
+    return F.avg_pool2d(maps, samples)
 
 
 def _rays(orientation: Tensor, side: int) -> tuple[Tensor, Tensor]:
-    """Where the camera is, `(g, 1, 1, 3)`, and unit vectors through its pixels, `(g, h, w, 3)`."""
+    """Return the camera, ``(g, 1, 1, 3)``, and directions through its pixels, ``(g, h, w, 3)``."""
     angle = torch.deg2rad(orientation)
     zero, one = torch.zeros_like(angle), torch.ones_like(angle)
     sine, cosine = angle.sin(), angle.cos()
@@ -189,17 +190,17 @@ def _rays(orientation: Tensor, side: int) -> tuple[Tensor, Tensor]:
 
 
 def _wall(origin: Tensor, way: Tensor) -> _Hit:
-    """The walls of the square room seen from within: the nearer of the two that a ray may meet."""
+    """Return the walls seen from within: the nearer of the two that a ray may meet."""
     sides = torch.where(way[..., :2] > 0, _ROOM, -_ROOM)
     distance = (sides - origin[..., :2]) / way[..., :2]
     distance = torch.where(way[..., :2] == 0, torch.inf, distance)
     nearest, axis = distance.min(-1)
-    along = torch.nn.functional.one_hot(axis, 3).to(way.dtype)
+    along = F.one_hot(axis, 3).to(way.dtype)
     return nearest, -along * way.sign()
 
 
 def _cube(origin: Tensor, way: Tensor, size: Tensor) -> _Hit:
-    """Where rays enter a cube on the floor: the last of the three pairs of planes they enter."""
+    """Return where rays enter a cube: the last of the three pairs of planes they enter."""
     half = 0.5 * size
     relative = origin - _up(half)
     # A ray along a plane never meets it; a tiny component says so without dividing by 0.
@@ -207,7 +208,7 @@ def _cube(origin: Tensor, way: Tensor, size: Tensor) -> _Hit:
     first, second = (-half[..., None] - relative) / safe, (half[..., None] - relative) / safe
     enter, axis = torch.minimum(first, second).max(-1)
     leave = torch.maximum(first, second).amin(-1)
-    normal = -torch.nn.functional.one_hot(axis, 3).to(way.dtype) * way.sign()
+    normal = -F.one_hot(axis, 3).to(way.dtype) * way.sign()
     return torch.where((enter < leave) & (enter > _EPSILON), enter, torch.inf), normal
 
 
@@ -226,7 +227,7 @@ def _ball(origin: Tensor, way: Tensor, centre: Tensor, radius: Tensor) -> _Hit:
 
 
 def _tube(origin: Tensor, way: Tensor, radius: Tensor, low: Tensor, high: Tensor) -> _Hit:
-    """The side of an upright cylinder between two heights."""
+    """Return the side of an upright cylinder between two heights."""
     a = (way[..., :2] ** 2).sum(-1).clamp(min=1e-12)
     b = (origin[..., :2] * way[..., :2]).sum(-1)
     root = b**2 - a * ((origin[..., :2] ** 2).sum(-1) - radius**2)

@@ -1,32 +1,23 @@
 """Figures of what a model learned, and the report that shows them.
 
 Every ``plot_`` function takes a model and images (or the numbers to draw) and returns a figure of
-matplotlib, which :func:`save` writes; none of them needs a display or touches ``pyplot``. Each has
-a function beside it that only computes (``landscape_data``) and one that only draws
-(``draw_landscape``), for figures of one's own.
+matplotlib, which :func:`save` writes; none needs a display or touches ``pyplot``. Beside it are a
+function that only computes (``landscape_data``) and one that only draws (``draw_landscape``).
 """
 
 from flowfactor.diagnostics.animation import Animation, animate
-from flowfactor.diagnostics.comparison_strips import (
-    ComparisonStrips,
-    comparison_strip_data,
-    draw_comparison,
-    plot_comparison,
-)
-from flowfactor.diagnostics.composition_strips import (
-    CompositionStrips,
-    composition_data,
-    draw_composition,
-    plot_composition,
-)
 from flowfactor.diagnostics.curves import plot_training
 from flowfactor.diagnostics.error_curves import ErrorCurve, plot_errors
 from flowfactor.diagnostics.film_strips import (
     FilmStrips,
+    comparison_data,
+    composition_data,
     draw_film_strips,
     film_strip_data,
+    plot_comparison,
     plot_film_strips,
 )
+from flowfactor.diagnostics.io import save
 from flowfactor.diagnostics.landscape import (
     Landscape,
     draw_landscape,
@@ -35,17 +26,14 @@ from flowfactor.diagnostics.landscape import (
 )
 from flowfactor.diagnostics.latent_grid import (
     LatentGrid,
-    LatentWeights,
     draw_latent_grid,
-    draw_weights,
     explore_latent,
     latent_grid_data,
     plot_weights,
     weights_data,
 )
 from flowfactor.diagnostics.plane import Plane
-from flowfactor.diagnostics.report import Illustration, Section, Table, write_report
-from flowfactor.diagnostics.saving import save
+from flowfactor.diagnostics.report import Illustration, Section, write_report
 from flowfactor.diagnostics.style import LineStyle, line_styles, paper_style
 from flowfactor.diagnostics.trajectories import (
     Trajectories,
@@ -62,31 +50,24 @@ from flowfactor.diagnostics.transport_plots import (
 
 __all__ = [
     "Animation",
-    "ComparisonStrips",
-    "CompositionStrips",
     "ErrorCurve",
     "FilmStrips",
     "Illustration",
     "Landscape",
     "LatentGrid",
-    "LatentWeights",
     "LineStyle",
     "Plane",
     "Section",
-    "Table",
     "Trajectories",
     "TransportCurves",
     "animate",
-    "comparison_strip_data",
+    "comparison_data",
     "composition_data",
-    "draw_comparison",
-    "draw_composition",
     "draw_film_strips",
     "draw_landscape",
     "draw_latent_grid",
     "draw_trajectories",
     "draw_transport",
-    "draw_weights",
     "explore_latent",
     "film_strip_data",
     "landscape_data",
@@ -94,7 +75,6 @@ __all__ = [
     "line_styles",
     "paper_style",
     "plot_comparison",
-    "plot_composition",
     "plot_errors",
     "plot_film_strips",
     "plot_landscape",

@@ -1,4 +1,4 @@
-"""Animated digits: several images under every transformation, there and back."""
+"""Animations: several images under every transformation, there and back."""
 
 from __future__ import annotations
 
@@ -11,21 +11,24 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import torch
+from einops import rearrange, repeat
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from flowfactor.diagnostics.io import write_file
 from flowfactor.diagnostics.sampling import (
-    as_pixels,
-    chosen_names,
-    decode_all,
-    encode_means,
+    decode_latents,
+    encode_images,
     evaluating,
-    positions,
-    time_grid,
+    make_time_grid,
+    select_names,
+    trace_latents,
 )
-from flowfactor.diagnostics.saving import write_file
 from flowfactor.models.base import SequenceModel
+
+# The colour of the bar that shows the time.
+_BAR = (0x00, 0x72, 0xB2)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -40,30 +43,28 @@ class Animation:
     pictures: UInt8[np.ndarray, "n height width 3"]
     milliseconds: tuple[int, ...]
 
-    def gif(self, colours: int = 64) -> bytes:
+    def gif(self, colours: int = 128) -> bytes:
         """Return the content of a GIF file that loops for ever.
 
         All pictures share one palette, so that a colour does not flicker.
 
         Args:
-            colours: size of the palette, 2 to 256: fewer make a smaller file.
+            colours: size of the palette, 4 to 256: fewer make a smaller file.
 
         Raises:
             ValueError: another number of colours.
         """
-        if not 2 <= colours <= 256:
-            raise ValueError(f"a GIF has 2 to 256 colours, not {colours}")
+        if not 4 <= colours <= 256:
+            raise ValueError(f"colours of a GIF must be 4 to 256; it is {colours}")
         images = [Image.fromarray(picture) for picture in self.pictures]
-        # The palette is that of pictures from all of the animation, one above the other; some
-        # greys are kept for the labels, which would else get a tint.
+        # The palette is that of the colours of some pictures, each counted once so that a black
+        # ground takes one entry, and of those of the labels and the bar, which are to keep them.
         greys = min(8, colours // 2)
-        some = self.pictures[:: max(1, len(images) // 12)]
-        found = Image.fromarray(np.concatenate(list(some))).quantize(
-            colours - greys, method=Image.Quantize.MEDIANCUT
-        )
-        entries = (found.getpalette() or [])[: 3 * (colours - greys)]
-        for level in np.linspace(0, 255, greys).round():
-            entries += [int(level)] * 3
+        fixed = [*np.linspace(0, 255, greys - 1).round().astype(int).repeat(3).tolist(), *_BAR]
+        sample = rearrange(self.pictures[:: max(1, len(images) // 12)], "n h w c -> (n h w) c")
+        distinct = Image.fromarray(np.unique(sample, axis=0)[None])
+        quantized = distinct.quantize(colours - greys, method=Image.Quantize.MEDIANCUT)
+        entries = (quantized.getpalette() or [])[: 3 * (colours - greys)] + fixed
         palette = Image.new("P", (1, 1))
         palette.putpalette(entries)
         indexed = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
@@ -79,17 +80,16 @@ class Animation:
         )
         return buffer.getvalue()
 
-    def save(self, path: str | os.PathLike[str], colours: int = 64) -> Path:
+    def save(self, path: str | os.PathLike[str], colours: int = 128) -> Path:
         """Write a GIF atomically; missing folders are made.
 
         Raises:
             ValueError: the name does not end in ``.gif``.
             RunError: the file cannot be written.
         """
-        if Path(path).suffix.lower() != ".gif":
-            raise ValueError(
-                f"an animation is saved as a GIF; the name {Path(path).name!r} must end in .gif"
-            )
+        name = Path(path).name
+        if not name.lower().endswith(".gif"):
+            raise ValueError(f"the name of an animation must end in .gif; it is {name!r}")
         return write_file(path, self.gif(colours))
 
 
@@ -103,24 +103,24 @@ def animate(
     scale: int | None = None,
     seconds: float = 2.5,
 ) -> Animation:
-    """Animate images along the flow of each transformation, to the last frame and back.
+    """Animate images along the flow of each transformation, to the horizon and back.
 
-    Rows are transformations, columns are images; a bar at the bottom shows the time. The time runs
-    in steps finer than the frames that the model was trained on, which only a flow can do.
+    Rows are transformations, columns are images; a bar at the bottom shows the time, which runs in
+    finer steps than the frames of the training.
 
     Args:
         model: any sequence model.
         images: first frames ``(B, C, H, W)``, pixels in [0, 1].
         names: of the transformations; all if not given.
         substeps: pictures per frame.
-        horizon: the time to turn back at; default: the model's last frame.
+        horizon: the time to turn back at; default: the model's.
         scale: how often each pixel is repeated; default: so that an image is at most 84
             pixels and all are about 350 pixels wide.
-        seconds: from the start to the last frame.
+        seconds: from the start to the horizon.
 
     Returns:
-        ``2 substeps last`` pictures: the first and last time are shown once (and for longer), the
-        others twice.
+        ``2 substeps horizon`` pictures: the first and last time are shown once (and for longer),
+        the others twice.
 
     Raises:
         ValueError: images of another shape than the model's, an unknown name, a number out of
@@ -129,64 +129,63 @@ def animate(
     Example:
         >>> import torch, flowfactor
         >>> _ = torch.manual_seed(0)
-        >>> model = flowfactor.FlowVAE.build(("rotation", "hue"), latent_dim=8, width=16)
+        >>> model = flowfactor.FlowVAE.build(("rotation", "hue"), latent_dim=8)
         >>> animation = animate(model, torch.rand(3, 3, 28, 28), substeps=2)
         >>> len(animation.pictures)
         32
     """
     if not seconds > 0:
         raise ValueError(f"seconds must be positive; it is {seconds}")
-    height, width = model.image_shape[1:]
     if scale is None:
         # Of this size, films of 28 x 28 pixels make a file of less than about 1 MB.
         side = min(84.0, 350 / max(1, len(images)))
-        scale = max(1, int(side / max(height, width)))
+        scale = max(1, int(side / max(model.image_shape[1:])))
     if scale < 1:
         raise ValueError(f"scale must be at least 1; it is {scale}")
-    chosen = chosen_names(model, names)
+    names = select_names(model, names)
     end = float(model.horizon) if horizon is None else float(horizon)
     with evaluating(model):
-        z0 = encode_means(model, images)
-        times = time_grid(0.0, end, substeps).to(z0)
-        films = torch.stack(
-            [decode_all(model, positions(model, z0, name, times)) for name in chosen]
-        )
-    forth = [_picture(films[:, i], chosen, float(t), end, scale) for i, t in enumerate(times.cpu())]
+        z0 = encode_images(model, images)
+        times = make_time_grid(0.0, end, substeps).to(z0)
+        paths = torch.stack([trace_latents(model, z0, name, times) for name in names])
+        frames = decode_latents(model, rearrange(paths, "k t b d -> t k b d")).clamp(0, 1)
+    pixels = (255 * frames + 0.5).to(torch.uint8)
+    forth = [_draw_picture(pixels[i], names, t, end, scale) for i, t in enumerate(times.tolist())]
     order = [*range(len(forth)), *range(len(forth) - 2, 0, -1)]
     pause = max(20, round(1000 * seconds / (len(forth) - 1)))
     # The eye needs a moment to compare the two ends.
-    shown = [pause + (500 if i in (0, len(forth) - 1) else 0) for i in order]
-    return Animation(np.stack([forth[i] for i in order]), tuple(shown))
+    milliseconds = [pause + (500 if i in (0, len(forth) - 1) else 0) for i in order]
+    return Animation(np.stack([forth[i] for i in order]), tuple(milliseconds))
 
 
-def _picture(
-    films: Float[Tensor, "k b c h w"], names: Sequence[str], t: float, end: float, scale: int
+def _draw_picture(
+    frames: UInt8[Tensor, "k b c h w"], names: Sequence[str], t: float, end: float, scale: int
 ) -> UInt8[np.ndarray, "height width 3"]:
     """Draw one time: a row for each transformation, its name to the left, the time below."""
-    rows, columns, _, height, width = films.shape
-    gap = 4
-    font, small = _font(15), _font(13)
+    gap, ink = 4, "#222222"
+    font, small = _load_font(15), _load_font(13)
+    tiles = repeat(frames, "k b c h w -> k b c (h r) (w s)", r=scale, s=scale)
+    tiles = torch.nn.functional.pad(tiles, (0, gap, 0, gap), value=255)
+    grid = rearrange(tiles, "k b c h w -> (k h) (b w) c").numpy()
+    row_height = tiles.shape[-2]
+    height, width, channels = grid.shape
     margin = max(int(font.getlength(name)) for name in names) + 14
-    cell_h, cell_w = scale * height + gap, scale * width + gap
-    canvas = Image.new("RGB", (margin + columns * cell_w, rows * cell_h + gap + 26), "white")
+    canvas = Image.new("RGB", (margin + width, gap + height + 26), "white")
     draw = ImageDraw.Draw(canvas)
+    canvas.paste(Image.fromarray(grid[..., 0] if channels == 1 else grid), (margin, gap))
     for k, name in enumerate(names):
-        top = gap + k * cell_h
-        draw.text((margin - 8, top + scale * height // 2), name, "#222222", font, anchor="rm")
-        for b in range(columns):
-            pixels = (255 * as_pixels(films[k, b]) + 0.5).astype(np.uint8)
-            tile = Image.fromarray(pixels.repeat(scale, 0).repeat(scale, 1)).convert("RGB")
-            canvas.paste(tile, (margin + b * cell_w, top))
-    middle = rows * cell_h + gap + 11
-    left, right = margin, margin + columns * cell_w - gap
-    draw.text((margin - 8, middle), f"t = {t:.1f}", "#222222", small, anchor="rm")
+        middle = gap + k * row_height + (row_height - gap) // 2
+        draw.text((margin - 8, middle), name, ink, font, anchor="rm")
+    middle = gap + height + 11
+    left, right = margin, margin + width - gap
+    draw.text((margin - 8, middle), f"t = {t:.1f}", ink, small, anchor="rm")
     draw.rectangle((left, middle - 2, right - 1, middle + 2), fill="#D9D9D9")
     now = left + (right - left) * t / end
-    draw.rectangle((left, middle - 2, max(left, now - 1), middle + 2), fill="#0072B2")
+    draw.rectangle((left, middle - 2, max(left, now - 1), middle + 2), fill=_BAR)
     return np.asarray(canvas)
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont:
+def _load_font(size: int) -> ImageFont.FreeTypeFont:
     """Return the font that matplotlib ships, so that a label looks alike everywhere."""
     return ImageFont.truetype(
         str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size

@@ -10,14 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from flowfactor.diagnostics.style import (
-    MUTED,
-    PAGE_WIDTH,
-    PALETTE,
-    new_figure,
-    quiet_grid,
-    styled,
-)
+from flowfactor.diagnostics.style import MUTED, PAGE_WIDTH, PALETTE, draw_grid, new_figure, styled
 
 Row = Mapping[str, Any]
 
@@ -28,11 +21,11 @@ _TITLES = {"kl": "KL", "path_kl": "path KL", "hamilton_jacobi": "Hamilton–Jaco
 
 @styled
 def plot_training(rows: Sequence[Row]) -> Figure:
-    """Draw every term of a training over its steps, each in a panel of its own scale.
+    """Draw every term of the loss over the steps of a training, each in a panel of its own scale.
 
-    Training is a line, faint with its running mean over it; validation is a line with marks. A
-    positive term that changes by more than a factor of 5 has a logarithmic axis. The terms are
-    those of the loss, weighted and per sequence.
+    Training is a faint line under its running mean, validation a line with marks. A positive term
+    that changes by more than a factor of 5 has a logarithmic axis. Terms are weighted and per
+    sequence.
 
     Args:
         rows: the lines of a run's ``metrics.jsonl``, as :func:`flowfactor.training.read_metrics`
@@ -51,12 +44,12 @@ def plot_training(rows: Sequence[Row]) -> Figure:
         if key not in _NOT_TERMS and _series(rows, key, None)[1].size
     ]
     if not terms:
-        raise ValueError("there are no metrics to draw: no row has a number for any term")
+        raise ValueError("no row of the metrics has a number for any term")
     # The learning rate explains the others, and is no term of the loss.
     terms.sort(key=lambda term: term == "learning_rate")
     columns = min(3, len(terms))
     lines = -(-len(terms) // columns)
-    figure = new_figure(PAGE_WIDTH * columns / 3 if columns < 3 else PAGE_WIDTH, 1.65 * lines + 0.3)
+    figure = new_figure(PAGE_WIDTH * columns / 3, 1.65 * lines + 0.3)
     panels = figure.subplots(lines, columns, sharex=True, squeeze=False)
     for place, axes in enumerate(panels.flat):
         if place >= len(terms):
@@ -103,19 +96,19 @@ def _draw_term(axes: Axes, rows: Sequence[Row], term: str) -> None:
             color=PALETTE[0],
             label=f"training (mean of {window} values)",
         )
-    checked, found = _series(rows, term, "validation")
-    if found.size and term != "learning_rate":
+    checked, validated = _series(rows, term, "validation")
+    if validated.size and term != "learning_rate":
         axes.plot(
             checked,
-            found,
+            validated,
             color=PALETTE[1],
             linestyle=(0, (5, 1.6)),
             marker="s",
             markersize=3,
-            markevery=max(1, len(found) // 10),
+            markevery=max(1, len(validated) // 10),
             label="validation",
         )
-    both = np.concatenate([values, found])
+    both = np.concatenate([values, validated])
     finite = both[np.isfinite(both)]
     if term != "learning_rate" and finite.size and 0 < 5 * finite.min() < finite.max():
         axes.set_yscale("log")
@@ -129,4 +122,4 @@ def _draw_term(axes: Axes, rows: Sequence[Row], term: str) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     if not finite.size:
         axes.text(0.5, 0.5, "not finite", transform=axes.transAxes, ha="center", color=MUTED)
-    quiet_grid(axes)
+    draw_grid(axes)

@@ -1,43 +1,50 @@
-"""Film strips: the true frames of a transformation above those decoded along the flow."""
+"""Film strips: true frames above those that models decode along their flows."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import math
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain, zip_longest
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from einops import rearrange
+from jaxtyping import Float, Int
 from matplotlib.artist import Artist
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from flowfactor.data import SequenceBatch
+from flowfactor.diagnostics.frames import add_frame_axes, draw_rows, make_rim_handles
 from flowfactor.diagnostics.sampling import (
-    as_pixels,
-    decode_all,
-    encode_means,
+    decode_latents,
+    encode_images,
     evaluating,
-    positions,
+    select_names,
+    to_numpy,
+    trace_latents,
 )
-from flowfactor.diagnostics.style import INK, MUTED, PAGE_WIDTH, PALETTE, new_figure, number, styled
-from flowfactor.models.base import SequenceModel
-
-# Colour and dashes of the rim of frames that no training has seen.
-_BEFORE, _BEYOND = (PALETTE[4], (0, (2.5, 1.2))), (PALETTE[1], (0, None))
+from flowfactor.diagnostics.style import PAGE_WIDTH, PALETTE, format_number, new_figure, styled
+from flowfactor.models.base import PotentialModel, SequenceModel
 
 # The line where a second flow takes over from a first.
 _TURN: dict[str, Any] = {"color": PALETTE[2], "linewidth": 2.0}
 
-# Between frames, in widths of a frame, on each side.
-_GAP = 0.03
-
 # More columns than this are so narrow that the usual rims would touch each other.
 _MANY = 13
+
+# Frames side by side on a page, and the size in inches that one of them has at most.
+_COLUMNS, _LARGEST = 20, 0.45
+
+# Letters of a row's name in one line, and the width of a letter in inches.
+_LINE, _LETTER = 20, 0.066
+
+# Letters that find room along a strip of two rows.
+_LABEL = 12
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -47,18 +54,24 @@ class FilmStrips:
     Sizes: B sequences, N times.
 
     Attributes:
-        names: the transformation of each sequence.
+        labels: what happens in each sequence.
         times: in frames, ``(N,)``; negative ones run the flow backwards.
-        truth: true frames ``(B, N, C, H, W)``; NaN at times of which no truth is known.
-        flow: frames decoded along the flow, ``(B, N, C, H, W)``.
-        horizon: the last frame that the model was trained on.
+        truth: true frames ``(B, N, C, H, W)``; NaN at times of which no truth is known, None if
+            there is none at all.
+        flows: decoded frames ``(B, N, C, H, W)`` by the name of their row, such as a model's.
+        horizon: the last frame that the models were trained on.
+        turn: the frame at which a second flow takes over from a first; None if none does.
     """
 
-    names: tuple[str, ...]
+    labels: tuple[str, ...]
     times: Float[np.ndarray, "n"]
-    truth: Float[Tensor, "b n c h w"]
-    flow: Float[Tensor, "b n c h w"]
+    truth: Float[Tensor, "b n c h w"] | None
+    flows: Mapping[str, Float[Tensor, "b n c h w"]]
     horizon: int
+    turn: int | None = None
+
+
+# ---- what is drawn
 
 
 def film_strip_data(
@@ -67,48 +80,181 @@ def film_strip_data(
     """Encode frame 0 of each sequence and decode its flow at every frame.
 
     ``flow[i, n] = decode(z_n)`` with ``dz/dt = grad u^k(z, t)``, ``z_0`` the posterior mean of
-    frame 0 and k the sequence's factor.
+    frame 0 and k the sequence's label.
 
     Args:
         model: any sequence model.
-        sequences: all frames of each sequence; those after the model's last one show how far the
+        sequences: all frames of each sequence; those after the model's horizon show how far the
             flow extrapolates.
         before: how many frames before the first to decode; there is no truth for these.
         beyond: how many frames after those given to decode, without truth.
 
     Raises:
-        ValueError: frames are missing or of another shape, or a factor or number out of range.
+        ValueError: frames are missing or of another shape, or a label or number out of range.
 
     Example:
         >>> import torch, flowfactor
         >>> from flowfactor.data import SequenceBatch
         >>> _ = torch.manual_seed(0)
-        >>> model = flowfactor.FlowVAE.build(("rotation", "hue"), latent_dim=8, width=16)
+        >>> model = flowfactor.FlowVAE.build(("rotation", "hue"), latent_dim=8)
         >>> films = SequenceBatch.full(torch.rand(2, 9, 3, 28, 28), torch.tensor([0, 1]))
         >>> film_strip_data(model, films, before=1).times.tolist()
         [-1.0, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]
     """
     if before < 0 or beyond < 0:
         raise ValueError(f"before and beyond must be at least 0; they are {before} and {beyond}")
-    frames = sequences.frames
-    known = torch.arange(frames.shape[1], device=sequences.times.device)
-    if not len(sequences) or not bool((sequences.times == known).all()):
-        raise ValueError("a film strip needs at least one sequence, with all frames from t = 0 on")
-    labels = sequences.labels
-    if bool((labels < 0).any() | (labels >= len(model.names)).any()):
-        raise ValueError(
-            f"the factors of the sequences must be in 0..{len(model.names) - 1}, the "
-            f"transformations of the model; they are {labels.tolist()}"
-        )
+    labels = _check_labels(sequences, model.names)
+    frames = sequences.frames.float().cpu()
     with evaluating(model):
-        z0 = encode_means(model, frames[:, 0])
+        z0 = encode_images(model, _first_frames(sequences))
         times = torch.arange(-before, frames.shape[1] + beyond).to(z0)
-        path = positions(model, z0, labels.to(z0.device), times)
-        decoded = decode_all(model, path).transpose(0, 1).float().cpu()
-    truth = torch.full_like(decoded, torch.nan)
-    truth[:, before : before + frames.shape[1]] = frames.float().cpu()
-    names = tuple(model.names[int(k)] for k in labels)
-    return FilmStrips(names, np.asarray(times.double().cpu()), truth, decoded, model.horizon)
+        path = trace_latents(model, z0, labels.to(z0.device), times)
+        flow = decode_latents(model, rearrange(path, "n b d -> b n d"))
+    truth = torch.full_like(flow, torch.nan)
+    truth[:, before : before + frames.shape[1]] = frames
+    names = tuple(model.names[k] for k in labels.tolist())
+    return FilmStrips(names, to_numpy(times), truth, {"flow": flow}, model.horizon)
+
+
+def comparison_data(
+    models: Mapping[str, SequenceModel], sequences: SequenceBatch, names: Sequence[str]
+) -> FilmStrips:
+    """Decode the flow of each sequence by several models.
+
+    Args:
+        models: by the names of their rows.
+        sequences: all frames of each sequence.
+        names: the transformations that the labels of the sequences count; a model may have them
+            in another order, and more of them.
+
+    Raises:
+        ValueError: there is no model, one lacks a transformation or has another horizon than the
+            first, or as of :func:`film_strip_data`.
+
+    Example:
+        >>> import torch, flowfactor
+        >>> from flowfactor.data import SequenceBatch
+        >>> _ = torch.manual_seed(0)
+        >>> models = {
+        ...     f"D = {size}": flowfactor.FlowVAE.build(("hue",), latent_dim=size)
+        ...     for size in (4, 8)
+        ... }
+        >>> films = SequenceBatch.full(torch.rand(2, 9, 3, 28, 28), torch.tensor([0, 0]))
+        >>> strips = comparison_data(models, films, ("hue",))
+        >>> list(strips.flows), strips.labels
+        (['D = 4', 'D = 8'], ('hue', 'hue'))
+    """
+    if not models:
+        raise ValueError("models is empty; a comparison needs at least one")
+    labels = tuple(names[k] for k in _check_labels(sequences, names).tolist())
+    parts = {}
+    for row, model in models.items():
+        missing = [name for name in dict.fromkeys(labels) if name not in model.names]
+        if missing:
+            raise ValueError(
+                f"{row} has no transformation {', '.join(map(repr, missing))}; it has "
+                f"{', '.join(model.names)}"
+            )
+        indices = torch.tensor([model.names.index(name) for name in labels])
+        parts[row] = film_strip_data(model, dataclasses.replace(sequences, labels=indices))
+    horizons = {row: part.horizon for row, part in parts.items()}
+    if len(set(horizons.values())) > 1:
+        raise ValueError(f"models side by side must have one horizon; theirs are {horizons}")
+    first = next(iter(parts.values()))
+    return dataclasses.replace(
+        first, flows={row: part.flows["flow"] for row, part in parts.items()}
+    )
+
+
+def composition_data(
+    model: PotentialModel,
+    sequences: SequenceBatch,
+    pair: tuple[str, str],
+    *,
+    turn: int | None = None,
+) -> FilmStrips:
+    r"""Encode frame 0 of each sequence and decode two composed flows at every frame.
+
+    .. code-block:: text
+
+        simultaneous           dz/dt = grad u^a(z, t) + grad u^b(z, t)
+        sequential, turn at s  z_t = flow(z_0, a, t) for t <= s,
+                               z_t = flow(z_s, b, t - s) for t > s; each clock begins at 0
+
+    Args:
+        model: any model with potentials.
+        sequences: what truly happens, with all frames from 0 on, as ``compose`` of a data set
+            makes it.
+        pair: the names of the two transformations.
+        turn: s, how many frames belong to the first alone; None for simultaneous flows.
+
+    Raises:
+        ValueError: frames are missing or of another shape, the sequences undergo a single
+            transformation, the names are not two of the model's, or s is not within the sequence.
+
+    Example:
+        >>> import torch, flowfactor
+        >>> from flowfactor.data import TransformedImages
+        >>> _ = torch.manual_seed(0)
+        >>> digits = TransformedImages(torch.randint(256, (4, 1, 28, 28), dtype=torch.uint8))
+        >>> model = flowfactor.FlowVAE.build(digits.names, latent_dim=8)
+        >>> both = digits.compose([0, 1], ("rotation", "hue"))
+        >>> strips = composition_data(model, both, ("rotation", "hue"))
+        >>> strips.flows["flow"].shape, strips.labels
+        (torch.Size([2, 9, 3, 28, 28]), ('rotation + hue', 'rotation + hue'))
+    """
+    if len(pair) != 2 or pair[0] == pair[1]:
+        raise ValueError(f"pair must be two different transformations; it is {tuple(pair)}")
+    a, b = select_names(model, pair)
+    if sequences.labels is not None:
+        raise ValueError(
+            "the labels of composed sequences must be None, as `compose` of a data set makes them"
+        )
+    count = sequences.frames.shape[1]
+    if turn is not None and not 0 < turn < count - 1:
+        raise ValueError(f"turn must be in 1..{count - 2}, within the sequences; it is {turn}")
+    with evaluating(model):
+        z0 = encode_images(model, _first_frames(sequences))
+        times = torch.arange(count).to(z0)
+        first, second = model.potentials[a], model.potentials[b]
+        if turn is None:
+            path = trace_latents(model, z0, first + second, times)
+        else:
+            path = trace_latents(model, z0, first, times[: turn + 1])
+            rest = trace_latents(model, path[-1], second, times[: count - turn])
+            path = torch.cat([path, rest[1:]])
+        flow = decode_latents(model, rearrange(path, "n b d -> b n d"))
+    label = f"{a} + {b}" if turn is None else f"{a}, then {b}"
+    return FilmStrips(
+        (label,) * len(flow),
+        to_numpy(times),
+        sequences.frames.float().cpu(),
+        {"flow": flow},
+        model.horizon,
+        turn,
+    )
+
+
+def _first_frames(sequences: SequenceBatch) -> Float[Tensor, "b c h w"]:
+    """Return frame 0 of sequences of which all frames are given."""
+    expected = torch.arange(sequences.frames.shape[1], device=sequences.times.device)
+    if not len(sequences) or not bool((sequences.times == expected).all()):
+        raise ValueError("a film strip needs at least one sequence, with all frames from t = 0 on")
+    return sequences.frames[:, 0]
+
+
+def _check_labels(sequences: SequenceBatch, names: Sequence[str]) -> Int[Tensor, "b"]:
+    """Return the labels of sequences, each of which undergoes one known transformation."""
+    labels = sequences.labels
+    if labels is None or bool((labels < 0).any() | (labels >= len(names)).any()):
+        raise ValueError(
+            f"the labels of the sequences must be in 0..{len(names) - 1}, for {', '.join(names)}; "
+            f"they are {None if labels is None else labels.tolist()}"
+        )
+    return labels
+
+
+# ---- figures
 
 
 def plot_film_strips(
@@ -139,185 +285,163 @@ def plot_film_strips(
     return draw_film_strips(data, difference=difference, width=width)
 
 
-@styled
-def draw_film_strips(
-    data: FilmStrips, *, difference: bool = False, width: float = PAGE_WIDTH
-) -> Figure:
-    """Draw computed film strips; see :func:`plot_film_strips`."""
-    strips = []
-    for name, truth, flow in zip(data.names, data.truth, data.flow, strict=True):
-        rows = [("truth", truth), ("flow", flow)]
-        if difference:
-            rows.append(("|difference|", (truth - flow).abs()))
-        strips.append(Strip(name, rows))
-    return draw_strips(
-        strips, data.times, data.horizon, width=width, left=0.95 if difference else 0.72
-    )
-
-
-# ---- shared by all figures of rows of frames
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Strip:
-    """Rows of frames at the same times, to be drawn below one another.
-
-    Attributes:
-        label: what they show, written along their left side.
-        rows: the name of each row and its frames ``(N, C, H, W)``; NaN where there is none.
-        turn: the place of the frame at which one flow takes over from another; None if none does.
-    """
-
-    label: str
-    rows: Sequence[tuple[str, Float[Tensor, "n c h w"]]]
-    turn: int | None = None
-
-
-def draw_strips(
-    strips: Sequence[Strip],
-    times: Float[np.ndarray, "n"],
-    horizon: int,
+def plot_comparison(
+    models: Mapping[str, SequenceModel],
+    sequences: SequenceBatch,
+    names: Sequence[str],
     *,
-    width: float,
-    left: float,
-    across: int = 1,
+    width: float = PAGE_WIDTH,
 ) -> Figure:
-    """Draw strips below one another, all of as many rows, on one axis of time.
+    """Draw the true frames of sequences above the frames that each model decodes.
+
+    Sequences of one transformation are side by side if the page is wide enough.
 
     Args:
-        strips: at least one; with several side by side, line by line.
-        times: in frames, of the columns.
-        horizon: the last frame of the training; frames outside of 0 to it have a rim.
-        width: of the figure in inches.
-        left: room for the labels in inches.
-        across: how many are side by side, all with the rows and the label of the first of them.
+        models: by the names of their rows, in their order.
+        sequences: all frames of each sequence.
+        names: the transformations that the labels of the sequences count.
+        width: of the figure in inches, at most.
+
+    Raises:
+        ValueError: as of :func:`comparison_data`.
     """
-    rows = strips[0].rows
-    count, columns = -(-len(strips) // across), len(times)
-    outside = bool(((times < 0) | (times > horizon)).any())
-    turns = any(strip.turn is not None for strip in strips)
-    # Cells are laid out by hand: all must have one size, and nothing else may take their room.
+    data = comparison_data(models, sequences, names)
+    return draw_film_strips(data, width=width, side_by_side=True)
+
+
+@styled
+def draw_film_strips(
+    data: FilmStrips | Sequence[FilmStrips],
+    *,
+    difference: bool = False,
+    width: float = PAGE_WIDTH,
+    side_by_side: bool = False,
+) -> Figure:
+    """Draw computed film strips below one another.
+
+    Args:
+        data: one set of strips; or several at the same times, of which the first sequence of
+            each comes before the second one of any.
+        difference: add a row with the absolute difference of truth and flow below each flow.
+        width: of the figure in inches, at most.
+        side_by_side: put sequences of one label beside each other, as far as there is room.
+
+    Raises:
+        ValueError: there are no strips, or they differ in times, rows or shape of images.
+    """
+    parts = [data] if isinstance(data, FilmStrips) else list(data)
+    mixed = chain.from_iterable(zip_longest(*(_split(part, difference) for part in parts)))
+    strips = [strip for strip in mixed if strip is not None]
+    if not strips:
+        raise ValueError("there are no strips to draw")
+    first = parts[0]
+    times = first.times
+    for part, strip in zip(parts, strips, strict=False):
+        same_rows = strip.rows.keys() == strips[0].rows.keys() and strip.shape == strips[0].shape
+        if not np.array_equal(part.times, times) or not same_rows:
+            raise ValueError("strips of one figure must have the same times, rows and image shape")
+    across = 1
+    if side_by_side:
+        seen = [strip.label for strip in strips]
+        strips.sort(key=lambda strip: seen.index(strip.label))
+        across = _count_beside(seen, len(times))
+    names = [_break_lines(name, _LINE) for name in strips[0].rows]
+    labels = [_break_lines(strip.label, _LABEL) for strip in strips]
+    letters = max(len(line) for name in names for line in name.split("\n"))
+    left = 0.36 + _LETTER * letters + 0.14 * any("\n" in label for label in labels)
     right, between, beside = 0.05, 0.07, 0.12
-    bottom = 0.4 + 0.22 * (outside or turns)
-    height, width_px = rows[0][1].shape[-2:]
-    strip_width = (width - left - right - beside * (across - 1)) / across
-    strip_height = strip_width / columns * height / width_px * len(rows)
-    tall = (strip_height + between) * count + bottom
-    figure = new_figure(width, tall)
-    figure.set_layout_engine("none")
-    for i, strip in enumerate(strips):
-        line, place = divmod(i, across)
-        low = tall - (strip_height + between) * (line + 1) + between / 2
-        begin = left + (strip_width + beside) * place
-        axes = figure.add_axes(
-            (begin / width, low / tall, strip_width / width, strip_height / tall)
-        )
-        _draw_strip(axes, strip, times, horizon)
-        if i + across >= len(strips):
-            axes.set_xlabel("time $t$ (frames)")
-            axes.tick_params(labelbottom=True)
-        if place:
-            axes.tick_params(labelleft=False)
-            continue
-        lines = strip.label.count("\n") + 1
-        figure.text(
-            (0.13 + 0.06 * (lines - 1)) / width,
-            (low + strip_height / 2) / tall,
-            strip.label,
-            rotation=90,
-            ha="center",
-            va="center",
-            multialignment="center",
-            linespacing=1.1,
-            fontsize=8.5 if lines == 1 else 8,
-        )
-    handles: list[Artist] = list(rim_handles(times, horizon))
-    if turns:
+    if side_by_side:
+        width = min(width, left + right + beside + _LARGEST * len(times) * across)
+
+    handles: list[Artist] = [*make_rim_handles(times, first.horizon)]
+    if any(strip.turn is not None for strip in strips):
         handles.append(Line2D([], [], **_TURN, label="the second flow takes over"))
+    lines = -(-len(strips) // across)
+    bottom = 0.4 + 0.22 * bool(handles)
+    pixels_high, pixels_wide = strips[0].shape[-2:]
+    cell_width = (width - left - right - beside * (across - 1)) / across / len(times)
+    cell = cell_width, cell_width * pixels_high / pixels_wide
+    tall = len(names) * cell[1]
+    height = (tall + between) * lines + bottom
+    figure = new_figure(width, height)
+    # Cells are laid out by hand: all must have one size, and nothing else may take their room.
+    figure.set_layout_engine("none")
+    for i, (strip, label) in enumerate(zip(strips, labels, strict=True)):
+        line, place = divmod(i, across)
+        low = height - (tall + between) * (line + 1) + between / 2
+        corner = left + (cell_width * len(times) + beside) * place, low
+        axes = add_frame_axes(figure, corner, len(times), len(names), cell)
+        rim = 1.5 if len(times) <= _MANY else 0.9
+        frames = torch.stack([*strip.rows.values()])
+        draw_rows(axes, frames, times, first.horizon, rim=rim)
+        if strip.turn is not None:
+            axes.axvline(strip.turn + 1, **_TURN, zorder=4)
+        axes.set_xticks(np.arange(len(times)) + 0.5, [format_number(t) for t in times.tolist()])
+        last = i + across >= len(strips)
+        axes.tick_params(labelbottom=last)
+        if last:
+            axes.set_xlabel("time $t$ (frames)")
+        if place:
+            continue
+        axes.set_yticks([-(row + 0.5) * cell[1] / cell_width for row in range(len(names))], names)
+        _write_label(figure, label, low + tall / 2)
     if handles:
         figure.legend(handles=handles, loc="lower center", ncols=len(handles), handlelength=1.6)
     return figure
 
 
-def rim_handles(times: Float[np.ndarray, "n"], horizon: int) -> list[Rectangle]:
-    """Return what a legend shows for those rims that frames at some times have."""
-    return [
-        Rectangle((0, 0), 1, 1, fill=False, edgecolor=colour, linestyle=dash, label=label)
-        for label, (colour, dash), there in (
-            ("before the first frame", _BEFORE, times.min() < 0),
-            (f"beyond training ($t$ > {horizon})", _BEYOND, times.max() > horizon),
-        )
-        if there
-    ]
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Strip:
+    """The rows of one sequence, by their names."""
+
+    label: str
+    rows: dict[str, Float[Tensor, "n c h w"]]
+    turn: int | None
+
+    @property
+    def shape(self) -> torch.Size:
+        """The shape of one row."""
+        return next(iter(self.rows.values())).shape
 
 
-def draw_frame(
-    axes: Axes,
-    frame: Float[Tensor, "c h w"],
-    left: float,
-    top: float,
-    *,
-    t: float = 0.0,
-    horizon: int = 0,
-    rim: float = 1.5,
-) -> None:
-    """Draw a frame one unit wide, with a narrow gap around it and a rim outside of the training.
+def _split(data: FilmStrips, difference: bool) -> Iterator[_Strip]:
+    """Yield the strip of each sequence."""
+    for i, label in enumerate(data.labels):
+        rows = {} if data.truth is None else {"truth": data.truth[i]}
+        for name, flow in data.flows.items():
+            rows[name] = flow[i]
+            if difference and data.truth is not None:
+                suffix = f" of {name}" if len(data.flows) > 1 else ""
+                rows[f"|difference|{suffix}"] = (data.truth[i] - flow[i]).abs()
+        yield _Strip(label, rows, data.turn)
 
-    Args:
-        axes: of equal aspect.
-        frame: pixels in [0, 1], or NaN where nothing is known.
-        left: where it begins.
-        top: where it ends.
-        t: its time.
-        horizon: the last frame of the training.
-        rim: its line width in points.
-    """
-    aspect = frame.shape[-2] / frame.shape[-1]
-    if bool(frame.isnan().any()):
-        middle = left + 0.5, top - aspect / 2
-        axes.text(*middle, "–", ha="center", va="center", color=MUTED, fontsize=8)
-        return
-    axes.imshow(
-        as_pixels(frame),
-        extent=(left + _GAP, left + 1 - _GAP, top - aspect + _GAP, top - _GAP),
-        cmap="gray",
-        vmin=0,
-        vmax=1,
-        interpolation="nearest",
+
+def _count_beside(labels: Sequence[str], columns: int) -> int:
+    """Return how many strips share a line, so that each line is full and of one label."""
+    shared = math.gcd(*(labels.count(label) for label in set(labels)))
+    fitting = (n for n in range(2, shared + 1) if n * columns <= _COLUMNS and shared % n == 0)
+    return max(fitting, default=1)
+
+
+def _break_lines(text: str, width: int) -> str:
+    """Break a long text once; there is no room for a third line."""
+    while len(lines := textwrap.wrap(text, width)) > 2:
+        width += 1
+    return "\n".join(lines)
+
+
+def _write_label(figure: Figure, label: str, middle: float) -> None:
+    """Write what happens along the left side of a strip, around a height in inches."""
+    width, height = figure.get_size_inches()
+    several = "\n" in label
+    figure.text(
+        (0.19 if several else 0.13) / width,
+        middle / height,
+        label,
+        rotation=90,
+        ha="center",
+        va="center",
+        multialignment="center",
+        linespacing=1.1,
+        fontsize=8 if several else 8.5,
     )
-    if t < 0 or t > horizon:
-        colour, dash = _BEFORE if t < 0 else _BEYOND
-        axes.add_patch(
-            Rectangle(
-                (left + _GAP, top - aspect + _GAP),
-                1 - 2 * _GAP,
-                aspect - 2 * _GAP,
-                fill=False,
-                edgecolor=colour,
-                linestyle=dash,
-                linewidth=rim,
-                zorder=3,
-            )
-        )
-
-
-def _draw_strip(axes: Axes, strip: Strip, times: Float[np.ndarray, "n"], horizon: int) -> None:
-    """Draw the frames of one sequence, one unit wide."""
-    height, width = strip.rows[0][1].shape[-2:]
-    aspect = height / width
-    rim = 1.5 if len(times) <= _MANY else 0.9
-    for row, (_, frames) in enumerate(strip.rows):
-        for column, t in enumerate(times):
-            place = column - 0.5, -row * aspect
-            draw_frame(axes, frames[column], *place, t=float(t), horizon=horizon, rim=rim)
-    if strip.turn is not None:
-        axes.axvline(strip.turn + 0.5, **_TURN, zorder=4)
-    axes.set_xlim(-0.5, len(times) - 0.5)
-    axes.set_ylim(-aspect * len(strip.rows), 0)
-    axes.set_aspect("equal")
-    axes.set_yticks(
-        [-(row + 0.5) * aspect for row in range(len(strip.rows))], [name for name, _ in strip.rows]
-    )
-    axes.set_xticks(range(len(times)), [number(float(t)) for t in times])
-    axes.tick_params(length=0, labelsize=8, labelbottom=False, colors=INK)
-    axes.spines[:].set_visible(False)

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from matplotlib import patheffects
 from matplotlib.axes import Axes
@@ -16,18 +17,26 @@ from matplotlib.lines import Line2D
 from matplotlib.offsetbox import AnnotationBbox, OffsetBox, OffsetImage, TextArea, VPacker
 from torch import Tensor
 
-from flowfactor.diagnostics.placement import place_boxes
+from flowfactor.diagnostics.label_layout import place_boxes
 from flowfactor.diagnostics.plane import Plane
 from flowfactor.diagnostics.sampling import (
-    as_pixels,
-    decode_all,
-    encode_means,
+    decode_latents,
+    encode_images,
     evaluating,
-    positions,
-    time_grid,
+    make_time_grid,
+    to_numpy,
+    to_pixels,
+    trace_latents,
 )
-from flowfactor.diagnostics.style import PAGE_WIDTH, PALETTE, SEQUENTIAL, new_figure, number, styled
-from flowfactor.models.base import SequenceModel
+from flowfactor.diagnostics.style import (
+    PAGE_WIDTH,
+    PALETTE,
+    SEQUENTIAL,
+    format_number,
+    new_figure,
+    styled,
+)
+from flowfactor.models.base import PotentialModel
 
 Arrows = Literal["ascent", "descent", "none"]
 
@@ -86,7 +95,7 @@ class Landscape:
 
 
 def landscape_data(
-    model: SequenceModel,
+    model: PotentialModel,
     images: Float[Tensor, "b c h w"],
     k: str | int,
     *,
@@ -99,15 +108,14 @@ def landscape_data(
 ) -> Landscape:
     """Evaluate ``u^k(z, t)`` and its gradient on a plane through trajectories.
 
-    The trajectories start at the posterior means of the images and run from 0 to the model's last
-    frame, further if a time that is asked for lies beyond. The plane is the one of their first two
-    principal components and passes through their mean: the grid has the trajectories' mean
-    off-plane component, so that u is shown where they are, as nearly as one plane can. The
-    trajectories themselves are projected onto it; the explained variance says how much of their
-    shape that keeps.
+    The trajectories start at the posterior means of the images and run from 0 to the model's
+    horizon, or to the furthest of the given times. The plane is that of their first two principal
+    components and passes through their mean, so that u is shown as close to the trajectories as
+    one plane can be. They are projected onto it; ``explained`` says how much of their variance
+    that keeps.
 
     Args:
-        model: any sequence model.
+        model: any model with potentials.
         images: first frames ``(B, C, H, W)``, pixels in [0, 1].
         k: name or index of the transformation.
         times: of the panels, in frames; default: the first, middle and last frame.
@@ -125,19 +133,19 @@ def landscape_data(
     Example:
         >>> import torch, flowfactor
         >>> _ = torch.manual_seed(0)
-        >>> model = flowfactor.FlowVAE.build(("rotation", "hue"), latent_dim=8, width=16)
+        >>> model = flowfactor.FlowVAE.build(("rotation", "hue"), latent_dim=8)
         >>> data = landscape_data(model, torch.rand(2, 3, 28, 28), "hue", resolution=11)
         >>> data.value.shape, data.path.shape
         ((3, 11, 11), (33, 2, 2))
     """
     if resolution < 2:
-        raise ValueError(f"the grid needs at least 2 points along each side, not {resolution}")
+        raise ValueError(f"resolution must be at least 2; it is {resolution}")
     if not margin >= 0:
-        raise ValueError(f"the margin must be at least 0; it is {margin}")
+        raise ValueError(f"margin must be at least 0; it is {margin}")
     middle = [0.0, model.horizon / 2, float(model.horizon)]
     panels = middle if times is None else [float(t) for t in times]
     if not panels:
-        raise ValueError("a landscape needs at least one time")
+        raise ValueError("times is empty; a landscape needs at least one")
     if image_times is None:
         image_times = panels if len(panels) > 1 else middle
     if not np.isfinite([*panels, *image_times]).all():
@@ -145,39 +153,41 @@ def landscape_data(
     name = model.names[model.potentials.index(k)]
     potential = model.potentials[name]
     with evaluating(model):
-        z0 = encode_means(model, images)
-        first, horizon = _range([0.0, float(model.horizon), *panels, *image_times])
-        path_times = time_grid(first, horizon, substeps).to(z0)
-        path = positions(model, z0, potential, path_times)
+        z0 = encode_images(model, images)
+        outermost = [0.0, float(model.horizon), *panels, *image_times]
+        start, end = np.floor(min(outermost)), np.ceil(max(outermost))
+        path_times = make_time_grid(float(start), float(end), substeps).to(z0)
+        path = trace_latents(model, z0, potential, path_times)
         shown = torch.tensor(sorted(set(map(float, image_times)))).to(z0)
-        decoded = positions(model, z0, potential, shown) if len(shown) else path[:0]
+        decoded = trace_latents(model, z0, potential, shown) if len(shown) else path[:0]
         plane = Plane.through(path) if plane is None else plane.matching(path)
-        x, y = _window(plane.project(torch.cat([path, decoded])), resolution, margin)
+        x, y = _make_window(plane.project(torch.cat([path, decoded])), resolution, margin)
         grid = plane.lift(torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1))
+        points = rearrange(grid, "y x d -> (y x) d")
         values, gradients = [], []
         for t in panels:
-            value, gradient = potential.evaluate(grid.flatten(0, 1), t, ("value", "gradient"))
-            values.append(value.unflatten(0, grid.shape[:2]))
-            gradients.append((gradient @ plane.axes.T).unflatten(0, grid.shape[:2]))
+            value, gradient = potential.evaluate(points, t, ("value", "gradient"))
+            values.append(rearrange(value, "(y x) -> y x", x=resolution))
+            gradients.append(rearrange(gradient @ plane.axes.T, "(y x) a -> y x a", x=resolution))
         return Landscape(
             name=name,
             plane=plane,
             explained=plane.explained(path),
             times=np.asarray(panels, dtype=np.float64),
-            x=_numpy(x),
-            y=_numpy(y),
-            value=_numpy(torch.stack(values)),
-            gradient=_numpy(torch.stack(gradients)),
-            path_times=_numpy(path_times),
-            path=_numpy(plane.project(path)),
-            image_times=_numpy(shown),
-            image_points=_numpy(plane.project(decoded)),
-            images=decode_all(model, decoded).cpu() if len(shown) else images[None][:0],
+            x=to_numpy(x),
+            y=to_numpy(y),
+            value=to_numpy(torch.stack(values)),
+            gradient=to_numpy(torch.stack(gradients)),
+            path_times=to_numpy(path_times),
+            path=to_numpy(plane.project(path)),
+            image_times=to_numpy(shown),
+            image_points=to_numpy(plane.project(decoded)),
+            images=decode_latents(model, decoded) if len(shown) else images[None][:0],
         )
 
 
 def plot_landscape(
-    model: SequenceModel,
+    model: PotentialModel,
     images: Float[Tensor, "b c h w"],
     k: str | int,
     *,
@@ -194,7 +204,7 @@ def plot_landscape(
     t = 0, small dots are frames, the large dot is the latent at the time of its panel.
 
     Args:
-        model: any sequence model.
+        model: any model with potentials.
         images: first frames ``(B, C, H, W)``, pixels in [0, 1]; one to four make a clear figure.
         k: name or index of the transformation.
         times: of the panels, in frames; default: the first, middle and last frame.
@@ -260,7 +270,7 @@ def draw_landscape(data: Landscape, *, arrows: Arrows = "ascent") -> Figure:
         axes.set_xlim(data.x[0], data.x[-1])
         axes.set_ylim(data.y[0], data.y[-1])
         axes.spines[["top", "right"]].set_visible(True)
-        axes.set_title(f"$u$ of {data.name} at $t$ = {number(float(data.times[place]))}")
+        axes.set_title(f"$u$ of {data.name} at $t$ = {format_number(float(data.times[place]))}")
         axes.tick_params(labelsize=8)
         if arrows != "none":
             _draw_arrows(axes, data, place, -1.0 if arrows == "descent" else 1.0)
@@ -281,12 +291,8 @@ def draw_landscape(data: Landscape, *, arrows: Arrows = "ascent") -> Figure:
     _draw_legend(figure, several=count > 1)
     figure.draw_without_rendering()
     for place, axes in enumerate(list(panels.flat)[:count]):
-        chosen = (
-            np.isclose(data.image_times, data.times[place])
-            if count > 1
-            else np.ones(len(data.image_times), bool)
-        )
-        _draw_thumbnails(axes, data, chosen, named=count == 1)
+        visible = np.isclose(data.image_times, data.times[place]) | (count == 1)
+        _draw_thumbnails(axes, data, visible, named=count == 1)
     return figure
 
 
@@ -341,24 +347,24 @@ def _draw_legend(figure: Figure, *, several: bool) -> None:
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
 
 
-def _draw_thumbnails(axes: Axes, data: Landscape, chosen: np.ndarray, *, named: bool) -> None:
+def _draw_thumbnails(axes: Axes, data: Landscape, visible: np.ndarray, *, named: bool) -> None:
     """Place the decoded images near their points, where they hide no trajectory."""
-    points = data.image_points[chosen]
+    points = data.image_points[visible]
     if not points.size:
         return
-    times = np.repeat(data.image_times[chosen], points.shape[1])
-    pictures = data.images[torch.from_numpy(np.flatnonzero(chosen))].flatten(0, 1)
+    times = np.repeat(data.image_times[visible], points.shape[1])
+    pictures = rearrange(data.images[torch.from_numpy(visible)], "m b c h w -> (m b) c h w")
     width, height = axes.bbox.width, axes.bbox.height
-    to_pixels = axes.transData.transform
+    locate = axes.transData.transform
     inches = 0.4 if named else 0.36
     size = inches * axes.figure.get_dpi()
     caption = 0.16 * axes.figure.get_dpi() if named else 0.0
     corner = np.array([axes.bbox.x0, axes.bbox.y0])
-    anchors = to_pixels(points.reshape(-1, 2)) - corner
-    trail = to_pixels(data.path.reshape(-1, 2)) - corner
+    anchors = locate(points.reshape(-1, 2)) - corner
+    trail = locate(data.path.reshape(-1, 2)) - corner
     centres = place_boxes(anchors, trail, (size + 4, size + 4 + caption), (width, height))
     for anchor, centre, t, picture in zip(anchors, centres, times, pictures, strict=True):
-        pixels = as_pixels(picture)
+        pixels = to_pixels(picture)
         image = OffsetImage(
             pixels, zoom=inches * 72 / max(pixels.shape[:2]), cmap="gray", interpolation="nearest"
         )
@@ -366,7 +372,7 @@ def _draw_thumbnails(axes: Axes, data: Landscape, chosen: np.ndarray, *, named: 
         content: OffsetBox = image
         if named:
             words = TextArea(
-                f"$t$ = {number(float(t))}", textprops={"color": "white", "fontsize": 8}
+                f"$t$ = {format_number(float(t))}", textprops={"color": "white", "fontsize": 8}
             )
             content = VPacker(children=[image, words], align="center", pad=0, sep=1.5)
         box = AnnotationBbox(
@@ -386,7 +392,7 @@ def _draw_thumbnails(axes: Axes, data: Landscape, chosen: np.ndarray, *, named: 
         axes.add_artist(box)
 
 
-def _window(
+def _make_window(
     points: Float[Tensor, "*n 2"], resolution: int, margin: float
 ) -> tuple[Float[Tensor, "g"], Float[Tensor, "g"]]:
     """Return a square window around points, so that one unit is as long on both axes."""
@@ -396,12 +402,3 @@ def _window(
     reach = (high - low).max().clamp_min(1e-6) * (0.5 + margin)
     steps = torch.linspace(-1, 1, resolution, dtype=points.dtype, device=points.device)
     return centre[0] + reach * steps, centre[1] + reach * steps
-
-
-def _range(times: Sequence[float]) -> tuple[float, float]:
-    """Return whole frames before and after all times."""
-    return float(np.floor(min(times))), float(np.ceil(max(times)))
-
-
-def _numpy(tensor: Tensor) -> np.ndarray:
-    return np.asarray(tensor.detach().cpu())

@@ -8,23 +8,25 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from flowfactor.diagnostics.film_strips import draw_frame, rim_handles
+from flowfactor.diagnostics.film_strips import FilmStrips, draw_film_strips
+from flowfactor.diagnostics.frames import add_frame_axes, draw_frame, draw_rows, make_rim_handles
 from flowfactor.diagnostics.sampling import (
-    chosen_names,
-    decode_all,
-    encode_means,
+    decode_latents,
+    encode_images,
     evaluating,
-    positions,
+    select_names,
+    trace_latents,
 )
-from flowfactor.diagnostics.style import INK, PAGE_WIDTH, new_figure, number, styled
-from flowfactor.models.base import SequenceModel
+from flowfactor.diagnostics.style import PAGE_WIDTH, format_number, new_figure, styled
+from flowfactor.models.base import PotentialModel, SequenceModel
 
-# Inches that a decoded image should have at least, before the blocks go on in another band.
+# Inches that a decoded image should have at least, before the blocks continue in another band.
 _SMALLEST = 0.34
 
 # Between blocks, in widths of an image.
@@ -65,7 +67,7 @@ def latent_grid_data(
         model: any sequence model.
         images: first frames ``(B, C, H, W)``, pixels in [0, 1].
         names: of the transformations; default: all of the model.
-        times: in frames, increasing; default: five from 0 to the model's last frame.
+        times: in frames, increasing; default: five from 0 to the model's horizon.
 
     Raises:
         ValueError: images of another shape than the model's, an unknown name, or times that are
@@ -74,21 +76,19 @@ def latent_grid_data(
     Example:
         >>> import torch, flowfactor
         >>> _ = torch.manual_seed(0)
-        >>> model = flowfactor.FlowVAE.build(("rotation", "hue"), latent_dim=8, width=16)
+        >>> model = flowfactor.FlowVAE.build(("rotation", "hue"), latent_dim=8)
         >>> grid = latent_grid_data(model, torch.rand(3, 3, 28, 28), times=[-1, 0, 4])
         >>> grid.images.shape
         torch.Size([3, 2, 3, 3, 28, 28])
     """
-    shown = chosen_names(model, names)
-    chosen = _times(model, times)
+    names = select_names(model, names)
+    grid_times = _check_times(model, times)
     with evaluating(model):
-        z0 = encode_means(model, images)
-        at = chosen.to(z0)
-        blocks = [decode_all(model, positions(model, z0, model.potentials[k], at)) for k in shown]
-        decoded = torch.stack(blocks).permute(2, 0, 1, 3, 4, 5).float().cpu()
-    return LatentGrid(
-        shown, np.asarray(chosen.double()), images.float().cpu(), decoded, model.horizon
-    )
+        z0 = encode_images(model, images)
+        at = grid_times.to(z0)
+        paths = torch.stack([trace_latents(model, z0, name, at) for name in names])
+        decoded = decode_latents(model, rearrange(paths, "k n b d -> b k n d"))
+    return LatentGrid(names, grid_times.numpy(), images.float().cpu(), decoded, model.horizon)
 
 
 def explore_latent(
@@ -101,14 +101,14 @@ def explore_latent(
 ) -> Figure:
     """Draw what every flow makes of some images: a row for each image, a block for each flow.
 
-    The first column holds the images themselves, each block the times. Blocks that have no room
-    beside one another go on below. Images at times outside of the training have a coloured rim.
+    The first column holds the images themselves, each block the times. Blocks that do not fit
+    beside each other continue below. Images at times outside of the training have a coloured rim.
 
     Args:
         model: any sequence model.
         images: first frames ``(B, C, H, W)``, pixels in [0, 1].
         names: of the transformations; default: all of the model.
-        times: in frames, increasing; default: five from 0 to the model's last frame.
+        times: in frames, increasing; default: five from 0 to the model's horizon.
         width: of the figure in inches.
 
     Raises:
@@ -120,65 +120,45 @@ def explore_latent(
 @styled
 def draw_latent_grid(data: LatentGrid, *, width: float = PAGE_WIDTH) -> Figure:
     """Draw a computed grid; see :func:`explore_latent`."""
-    count, blocks, columns, _, height, width_px = data.images.shape
-    aspect = height / width_px
-    side = 0.06
+    rows, blocks, columns, _, pixels_high, pixels_wide = data.images.shape
+    side, head, foot, gap = 0.06, 0.24, 0.2, 0.1
     # As many blocks in a band as leave the images large enough, in bands of nearly one length.
-    room = int(((width - 2 * side) / _SMALLEST - 1) // (columns + _BETWEEN))
-    bands = math.ceil(blocks / min(max(room, 1), blocks))
+    fitting = int(((width - 2 * side) / _SMALLEST - 1) // (columns + _BETWEEN))
+    bands = math.ceil(blocks / min(max(fitting, 1), blocks))
     in_band = math.ceil(blocks / bands)
     units = 1 + in_band * (columns + _BETWEEN)
-    cell = min((width - 2 * side) / units, 0.75)
-    head, foot, gap = 0.24, 0.2, 0.1
-    handles = rim_handles(data.times, data.horizon)
+    cell_width = min((width - 2 * side) / units, 0.75)
+    cell = cell_width, cell_width * pixels_high / pixels_wide
+    handles = make_rim_handles(data.times, data.horizon)
     bottom = 0.2 + 0.24 * bool(handles)
-    band = head + count * cell * aspect + foot
-    tall = bands * band + (bands - 1) * gap + bottom
-    figure = new_figure(width, tall)
+    tall = head + rows * cell[1] + foot
+    height = bands * (tall + gap) - gap + bottom
+    figure = new_figure(width, height)
     figure.set_layout_engine("none")
-    for number_of_band in range(bands):
-        low = tall - (number_of_band + 1) * band - number_of_band * gap + foot
-        part = range(number_of_band * in_band, min((number_of_band + 1) * in_band, blocks))
-        axes = figure.add_axes(
-            (side / width, low / tall, units * cell / width, count * cell * aspect / tall)
-        )
-        axes.set_xlim(0, units)
-        axes.set_ylim(-count * aspect, 0)
-        _draw_band(axes, data, part, aspect)
-    figure.text(
-        (side + units * cell / 2) / width,
-        (bottom - 0.12) / tall,
-        "time $t$ (frames)",
-        ha="center",
-        va="center",
-        fontsize=8,
-    )
+    for band in range(bands):
+        low = height - (band + 1) * tall - band * gap + foot
+        axes = add_frame_axes(figure, (side, low), units, rows, cell)
+        _draw_band(axes, data, range(blocks)[band * in_band : (band + 1) * in_band])
+    middle = (side + units * cell_width / 2) / width
+    caption = "time $t$ (frames)"
+    figure.text(middle, (bottom - 0.12) / height, caption, ha="center", va="center", fontsize=8)
     if handles:
         figure.legend(handles=handles, loc="lower center", ncols=len(handles), handlelength=1.6)
     return figure
 
 
-def _draw_band(axes: Axes, data: LatentGrid, blocks: range, aspect: float) -> None:
+def _draw_band(axes: Axes, data: LatentGrid, blocks: range) -> None:
     """Draw the images and some of the blocks beside them."""
     columns = len(data.times)
+    aspect = data.starts.shape[-2] / data.starts.shape[-1]
     ticks, labels = [0.5], ["image"]
     for row, start in enumerate(data.starts):
         draw_frame(axes, start, 0, -row * aspect)
     for place, k in enumerate(blocks):
         left = 1 + _BETWEEN + place * (columns + _BETWEEN)
-        for column, t in enumerate(data.times):
-            for row in range(len(data.starts)):
-                draw_frame(
-                    axes,
-                    data.images[row, k, column],
-                    left + column,
-                    -row * aspect,
-                    t=float(t),
-                    horizon=data.horizon,
-                    rim=1.0,
-                )
-            ticks.append(left + column + 0.5)
-            labels.append(number(float(t)))
+        draw_rows(axes, data.images[:, k], data.times, data.horizon, left=left, rim=1.0)
+        ticks += [left + column + 0.5 for column in range(columns)]
+        labels += [format_number(t) for t in data.times.tolist()]
         axes.annotate(
             data.names[k],
             (left + columns / 2, 0),
@@ -189,45 +169,20 @@ def _draw_band(axes: Axes, data: LatentGrid, blocks: range, aspect: float) -> No
             fontsize=8.5,
             annotation_clip=False,
         )
-    axes.set_aspect("auto")
     axes.set_xticks(ticks, labels)
-    axes.set_yticks([])
-    axes.tick_params(length=0, labelsize=8, colors=INK)
-    axes.spines[:].set_visible(False)
 
 
 # ---- between two transformations
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class LatentWeights:
-    """An image decoded along flows between two transformations.
-
-    Sizes: S weights, N times.
-
-    Attributes:
-        pair: the two transformations.
-        weights: s, ``(S,)``; 0 is the first transformation alone, 1 the second.
-        times: in frames, ``(N,)``.
-        images: decoded along ``(1 - s) u^a + s u^b``, ``(S, N, C, H, W)``.
-        horizon: the last frame that the model was trained on.
-    """
-
-    pair: tuple[str, str]
-    weights: Float[np.ndarray, "s"]
-    times: Float[np.ndarray, "n"]
-    images: Float[Tensor, "s n c h w"]
-    horizon: int
-
-
 def weights_data(
-    model: SequenceModel,
+    model: PotentialModel,
     image: Float[Tensor, "c h w"],
     pair: tuple[str, str],
     *,
     weights: Sequence[float] = (0.0, 0.25, 0.5, 0.75, 1.0),
     times: Sequence[float] | None = None,
-) -> LatentWeights:
+) -> FilmStrips:
     r"""Decode one image along flows between two transformations.
 
     .. code-block:: text
@@ -235,11 +190,14 @@ def weights_data(
         dz/dt = (1 - s) grad u^a(z, t) + s grad u^b(z, t)
 
     Args:
-        model: any sequence model.
+        model: any model with potentials.
         image: the first frame ``(C, H, W)``, pixels in [0, 1].
         pair: the names a and b.
-        weights: s, one or more numbers in [0, 1].
-        times: in frames, increasing; default: five from 0 to the model's last frame.
+        weights: s, one or more different numbers in [0, 1].
+        times: in frames, increasing; default: five from 0 to the model's horizon.
+
+    Returns:
+        One strip without truth, with a flow for each weight.
 
     Raises:
         ValueError: an image of another shape than the model's, names that are not two of its
@@ -248,38 +206,32 @@ def weights_data(
     Example:
         >>> import torch, flowfactor
         >>> _ = torch.manual_seed(0)
-        >>> model = flowfactor.FlowVAE.build(("rotation", "hue"), latent_dim=8, width=16)
-        >>> data = weights_data(model, torch.rand(3, 28, 28), ("rotation", "hue"))
-        >>> data.images.shape
-        torch.Size([5, 5, 3, 28, 28])
+        >>> model = flowfactor.FlowVAE.build(("rotation", "hue"), latent_dim=8)
+        >>> strips = weights_data(model, torch.rand(3, 28, 28), ("rotation", "hue"))
+        >>> list(strips.flows), strips.flows["0.5"].shape
+        (['0  (rotation)', '0.25', '0.5', '0.75', '1  (hue)'], torch.Size([1, 5, 3, 28, 28]))
     """
     if len(pair) != 2 or pair[0] == pair[1]:
-        raise ValueError(f"the weights are of two different transformations, not {tuple(pair)}")
-    a, b = chosen_names(model, pair)
+        raise ValueError(f"pair must be two different transformations; it is {tuple(pair)}")
+    a, b = select_names(model, pair)
     if not len(weights) or not all(0 <= s <= 1 for s in weights):
         raise ValueError(f"weights must be one or more numbers in [0, 1]; they are {list(weights)}")
-    chosen = _times(model, times)
+    strip_times = _check_times(model, times)
+    ends = {0.0: f"0  ({a})", 1.0: f"1  ({b})"}
+    flows = {}
     with evaluating(model):
-        z0 = encode_means(model, image[None])
-        at = chosen.to(z0)
-        rows = [
-            decode_all(
-                model,
-                positions(model, z0, (1 - s) * model.potentials[a] + s * model.potentials[b], at),
-            )[:, 0]
-            for s in map(float, weights)
-        ]
-    return LatentWeights(
-        (a, b),
-        np.asarray(weights, dtype=np.float64),
-        np.asarray(chosen.double()),
-        torch.stack(rows).float().cpu(),
-        model.horizon,
-    )
+        z0 = encode_images(model, image[None])
+        for s in map(float, weights):
+            potential = (1 - s) * model.potentials[a] + s * model.potentials[b]
+            path = trace_latents(model, z0, potential, strip_times.to(z0))
+            frames = decode_latents(model, rearrange(path, "n b d -> b n d"))
+            flows[ends.get(s, format_number(s))] = frames
+    label = f"(1 − $s$) $u$({a}) + $s$ $u$({b})"
+    return FilmStrips((label,), strip_times.numpy(), None, flows, model.horizon)
 
 
 def plot_weights(
-    model: SequenceModel,
+    model: PotentialModel,
     image: Float[Tensor, "c h w"],
     pair: tuple[str, str],
     *,
@@ -290,71 +242,27 @@ def plot_weights(
     """Draw one image along flows between two transformations: weights downwards, time to the right.
 
     Args:
-        model: any sequence model.
+        model: any model with potentials.
         image: the first frame ``(C, H, W)``, pixels in [0, 1].
         pair: the names of the two transformations, of the first and of the last row.
         weights: of the second, in [0, 1]; those of the first are the rest to 1.
-        times: in frames, increasing; default: five from 0 to the model's last frame.
+        times: in frames, increasing; default: five from 0 to the model's horizon.
         width: of the figure in inches.
 
     Raises:
         ValueError: as of :func:`weights_data`.
     """
     data = weights_data(model, image, pair, weights=weights, times=times)
-    return draw_weights(data, width=width)
+    return draw_film_strips(data, width=width)
 
 
-@styled
-def draw_weights(data: LatentWeights, *, width: float = PAGE_WIDTH / 2) -> Figure:
-    """Draw computed images between two transformations; see :func:`plot_weights`."""
-    rows, columns, _, height, width_px = data.images.shape
-    aspect = height / width_px
-    a, b = data.pair
-    names = {0.0: f"0  ({a})", 1.0: f"1  ({b})"}
-    labels = [names.get(float(s), number(float(s))) for s in data.weights]
-    handles = rim_handles(data.times, data.horizon)
-    left = 0.3 + 0.06 * max(map(len, labels))
-    right, head = 0.05, 0.26
-    bottom = 0.4 + 0.19 * len(handles)
-    cell = (width - left - right) / columns
-    tall = head + rows * cell * aspect + bottom
-    figure = new_figure(width, tall)
-    figure.set_layout_engine("none")
-    axes = figure.add_axes(
-        (left / width, bottom / tall, columns * cell / width, rows * cell * aspect / tall)
-    )
-    for row in range(rows):
-        for column, t in enumerate(data.times):
-            draw_frame(
-                axes,
-                data.images[row, column],
-                column - 0.5,
-                -row * aspect,
-                t=float(t),
-                horizon=data.horizon,
-            )
-    axes.set_xlim(-0.5, columns - 0.5)
-    axes.set_ylim(-rows * aspect, 0)
-    axes.set_aspect("auto")
-    axes.set_xticks(range(columns), [number(float(t)) for t in data.times])
-    axes.set_yticks([-(row + 0.5) * aspect for row in range(rows)], labels)
-    axes.set_xlabel("time $t$ (frames)")
-    axes.set_ylabel("weight $s$")
-    axes.set_title(f"flow of (1 − $s$) $u$({a}) + $s$ $u$({b})", fontsize=8)
-    axes.tick_params(length=0, labelsize=8, colors=INK)
-    axes.spines[:].set_visible(False)
-    if handles:
-        figure.legend(handles=handles, loc="lower center", ncols=1, handlelength=1.6)
-    return figure
-
-
-def _times(model: SequenceModel, times: Sequence[float] | None) -> Float[Tensor, "n"]:
-    """Check times in frames, or return five within the training."""
+def _check_times(model: SequenceModel, times: Sequence[float] | None) -> Float[Tensor, "n"]:
+    """Return times in frames, by default five from 0 to the horizon."""
     if times is None:
         return torch.linspace(0, model.horizon, 5, dtype=torch.float64)
-    chosen = torch.as_tensor(times, dtype=torch.float64)
-    if chosen.ndim != 1 or not len(chosen):
+    checked = torch.as_tensor(times, dtype=torch.float64)
+    if checked.ndim != 1 or not len(checked):
         raise ValueError("times must be one or more numbers")
-    if not bool(chosen.isfinite().all() and (chosen.diff() > 0).all()):
-        raise ValueError(f"times must be finite and increase; they are {chosen.tolist()}")
-    return chosen
+    if not bool(checked.isfinite().all() and (checked.diff() > 0).all()):
+        raise ValueError(f"times must be finite and increase; they are {checked.tolist()}")
+    return checked

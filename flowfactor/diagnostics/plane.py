@@ -1,4 +1,4 @@
-"""A plane in latent space, for pictures of a space that has more dimensions than paper."""
+"""Planes in latent space, onto which figures project it."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ class Plane:
         flat = points.reshape(-1, points.shape[-1])
         if flat.shape[0] < 2 or flat.shape[1] < 2:
             raise ValueError(
-                f"a plane needs at least two points of at least two dimensions; the points have "
-                f"the shape {tuple(points.shape)}"
+                f"points must be at least two, of at least two dimensions; their shape is "
+                f"{tuple(points.shape)}"
             )
         origin = flat.mean(0)
         # Complete, so that there is a second axis also for points on a line.
@@ -78,9 +78,7 @@ class Plane:
         a = first / first.norm()
         rest = second - (second @ a) * a
         if not bool(rest.norm() > 1e-5 * second.norm()):
-            raise ValueError(
-                "the two directions of a plane must not be zero or parallel to each other"
-            )
+            raise ValueError("the directions of a plane must be neither zero nor parallel")
         b = rest / rest.norm()
         b = b - (b @ a) * a
         return cls(origin, torch.stack([a, b / b.norm()]))
@@ -110,7 +108,7 @@ class Plane:
         """
         if self.axes.shape[1] != z.shape[-1]:
             raise ValueError(
-                f"the plane lies in a space of {self.axes.shape[1]} dimensions, but the latents "
-                f"have {z.shape[-1]}"
+                f"the plane must lie in the space of the latents, of {z.shape[-1]} dimensions; "
+                f"it has {self.axes.shape[1]}"
             )
         return Plane(self.origin.to(z), self.axes.to(z))

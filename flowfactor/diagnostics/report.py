@@ -12,9 +12,9 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from flowfactor.diagnostics.animation import Animation
-from flowfactor.diagnostics.saving import rendered, write_file
+from flowfactor.diagnostics.io import render, write_file
+from flowfactor.tables import Table
 
-_NUMBER = ' class="number"'
 _MIME = {
     ".png": "image/png",
     ".gif": "image/gif",
@@ -30,36 +30,12 @@ class Illustration:
     Attributes:
         image: a figure, an animation, or the path of a PNG, GIF or JPEG file.
         caption: what is to be seen; also what a screen reader says.
+        file: where the image has been saved, so that it need not be rendered again.
     """
 
     image: Figure | Animation | str | os.PathLike[str]
     caption: str = ""
-
-
-@dataclasses.dataclass(frozen=True)
-class Table:
-    """A table of a report.
-
-    Attributes:
-        header: the heading of each column.
-        rows: the cells, as text or numbers; numbers are shown with four significant digits.
-        caption: what the numbers are.
-
-    Raises:
-        ValueError: a row has another number of cells than the header.
-    """
-
-    header: Sequence[str]
-    rows: Sequence[Sequence[str | int | float]]
-    caption: str = ""
-
-    def __post_init__(self) -> None:
-        for number, row in enumerate(self.rows, start=1):
-            if len(row) != len(self.header):
-                raise ValueError(
-                    f"row {number} of a table has {len(row)} cells, but the header has "
-                    f"{len(self.header)}"
-                )
+    file: str | os.PathLike[str] | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -69,8 +45,8 @@ class Section:
     Attributes:
         heading: its title.
         text: what one sees and how to read it; an empty line starts a new paragraph.
-        illustrations: shown in this order.
-        tables: shown before the illustrations.
+        illustrations: in this order.
+        tables: before the illustrations.
     """
 
     heading: str
@@ -107,7 +83,8 @@ def write_report(
 
     Example:
         >>> import tempfile
-        >>> table = Table(("transformation", "error"), [("hue", 12.5)])
+        >>> from flowfactor.tables import Column, Row, Table
+        >>> table = Table([Column("error")], [Row("hue", (12.5,))], label="transformation")
         >>> section = Section("Errors", "Less is better.", tables=[table])
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     path = write_report(folder, "A run", [section])
@@ -122,7 +99,7 @@ def write_report(
             for name, section in zip(ids, sections, strict=True)
         )
         contents = f'<nav aria-label="Contents"><ul>{entries}</ul></nav>\n'
-    body = "\n".join(_section(section, name) for section, name in zip(sections, ids, strict=True))
+    body = "\n".join(map(_render_section, sections, ids))
     below = f'<p class="subtitle">{html.escape(subtitle)}</p>\n' if subtitle else ""
     page = (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -134,25 +111,24 @@ def write_report(
     return write_file(Path(folder) / "report.html", page.encode())
 
 
-def _section(section: Section, name: str) -> str:
+def _render_section(section: Section, name: str) -> str:
     parts = [f'<section id="{name}">', f"<h2>{html.escape(section.heading)}</h2>"]
     parts += [
         f"<p>{html.escape(' '.join(paragraph.split()))}</p>"
         for paragraph in section.text.split("\n\n")
         if paragraph.strip()
     ]
-    parts += [_table(table) for table in section.tables]
-    parts += [
-        _illustration(item if isinstance(item, Illustration) else Illustration(item), section)
-        for item in section.illustrations
-    ]
+    parts += [f'<div class="table">{table.to_html()}</div>' for table in section.tables]
+    for item in section.illustrations:
+        illustration = item if isinstance(item, Illustration) else Illustration(item)
+        parts.append(_render_illustration(illustration, section.heading))
     return "\n".join([*parts, "</section>"])
 
 
-def _illustration(item: Illustration, section: Section) -> str:
-    mime, content = _image(item.image)
+def _render_illustration(item: Illustration, heading: str) -> str:
+    mime, content = _read_image(item.image if item.file is None else item.file)
     source = f"data:{mime};base64,{base64.b64encode(content).decode('ascii')}"
-    says = html.escape(item.caption or section.heading)
+    text = html.escape(item.caption or heading)
     caption = f"<figcaption>{html.escape(item.caption)}</figcaption>" if item.caption else ""
     width, kind = "", ""
     if isinstance(item.image, Figure):
@@ -161,44 +137,19 @@ def _illustration(item: Illustration, section: Section) -> str:
         width = f' style="width: {125 * inches:.0f}px"'
         # What does not fit a narrow window is scrolled: its text would become too small to read.
         kind = ' class="wide"' if inches > 5 else ""
-    picture = f'<div{kind}><img src="{source}" alt="{says}"{width}></div>'
+    picture = f'<div{kind}><img src="{source}" alt="{text}"{width}></div>'
     return f"<figure>{picture}{caption}</figure>"
 
 
-def _image(image: Figure | Animation | str | os.PathLike[str]) -> tuple[str, bytes]:
+def _read_image(image: Figure | Animation | str | os.PathLike[str]) -> tuple[str, bytes]:
     if isinstance(image, Figure):
-        return "image/png", rendered(image, ".png", dpi=200)
+        return "image/png", render(image, ".png", dpi=200)
     if isinstance(image, Animation):
         return "image/gif", image.gif()
     path = Path(image)
     if path.suffix.lower() not in _MIME:
         raise ValueError(f"a report shows {', '.join(_MIME)} files, not {path.name!r}")
     return _MIME[path.suffix.lower()], path.read_bytes()
-
-
-def _table(table: Table) -> str:
-    numeric = [
-        any(not isinstance(row[i], str) for row in table.rows)
-        and not any(isinstance(row[i], str) and row[i] for row in table.rows)
-        for i in range(len(table.header))
-    ]
-    head = "".join(
-        f'<th scope="col"{_NUMBER if number else ""}>{html.escape(str(cell))}</th>'
-        for cell, number in zip(table.header, numeric, strict=True)
-    )
-    rows = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in table.rows)
-    caption = f"<caption>{html.escape(table.caption)}</caption>" if table.caption else ""
-    return (
-        f'<div class="table"><table>{caption}<thead><tr>{head}</tr></thead>'
-        f"<tbody>{rows}</tbody></table></div>"
-    )
-
-
-def _cell(value: str | int | float) -> str:
-    if isinstance(value, str):
-        return f"<td>{html.escape(value)}</td>"
-    shown = f"{value:.4g}" if isinstance(value, float) and abs(value) < 1000 else f"{value:,.0f}"
-    return f"<td{_NUMBER}>{html.escape(shown.replace('-', '−'))}</td>"
 
 
 _STYLE = """\

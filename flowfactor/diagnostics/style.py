@@ -133,7 +133,7 @@ def line_styles(names: Sequence[str]) -> dict[str, LineStyle]:
 
 @contextmanager
 def paper_style() -> Iterator[None]:
-    """The package's settings of matplotlib, for the time of a ``with`` block.
+    """Use the package's settings of matplotlib within a ``with`` block.
 
     Example:
         >>> import matplotlib
@@ -149,11 +149,11 @@ def styled(draw: Callable[P, R]) -> Callable[P, R]:
     """Decorate a function that draws, so that it runs in :func:`paper_style`."""
 
     @functools.wraps(draw)
-    def in_style(*args: P.args, **kwargs: P.kwargs) -> R:
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
         with paper_style():
             return draw(*args, **kwargs)
 
-    return in_style
+    return wrapper
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -163,18 +163,18 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
-def quiet_grid(axes: Axes) -> None:
+def draw_grid(axes: Axes) -> None:
     """Draw faint horizontal lines to read values by, behind everything else."""
     axes.grid(True, axis="y")
     # Ticks are made when the figure is drawn, perhaps outside of this style.
     axes.tick_params(labelsize=8)
 
 
-def number(value: float) -> str:
+def format_number(value: float) -> str:
     """Return a number as labels show it, with a minus sign and not a hyphen.
 
     Example:
-        >>> number(-2.50)
+        >>> format_number(-2.50)
         '−2.5'
     """
     return f"{value:g}".replace("-", "−")

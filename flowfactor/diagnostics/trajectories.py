@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,11 +18,12 @@ from torch import Tensor
 
 from flowfactor.diagnostics.plane import Plane
 from flowfactor.diagnostics.sampling import (
-    chosen_names,
-    encode_means,
+    encode_images,
     evaluating,
-    positions,
-    time_grid,
+    make_time_grid,
+    select_names,
+    to_numpy,
+    trace_latents,
 )
 from flowfactor.diagnostics.style import LineStyle, line_styles, new_figure, styled
 from flowfactor.models.base import SequenceModel
@@ -60,24 +62,22 @@ def trajectory_data(
         images: first frames ``(B, C, H, W)``, pixels in [0, 1].
         names: of the transformations; all if not given.
         plane: default: the first two principal components of all points of all trajectories.
-        horizon: the last time in frames; default: the model's last frame.
+        horizon: the last time in frames; default: the model's.
         substeps: points per frame.
 
     Raises:
         ValueError: images of another shape than the model's, an unknown name, a plane of another
-            space, or a last time that is not positive.
+            space, or a horizon that is not positive.
     """
-    chosen = chosen_names(model, names)
+    names = select_names(model, names)
+    end = float(model.horizon if horizon is None else horizon)
     with evaluating(model):
-        z0 = encode_means(model, images)
-        times = time_grid(0.0, float(model.horizon if horizon is None else horizon), substeps).to(
-            z0
-        )
-        latents = {name: positions(model, z0, name, times) for name in chosen}
-    everything = torch.stack(list(latents.values()))
-    plane = Plane.through(everything) if plane is None else plane.matching(everything)
-    paths = {name: np.asarray(plane.project(path).cpu()) for name, path in latents.items()}
-    return Trajectories(plane, plane.explained(everything), np.asarray(times.cpu()), paths)
+        z0 = encode_images(model, images)
+        times = make_time_grid(0.0, end, substeps).to(z0)
+        latents = torch.stack([trace_latents(model, z0, name, times) for name in names])
+    plane = Plane.through(latents) if plane is None else plane.matching(latents)
+    paths = dict(zip(names, to_numpy(plane.project(latents)), strict=True))
+    return Trajectories(plane, plane.explained(latents), to_numpy(times), paths)
 
 
 def plot_trajectories(
@@ -92,19 +92,19 @@ def plot_trajectories(
     """Draw the trajectories of images under each transformation in one shared plane.
 
     Each image is a dot, at t = 0; one line leaves it for each transformation, gets darker with
-    time, and ends at the last time with the transformation's mark.
+    time, and ends at the horizon with the transformation's mark.
 
     Args:
         model: any sequence model.
         images: first frames ``(B, C, H, W)``, pixels in [0, 1].
         names: of the transformations; all if not given.
         plane: default: the first two principal components of all points of all trajectories.
-        horizon: the last time in frames; default: the model's last frame.
+        horizon: the last time in frames; default: the model's.
         width: of the figure in inches.
 
     Raises:
         ValueError: images of another shape than the model's, an unknown name, a plane of another
-            space, or a last time that is not positive.
+            space, or a horizon that is not positive.
     """
     data = trajectory_data(model, images, names=names, plane=plane, horizon=horizon)
     return draw_trajectories(data, width=width)
@@ -115,28 +115,15 @@ def draw_trajectories(data: Trajectories, *, width: float = 4.6) -> Figure:
     """Draw computed trajectories; see :func:`plot_trajectories`."""
     figure = new_figure(width, 0.86 * width)
     axes = figure.subplots()
-    end = f"{data.times[-1]:g}"
     handles = []
-    for (name, path), style in zip(
-        data.paths.items(), line_styles(tuple(data.paths)).values(), strict=True
-    ):
-        _draw_fading(axes, path, style)
-        handles.append(
-            Line2D([], [], color=style.colour, marker=style.marker, label=f"{name}, to $t$ = {end}")
-        )
+    for name, style in line_styles(tuple(data.paths)).items():
+        _draw_fading(axes, data.paths[name], style)
+        label = f"{name}, to $t$ = {data.times[-1]:g}"
+        handles.append(Line2D([], [], color=style.colour, marker=style.marker, label=label))
     starts = next(iter(data.paths.values()))[0]
-    axes.plot(*starts.T, "o", color="white", markeredgecolor="black", markersize=4.5, zorder=5)
-    handles.append(
-        Line2D(
-            [],
-            [],
-            linestyle="none",
-            marker="o",
-            markerfacecolor="white",
-            markeredgecolor="black",
-            label="images, $t$ = 0",
-        )
-    )
+    ring: dict[str, Any] = {"color": "white", "markeredgecolor": "black"}
+    axes.plot(*starts.T, "o", **ring, markersize=4.5, zorder=5)
+    handles.append(Line2D([], [], linestyle="none", marker="o", label="images, $t$ = 0", **ring))
     first, second = (f"{100 * share:.0f} % of variance" for share in data.explained)
     axes.set_xlabel(f"axis 1 ({first}), latent units")
     axes.set_ylabel(f"axis 2 ({second}), latent units")

@@ -7,23 +7,27 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from flowfactor.diagnostics.sampling import chosen_names, encode_means, evaluating, time_grid
+from flowfactor.diagnostics.sampling import (
+    encode_images,
+    evaluating,
+    make_time_grid,
+    select_names,
+    to_numpy,
+)
 from flowfactor.diagnostics.style import (
     PAGE_WIDTH,
     LineStyle,
+    draw_grid,
     line_styles,
     new_figure,
-    quiet_grid,
     styled,
 )
-from flowfactor.flow import trace
-from flowfactor.models.base import SequenceModel
+from flowfactor.models.base import PotentialModel
 from flowfactor.transport import along_path, straightness
 
 
@@ -47,7 +51,7 @@ class TransportCurves:
 
 
 def transport_data(
-    model: SequenceModel,
+    model: PotentialModel,
     images: Float[Tensor, "b c h w"],
     *,
     names: Sequence[str] | None = None,
@@ -56,7 +60,7 @@ def transport_data(
     """Evaluate the transport terms along the flows of images under each transformation.
 
     Args:
-        model: any sequence model; its learned force is f, if it has one, else f = 0.
+        model: any model with potentials; its learned force is f, if it has one, else f = 0.
         images: first frames ``(B, C, H, W)``, pixels in [0, 1].
         names: of the transformations; all if not given.
         substeps: times per frame.
@@ -64,26 +68,26 @@ def transport_data(
     Raises:
         ValueError: images of another shape than the model's, an unknown name.
     """
-    found = {}
+    curves = {}
     with evaluating(model):
-        z0 = encode_means(model, images)
-        times = time_grid(0.0, float(model.horizon), substeps).to(z0)
-        for name in chosen_names(model, names):
+        z0 = encode_images(model, images)
+        times = make_time_grid(0.0, float(model.horizon), substeps).to(z0)
+        for name in select_names(model, names):
             potential = model.potentials[name]
-            path = trace(z0, potential, times, model)
+            path = model.trace(z0, potential, times)
             terms = along_path(potential, path, getattr(model, "force", None))
-            found[name] = TransportCurves(
-                times=_numpy(times),
-                residual=_numpy(terms.residual),
-                energy=_numpy(terms.kinetic_energy),
-                speed=_numpy((2 * terms.kinetic_energy).sqrt()),
-                straightness=_numpy(straightness(path)),
+            curves[name] = TransportCurves(
+                times=to_numpy(times),
+                residual=to_numpy(terms.residual),
+                energy=to_numpy(terms.kinetic_energy),
+                speed=to_numpy((2 * terms.kinetic_energy).sqrt()),
+                straightness=to_numpy(straightness(path)),
             )
-    return found
+    return curves
 
 
 def plot_transport(
-    model: SequenceModel,
+    model: PotentialModel,
     images: Float[Tensor, "b c h w"],
     *,
     names: Sequence[str] | None = None,
@@ -91,10 +95,18 @@ def plot_transport(
 ) -> Figure:
     """Draw Hamilton-Jacobi residual, kinetic energy and speed over time, by transformation.
 
-    Of the residual the root mean square over the images, of the others the median; the bands are
-    the 10th to 90th percentile of (absolute) values. The legend has the mean straightness.
+    The line of the residual is its root mean square over the images, the others are medians; the
+    bands are the 10th to 90th percentile of (absolute) values. The legend has the mean
+    straightness.
 
-    Arguments, and what is raised, are those of :func:`transport_data`.
+    Args:
+        model: any model with potentials.
+        images: first frames ``(B, C, H, W)``, pixels in [0, 1].
+        names: of the transformations; all if not given.
+        substeps: times per frame.
+
+    Raises:
+        ValueError: as of :func:`transport_data`.
     """
     return draw_transport(transport_data(model, images, names=names, substeps=substeps))
 
@@ -107,18 +119,17 @@ def draw_transport(curves: Mapping[str, TransportCurves]) -> Figure:
         ValueError: there is no curve.
     """
     if not curves:
-        raise ValueError("there are no transport curves to draw")
+        raise ValueError("curves is empty; there is nothing to draw")
     figure = new_figure(PAGE_WIDTH, 2.35)
     residual, energy, speed = figure.subplots(1, 3, gridspec_kw={"wspace": 0.08})
-    for (name, curve), style in zip(
-        curves.items(), line_styles(tuple(curves)).values(), strict=True
-    ):
+    for name, style in line_styles(tuple(curves)).items():
+        curve = curves[name]
         label = f"{name} (straightness {curve.straightness.mean():.3f})"
         size = np.abs(curve.residual)
         rms = np.sqrt(np.square(curve.residual).mean(1))
-        _band(residual, curve.times, rms, size, style, label)
-        _band(energy, curve.times, np.median(curve.energy, 1), curve.energy, style, label)
-        _band(speed, curve.times, np.median(curve.speed, 1), curve.speed, style, label)
+        _draw_band(residual, curve.times, rms, size, style, label)
+        _draw_band(energy, curve.times, np.median(curve.energy, 1), curve.energy, style, label)
+        _draw_band(speed, curve.times, np.median(curve.speed, 1), curve.speed, style, label)
     squared = "latent units$^2$ / frame$^2$"
     for axes, title, unit in (
         (residual, "Hamilton–Jacobi residual, RMS", squared),
@@ -129,13 +140,13 @@ def draw_transport(curves: Mapping[str, TransportCurves]) -> Figure:
         axes.set_xlabel("time $t$ (frames)")
         axes.set_ylabel(unit)
         axes.set_ylim(bottom=0)
-        quiet_grid(axes)
+        draw_grid(axes)
     handles, labels = residual.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(3, len(labels)))
     return figure
 
 
-def _band(
+def _draw_band(
     axes: Axes,
     times: np.ndarray,
     line: np.ndarray,
@@ -145,18 +156,6 @@ def _band(
 ) -> None:
     low, high = np.percentile(values, (10, 90), axis=1)
     axes.fill_between(times, low, high, color=style.colour, alpha=0.15, linewidth=0)
-    whole = np.flatnonzero(np.isclose(times, np.round(times)))
-    options: dict[str, Any] = {"markevery": whole.tolist(), "markersize": 3.5}
-    axes.plot(
-        times,
-        line,
-        color=style.colour,
-        linestyle=style.dash,
-        marker=style.marker,
-        label=label,
-        **options,
-    )
-
-
-def _numpy(tensor: Tensor) -> np.ndarray:
-    return np.asarray(tensor.detach().to(torch.float64).cpu())
+    look: dict[str, Any] = {"color": style.colour, "linestyle": style.dash, "marker": style.marker}
+    whole = np.flatnonzero(np.isclose(times, np.round(times))).tolist()
+    axes.plot(times, line, **look, markevery=whole, markersize=3.5, label=label)

@@ -1,10 +1,15 @@
 """How good a model is: errors of flows, alone and composed, likelihoods, and what it rests on.
 
-Also how well its code is disentangled, where the true factors of the images are known.
+Also how well its code is disentangled, where the true factors of the images are known. Functions
+measure one thing; the registered classes are what :func:`flowfactor.evaluation.evaluate` runs.
 """
 
+from flowfactor.matching import Matching, match_flows
+from flowfactor.metrics.base import Metric, MetricContext, MetricOptions
+from flowfactor.metrics.codes import CodeSource, CodeTable, ModelCodes, encode_dataset
 from flowfactor.metrics.composition import (
     Commutation,
+    Composition,
     commutation_error,
     reversal_error,
     superposition_error,
@@ -12,37 +17,35 @@ from flowfactor.metrics.composition import (
 )
 from flowfactor.metrics.disentanglement import (
     DCI,
-    CodeSource,
-    CodeTable,
+    Disentanglement,
     dci,
     factor_vae_score,
     mig,
     sap,
 )
-from flowfactor.metrics.equivariance import (
+from flowfactor.metrics.equivariance import Equivariance, Traversals
+from flowfactor.metrics.extrapolation import Extrapolation
+from flowfactor.metrics.held_out import HeldOut
+from flowfactor.metrics.inferred import Inferred, infer_labels
+from flowfactor.metrics.likelihood import LogLikelihood, log_likelihood
+from flowfactor.metrics.paths import PathMeasures, Paths, path_measures
+from flowfactor.metrics.pixel_errors import (
     EquivarianceError,
+    ErrorSummaries,
+    ErrorSummary,
     equivariance_error,
+    error_table,
     frame_errors,
     mean_error,
 )
-from flowfactor.metrics.known_factors import (
-    GridFactors,
-    KnownFactors,
-    ModelCodes,
-    StartFactors,
-    encode_dataset,
-    known_factors,
-)
-from flowfactor.metrics.likelihood import log_likelihood
-from flowfactor.metrics.matching import Matching, infer_labels, match_flows
-from flowfactor.metrics.paths import PathMeasures, path_measures
 from flowfactor.metrics.predictability import (
     ClassifierOptions,
+    PairClassification,
     Predictability,
     classify_pairs,
     variation_predictability,
 )
-from flowfactor.metrics.solver import SolverChange, solver_independence
+from flowfactor.metrics.solver import SolverChange, SolverIndependence, solver_independence
 
 __all__ = [
     "DCI",
@@ -50,24 +53,37 @@ __all__ = [
     "CodeSource",
     "CodeTable",
     "Commutation",
+    "Composition",
+    "Disentanglement",
+    "Equivariance",
     "EquivarianceError",
-    "GridFactors",
-    "KnownFactors",
+    "ErrorSummaries",
+    "ErrorSummary",
+    "Extrapolation",
+    "HeldOut",
+    "Inferred",
+    "LogLikelihood",
     "Matching",
+    "Metric",
+    "MetricContext",
+    "MetricOptions",
     "ModelCodes",
+    "PairClassification",
     "PathMeasures",
+    "Paths",
     "Predictability",
     "SolverChange",
-    "StartFactors",
+    "SolverIndependence",
+    "Traversals",
     "classify_pairs",
     "commutation_error",
     "dci",
     "encode_dataset",
     "equivariance_error",
+    "error_table",
     "factor_vae_score",
     "frame_errors",
     "infer_labels",
-    "known_factors",
     "log_likelihood",
     "match_flows",
     "mean_error",

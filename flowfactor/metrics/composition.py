@@ -1,33 +1,47 @@
-"""Flows put together: at once, one after another, backwards, in either order."""
+"""Flows put together: simultaneous, sequential, backward, in either order."""
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from flowfactor.data import SequenceDataset
-from flowfactor.metrics.equivariance import (
+from flowfactor.metrics.base import Metric, MetricContext, MetricOptions
+from flowfactor.metrics.pixel_errors import (
     EquivarianceError,
+    ErrorSummaries,
+    ErrorSummary,
+    batches,
     check_comparable,
+    concatenate_errors,
+    error_table,
     frame_errors,
-    joined,
-    rows_undergoing,
+    frame_times,
+    mean_of,
+    selected_indices,
+    summarize,
 )
-from flowfactor.models import SequenceModel
+from flowfactor.models import PotentialModel
+from flowfactor.options import options
+from flowfactor.records import Evaluation
+from flowfactor.registries import METRICS
+from flowfactor.tables import Column, Row, Table
 from solvers import Method
 
 Pair = tuple[str, str]
-Batch = tuple[Int[Tensor, "b"], Float[Tensor, "b s"] | None]
+Samples = tuple[Int[Tensor, "b"], Float[Tensor, "b s"] | None]
 
 
 @torch.no_grad()
 def superposition_error(
-    model: SequenceModel,
+    model: PotentialModel,
     data: SequenceDataset,
     pairs: Sequence[Pair] | None = None,
     indices: Tensor | Sequence[int] | None = None,
@@ -38,7 +52,7 @@ def superposition_error(
     method: Method | None = None,
     batch_size: int = 250,
 ) -> dict[Pair, EquivarianceError]:
-    r"""Return the error of two flows at once against frames that undergo both transformations.
+    r"""Return the error of two simultaneous flows against frames that undergo both.
 
     .. code-block:: text
 
@@ -73,21 +87,22 @@ def superposition_error(
         >>> errors["rotation", "hue"].flow.shape
         torch.Size([4, 7])
     """
-    chosen = _pairs(model, data, pairs, frames, ordered=False)
+    selected = _select_pairs(model, data, pairs, frames, ordered=False)
 
     def move(z0: Tensor, pair: Pair) -> Tensor:
         both = model.potentials[pair[0]] + model.potentials[pair[1]]
-        path: Tensor = model.flow(z0, both, _times(frames, z0), method=method)
-        return path
+        return model.flow(z0, both, frame_times(frames, z0), method=method)
 
-    batches = list(_batches(data, indices, random_starts, seed, batch_size))
+    samples = list(_samples_with_starts(data, indices, random_starts, seed, batch_size))
     clock = torch.arange(frames + 1)
-    return {pair: _error_of(model, data, pair, batches, [clock, clock], move) for pair in chosen}
+    return {
+        pair: _pair_error(model, data, pair, samples, [clock, clock], move) for pair in selected
+    }
 
 
 @torch.no_grad()
 def switching_error(
-    model: SequenceModel,
+    model: PotentialModel,
     data: SequenceDataset,
     pairs: Sequence[Pair] | None = None,
     indices: Tensor | Sequence[int] | None = None,
@@ -98,7 +113,7 @@ def switching_error(
     method: Method | None = None,
     batch_size: int = 250,
 ) -> dict[Pair, EquivarianceError]:
-    r"""Return the error of one flow after the other against frames that switch likewise.
+    r"""Return the error of two sequential flows against frames that switch likewise.
 
     .. code-block:: text
 
@@ -127,25 +142,25 @@ def switching_error(
         >>> list(switching_error(model, data, [("hue", "rotation")], frames=4))
         [('hue', 'rotation')]
     """
-    chosen = _pairs(model, data, pairs, frames, ordered=True)
+    selected = _select_pairs(model, data, pairs, frames, ordered=True)
     if frames < 2:
-        raise ValueError(f"to switch takes at least 2 frames; frames is {frames}")
+        raise ValueError(f"frames must be at least 2 for flows to switch; it is {frames}")
     turn = -(-frames // 2)
 
     def move(z0: Tensor, pair: Pair) -> Tensor:
-        first = model.flow(z0, pair[0], _times(turn, z0), method=method)
-        then = model.flow(first[-1], pair[1], _times(frames - turn, z0), method=method)
-        return torch.cat([first, then[1:]])
+        first = model.flow(z0, pair[0], frame_times(turn, z0), method=method)
+        second = model.flow(first[-1], pair[1], frame_times(frames - turn, z0), method=method)
+        return torch.cat([first, second[1:]])
 
-    batches = list(_batches(data, indices, random_starts, seed, batch_size))
+    samples = list(_samples_with_starts(data, indices, random_starts, seed, batch_size))
     clock = torch.arange(frames + 1)
     elapsed = [clock.clamp(max=turn), (clock - turn).clamp(min=0)]
-    return {pair: _error_of(model, data, pair, batches, elapsed, move) for pair in chosen}
+    return {pair: _pair_error(model, data, pair, samples, elapsed, move) for pair in selected}
 
 
 @torch.no_grad()
 def reversal_error(
-    model: SequenceModel,
+    model: PotentialModel,
     data: SequenceDataset,
     indices: Tensor | Sequence[int] | None = None,
     *,
@@ -153,7 +168,7 @@ def reversal_error(
     method: Method | None = None,
     batch_size: int = 250,
 ) -> dict[str, EquivarianceError]:
-    r"""Return the error of every flow that runs backwards from the last frame to the first.
+    r"""Return the error of every flow that runs backward from the last frame to the first.
 
     .. code-block:: text
 
@@ -186,20 +201,18 @@ def reversal_error(
         torch.Size([4, 7])
     """
     check_comparable(model, data, frames)
-    chosen = torch.arange(len(data)) if indices is None else torch.as_tensor(indices)
-    errors = {}
-    for k, rows in rows_undergoing(data, chosen).items():
-        name, parts = data.names[k], []
-        for batch in chosen[rows].split(batch_size):
-            x = data.sample(batch, k).frames[:, : frames + 1].flip(1).to(_device(model))
-            z = model.represent(x[:, 0])
-            z = model.flow(z, name, _times(frames, z).flip(0), method=method)
-            parts.append(frame_errors(model, x, z))
-        errors[name] = joined(parts)
-    return errors
+    parts = defaultdict(list)
+    for k, batch in batches(data, indices, batch_size):
+        name = data.names[k]
+        x = data.sample(batch, k).frames[:, : frames + 1].flip(1).to(model.device)
+        z = model.represent(x[:, 0])
+        z = model.flow(z, name, frame_times(frames, z).flip(0), method=method)
+        parts[name].append(frame_errors(model, x, z))
+    return {name: concatenate_errors(errors) for name, errors in parts.items()}
 
 
-class Commutation(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Commutation:
     """How far apart two flows end in either order; means over images.
 
     Attributes:
@@ -216,7 +229,7 @@ class Commutation(NamedTuple):
 
 @torch.no_grad()
 def commutation_error(
-    model: SequenceModel,
+    model: PotentialModel,
     data: SequenceDataset,
     pairs: Sequence[Pair] | None = None,
     indices: Tensor | Sequence[int] | None = None,
@@ -250,13 +263,13 @@ def commutation_error(
         >>> commutation_error(model, data, [("hue", "hue")])["hue", "hue"].pixels
         0.0
     """
-    chosen = _pairs(model, data, pairs, 1, ordered=False)
-    found = {}
-    for a, b in chosen:
+    gaps = {}
+    for a, b in _select_pairs(model, data, pairs, 1, ordered=False):
         sums = torch.zeros(4, dtype=torch.float64)
-        for batch, _ in _batches(data, indices, False, 0, batch_size):
-            clock = torch.zeros(len(batch), 1, dtype=torch.long)
-            x = data.compose(batch, (a, b), clock).frames[:, 0].to(_device(model))
+        for batch, _ in _samples_with_starts(data, indices, False, 0, batch_size):
+            first = torch.zeros(len(batch), 1, dtype=torch.long)
+            pair = tuple(dict.fromkeys((a, b)))
+            x = data.compose(batch, pair, first).frames[:, 0].to(model.device)
             z0 = model.represent(x)
             ab, ba = (
                 model.flow(model.flow(z0, i, time, method=method), j, time, method=method)
@@ -270,22 +283,20 @@ def commutation_error(
                 (one - still).abs().sum(-1),
             ]
             sums += torch.stack([part.double().sum().cpu() for part in parts])
-        count = len(data) if indices is None else len(indices)
-        apart, moved, pixels, moved_pixels = (sums / count).tolist()
-        latent = apart / moved if moved > 0 else 0.0
-        found[a, b] = Commutation(latent, pixels, moved_pixels)
-    return found
+        apart, moved, pixels, moved_pixels = (sums / len(selected_indices(data, indices))).tolist()
+        gaps[a, b] = Commutation(apart / moved if moved > 0 else 0.0, pixels, moved_pixels)
+    return gaps
 
 
-def _pairs(
-    model: SequenceModel,
+def _select_pairs(
+    model: PotentialModel,
     data: SequenceDataset,
     pairs: Sequence[Pair] | None,
     frames: int,
     *,
     ordered: bool,
 ) -> list[Pair]:
-    """Check data and pairs; make all pairs if none are given."""
+    """Check data and pairs; return all pairs if none are given."""
     check_comparable(model, data, frames)
     if pairs is None:
         every = itertools.permutations if ordered else itertools.combinations
@@ -293,16 +304,16 @@ def _pairs(
     for pair in pairs:
         if len(pair) != 2 or not set(pair) <= set(data.names):
             raise ValueError(
-                f"{tuple(pair)} is not a pair of the transformations {', '.join(data.names)}"
+                f"pairs: {tuple(pair)} is not a pair of the transformations {', '.join(data.names)}"
             )
     return [(a, b) for a, b in pairs]
 
 
-def _error_of(
-    model: SequenceModel,
+def _pair_error(
+    model: PotentialModel,
     data: SequenceDataset,
     pair: Pair,
-    batches: Sequence[Batch],
+    samples: Sequence[Samples],
     elapsed: Sequence[Int[Tensor, "f"]],
     move: Callable[[Tensor, Pair], Tensor],
 ) -> EquivarianceError:
@@ -312,36 +323,166 @@ def _error_of(
         model: encodes and decodes.
         data: of the frames.
         pair: names of the transformations.
-        batches: samples, and where they start.
-        elapsed: for how long each transformation has acted at each frame.
-        move: gives the latents at each frame, from those of frame 0.
+        samples: with their starts, in batches.
+        elapsed: for how many frames each transformation has acted at each frame.
+        move: returns the latents at each frame, from those of frame 0.
     """
     parts = []
-    for batch, start in batches:
-        clock = torch.arange(len(elapsed[0])).expand(len(batch), -1)
-        acted = [each.expand(len(batch), -1) for each in elapsed]
-        x = data.compose(batch, pair, clock, start, elapsed=acted).frames.to(_device(model))
+    for batch, starts in samples:
+        times = torch.arange(len(elapsed[0])).expand(len(batch), -1)
+        clocks = [clock.expand(len(batch), -1) for clock in elapsed]
+        frames = data.compose(batch, pair, times, starts, elapsed=clocks).frames
+        x = frames.to(model.device)
         parts.append(frame_errors(model, x, move(model.represent(x[:, 0]), pair)))
-    return joined(parts)
+    return concatenate_errors(parts)
 
 
-def _batches(
+def _samples_with_starts(
     data: SequenceDataset,
     indices: Tensor | Sequence[int] | None,
     random_starts: bool,
     seed: int,
     batch_size: int,
-) -> Iterator[Batch]:
-    """Yield samples and where they start."""
-    chosen = torch.arange(len(data)) if indices is None else torch.as_tensor(indices)
-    starts = torch.rand(len(chosen), data.start_size, generator=torch.Generator().manual_seed(seed))
-    for batch, start in zip(chosen.split(batch_size), starts.split(batch_size), strict=True):
-        yield batch, start if random_starts else None
+) -> Iterator[Samples]:
+    """Yield samples and their starts, in batches."""
+    selected = selected_indices(data, indices)
+    starts = None
+    if random_starts:
+        starts = data.random_starts(len(selected), torch.Generator().manual_seed(seed))
+    for rows in torch.arange(len(selected)).split(batch_size):
+        yield selected[rows], None if starts is None else starts[rows]
 
 
-def _times(horizon: int, like: Tensor) -> Float[Tensor, "t"]:
-    return torch.arange(horizon + 1, dtype=like.dtype, device=like.device)
+@options
+class CompositionOptions(MetricOptions):
+    """Options of the errors of composed flows."""
+
+    random_starts: bool = False
+    """Let frame 0 have undergone every transformation at random."""
 
 
-def _device(model: SequenceModel) -> torch.device:
-    return next(model.parameters()).device
+@dataclasses.dataclass(frozen=True)
+class CompositionMeans:
+    """Means over pairs of transformations, or over transformations; None without any pair.
+
+    Attributes:
+        superposition, switching, reversal: errors.
+        order_gap: of :attr:`Commutation.latent`.
+    """
+
+    superposition: float | None
+    switching: float | None
+    reversal: float | None
+    order_gap: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class CompositionErrors:
+    """Errors of composed flows.
+
+    Attributes:
+        random_starts: whether frame 0 has undergone every transformation at random.
+        superposition: by ``a + b``.
+        switching: by ``a, b``, in both orders.
+        reversal: by transformation.
+        commutation: by ``a, b``.
+        means: of them.
+    """
+
+    random_starts: bool
+    superposition: dict[str, ErrorSummary]
+    switching: dict[str, ErrorSummary]
+    reversal: dict[str, ErrorSummary]
+    commutation: dict[str, Commutation]
+    means: CompositionMeans
+
+
+@METRICS.register("composition")
+class Composition(Metric):
+    """Errors of simultaneous, sequential and backward flows, and how far the order matters."""
+
+    Options = CompositionOptions
+    Result = CompositionErrors
+    order = 90
+    description = "simultaneous, sequential and backward flows"
+    needs = "a model with potentials, and sequences whose transformations were not recorded"
+    columns = (
+        Column("superposition", "E, simultaneous", "lower", value=lambda r: r.means.superposition),
+        Column("switching", "E, sequential", "lower", value=lambda r: r.means.switching),
+        Column("reversal", "E, backward", "lower", value=lambda r: r.means.reversal, shown=False),
+        Column("order_gap", "order gap", "lower", ".2f", lambda r: r.means.order_gap, shown=False),
+    )
+    options: CompositionOptions
+
+    def applies(self, context: MetricContext) -> bool:
+        """Return whether potentials can be added up, and transformations combined."""
+        return isinstance(context.model, PotentialModel) and context.recorded.labels is None
+
+    def measure(self, context: MetricContext) -> CompositionErrors:
+        """Return the errors."""
+        model, data, indices, frames = context.model, context.data, context.indices, context.frames
+        assert isinstance(model, PotentialModel)
+        starts = self.options.random_starts
+        both = superposition_error(model, data, None, indices, frames=frames, random_starts=starts)
+        turns = switching_error(model, data, None, indices, frames=frames, random_starts=starts)
+        orders = commutation_error(model, data, None, indices)
+        superposition = summarize({" + ".join(pair): error for pair, error in both.items()})
+        switching = summarize({", ".join(pair): error for pair, error in turns.items()})
+        reversal = summarize(reversal_error(model, data, indices, frames=frames))
+        means = CompositionMeans(
+            mean_of(error.error for error in superposition.values()),
+            mean_of(error.error for error in switching.values()),
+            mean_of(error.error for error in reversal.values()),
+            mean_of(order.latent for order in orders.values()),
+        )
+        commutation = {", ".join(pair): order for pair, order in orders.items()}
+        return CompositionErrors(starts, superposition, switching, reversal, commutation, means)
+
+    @classmethod
+    def tables(cls, result: CompositionErrors, evaluation: Evaluation) -> Mapping[str, Table]:
+        """Return a table of pairs of flows, and one of backward flows."""
+        tables = {}
+        if result.superposition:
+            tables["composition"] = _pair_table(result, evaluation.frames)
+        if result.reversal:
+            assert result.means.reversal is not None
+            title = f"Backward flows, from frame {evaluation.frames} to frame 0"
+            errors = ErrorSummaries(result.means.reversal, result.reversal)
+            tables["reversal"] = error_table(errors, title, "backward")
+        return tables
+
+
+def _pair_table(result: CompositionErrors, frames: int) -> Table:
+    """Return the errors of pairs; those of sequential flows are means of both orders."""
+    columns = [
+        Column("simultaneous", bold=True),
+        Column("± s.e."),
+        Column("identity"),
+        Column("floor"),
+        Column("sequential", bold=True),
+        Column("sequential_identity", "identity"),
+        Column("order gap", format=".2f"),
+    ]
+    rows = []
+    for name, error in result.superposition.items():
+        a, b = name.split(" + ")
+        turns = [result.switching[f"{first}, {second}"] for first, second in ((a, b), (b, a))]
+        rows.append(
+            Row(
+                name,
+                [
+                    error.error,
+                    error.standard_error,
+                    error.identity,
+                    error.floor,
+                    statistics.fmean(turn.error for turn in turns),
+                    statistics.fmean(turn.identity for turn in turns),
+                    result.commutation[f"{a}, {b}"].latent,
+                ],
+            )
+        )
+    means = result.means
+    values = [means.superposition, None, None, None, means.switching, None, means.order_gap]
+    rows.append(Row("mean", values, ruled=True))
+    title = f"Simultaneous and sequential flows, sum over t=1..{frames}"
+    return Table(columns, rows, title, "flows")

@@ -7,83 +7,22 @@ DCI's completeness alone, and only the FactorVAE score and DCI's disentanglement
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+import dataclasses
+import importlib
+import operator
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from pydantic import Field
 
-from flowfactor.data.films import optional_module
-
-Array = npt.NDArray[Any] | Tensor
-"""What the scores take: an array, or a tensor of any device."""
-
-_PER_VALUE = 10
-"""Samples that each value of a factor must have on average."""
-
-
-@runtime_checkable
-class CodeSource(Protocol):
-    """Codes of data whose factors are known, drawn at random, also with one factor fixed."""
-
-    @property
-    def factor_count(self) -> int:
-        """F."""
-
-    def sample(
-        self, count: int, generator: torch.Generator, fixed: int | None = None
-    ) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-        """Draw codes ``(count, D)`` and their factors ``(count, F)``.
-
-        Args:
-            count: how many.
-            generator: on the CPU.
-            fixed: a factor that has the same value in all of them, itself drawn at random.
-        """
-
-
-class CodeTable:
-    """Codes that are there already; what is drawn are rows, with replacement.
-
-    Args:
-        codes: ``(N, D)``.
-        factors: ``(N, F)``, whole numbers.
-
-    Raises:
-        ValueError: as :func:`mig` does for them.
-
-    Example:
-        >>> import torch
-        >>> factors = torch.cartesian_prod(torch.arange(4), torch.arange(5)).repeat(5, 1)
-        >>> table = CodeTable(factors.double(), factors)
-        >>> codes, drawn = table.sample(3, torch.Generator().manual_seed(0), fixed=1)
-        >>> codes.shape, len(set(drawn[:, 1].tolist()))
-        ((3, 2), 1)
-    """
-
-    def __init__(self, codes: Array, factors: Array) -> None:
-        self.codes, self.factors = _checked(codes, factors)
-        self._rows = [
-            [np.flatnonzero(column == value) for value in np.unique(column)]
-            for column in self.factors.T
-        ]
-
-    @property
-    def factor_count(self) -> int:
-        """F."""
-        return int(self.factors.shape[1])
-
-    def sample(
-        self, count: int, generator: torch.Generator, fixed: int | None = None
-    ) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-        """Draw rows, all of one value of the factor ``fixed`` if one is given."""
-        rows = np.arange(len(self.codes))
-        if fixed is not None:
-            groups = self._rows[fixed]
-            rows = groups[int(torch.randint(len(groups), (), generator=generator))]
-        drawn = rows[torch.randint(len(rows), (count,), generator=generator).numpy()]
-        return self.codes[drawn], self.factors[drawn]
+from flowfactor.errors import DataError
+from flowfactor.metrics.base import Metric, MetricContext, MetricOptions
+from flowfactor.metrics.codes import Array, CodeSource, CodeTable, check_codes, encode_dataset
+from flowfactor.options import PositiveInt, options
+from flowfactor.registries import METRICS
+from flowfactor.tables import Column
 
 
 def factor_vae_score(
@@ -96,7 +35,7 @@ def factor_vae_score(
     least_std: float = 0.05,
     seed: int = 0,
 ) -> float:
-    r"""Return how well the stillest dimension tells which factor was fixed.
+    r"""Return how well the dimension that varies least tells which factor was fixed.
 
     .. code-block:: text
 
@@ -133,31 +72,28 @@ def factor_vae_score(
         >>> factor_vae_score(table, train_votes=200, test_votes=100)
         1.0
     """
-    for name, number, least in (
-        ("samples", samples, 2),
-        ("train_votes", train_votes, 1),
-        ("test_votes", test_votes, 1),
-        ("variance_samples", variance_samples, 2),
-    ):
-        if number < least:
-            raise ValueError(f"{name} must be at least {least}; it is {number}")
+    if min(samples, variance_samples) < 2 or min(train_votes, test_votes) < 1:
+        raise ValueError(
+            f"samples and variance_samples must be at least 2, votes at least 1; {samples=}, "
+            f"{variance_samples=}, {train_votes=}, {test_votes=}"
+        )
     generator = torch.Generator().manual_seed(seed)
     codes, _ = source.sample(variance_samples, generator)
     if not np.isfinite(codes).all():
-        raise ValueError("codes must be finite; some that were drawn are NaN or infinite")
+        raise ValueError("codes must be finite; some that were drawn are not")
     variance = codes.var(axis=0, ddof=1)
     used = (np.sqrt(variance) >= least_std) & (variance > 0)
     if not used.any():
         return 0.0
 
     def votes(count: int) -> npt.NDArray[np.int64]:
-        """How often each dimension was the stillest with each factor fixed, ``(F, D)``."""
-        found = np.zeros((source.factor_count, int(used.sum())), dtype=np.int64)
+        """Count how often each dimension varied least with each factor fixed, ``(F, D)``."""
+        counts = np.zeros((source.factor_count, int(used.sum())), dtype=np.int64)
         fixed = torch.randint(source.factor_count, (count,), generator=generator).tolist()
         for k in fixed:
             codes, _ = source.sample(samples, generator, fixed=k)
-            found[k, np.argmin(codes[:, used].var(axis=0, ddof=1) / variance[used])] += 1
-        return found
+            counts[k, np.argmin(codes[:, used].var(axis=0, ddof=1) / variance[used])] += 1
+        return counts
 
     factor_of = votes(train_votes).argmax(axis=0)
     test = votes(test_votes)
@@ -177,7 +113,7 @@ def mig(codes: Array, factors: Array, *, bins: int = 20) -> float:
 
     Args:
         codes: ``(N, D)``, finite, at least two dimensions.
-        factors: ``(N, F)``, whole numbers, each column with at least two values.
+        factors: ``(N, F)``, integers, each column with at least two values.
         bins: into which the range of each dimension is cut evenly.
 
     Returns:
@@ -199,8 +135,8 @@ def mig(codes: Array, factors: Array, *, bins: int = 20) -> float:
         >>> mig(factors @ np.array([[1, 1], [1, -1]]), factors) < 0.05
         True
     """
-    z, v = _checked(codes, factors)
-    _check_rivals(z, "gap")
+    z, v = check_codes(codes, factors)
+    _check_rivals(z)
     if bins < 2:
         raise ValueError(f"bins must be at least 2; it is {bins}")
     binned = [
@@ -250,7 +186,7 @@ def dci(
 
     Args:
         codes: ``(N, D)``, finite.
-        factors: ``(N, F)``, whole numbers, each column with at least two values.
+        factors: ``(N, F)``, integers, each column with at least two values.
         test_fraction: the part of the samples, drawn at random, that the trees do not see.
         trees: rounds of boosting.
         seed: of that draw and of the trees.
@@ -270,19 +206,17 @@ def dci(
         >>> [round(score, 2) for score in scores]
         [1.0, 1.0, 1.0]
     """
-    learners = optional_module("sklearn.ensemble", "metrics")
-    z, v = _checked(codes, factors)
-    if trees < 1:
-        raise ValueError(f"trees must be at least 1; it is {trees}")
+    learners = _learners("ensemble")
+    z, v = check_codes(codes, factors)
     train, test = _split(v, test_fraction, seed)
     importance = np.zeros((z.shape[1], v.shape[1]))
-    right = []
+    accuracies = []
     for k, factor in enumerate(v.T):
         model = learners.GradientBoostingClassifier(n_estimators=trees, random_state=seed)
         model.fit(z[train], factor[train])
         importance[:, k] = model.feature_importances_
-        right.append(np.mean(model.predict(z[test]) == factor[test]))
-    return DCI(_concentration(importance), _concentration(importance.T), float(np.mean(right)))
+        accuracies.append(np.mean(model.predict(z[test]) == factor[test]))
+    return DCI(_concentration(importance), _concentration(importance.T), float(np.mean(accuracies)))
 
 
 def sap(codes: Array, factors: Array, *, test_fraction: float = 1 / 3, seed: int = 0) -> float:
@@ -298,7 +232,7 @@ def sap(codes: Array, factors: Array, *, test_fraction: float = 1 / 3, seed: int
 
     Args:
         codes: ``(N, D)``, finite, at least two dimensions.
-        factors: ``(N, F)``, whole numbers, each column with at least two values.
+        factors: ``(N, F)``, integers, each column with at least two values.
         test_fraction: the part of the samples, drawn at random, on which accuracy is measured.
         seed: of that draw.
 
@@ -318,9 +252,9 @@ def sap(codes: Array, factors: Array, *, test_fraction: float = 1 / 3, seed: int
         >>> 0.4 < sap(factors.astype(float), factors) < 0.6
         True
     """
-    learners = optional_module("sklearn.svm", "metrics")
-    z, v = _checked(codes, factors)
-    _check_rivals(z, "difference")
+    learners = _learners("svm")
+    z, v = check_codes(codes, factors)
+    _check_rivals(z)
     train, test = _split(v, test_fraction, seed)
     gaps = []
     for factor in v.T:
@@ -336,59 +270,30 @@ def sap(codes: Array, factors: Array, *, test_fraction: float = 1 / 3, seed: int
     return float(np.mean(gaps))
 
 
-def _checked(codes: Array, factors: Array) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    """Codes in double precision and factors, after checking that they can be scored."""
-    z, v = (
-        array.detach().cpu().numpy() if isinstance(array, Tensor) else np.asarray(array)
-        for array in (codes, factors)
-    )
-    if z.ndim != 2 or v.ndim != 2 or len(z) != len(v) or 0 in (*z.shape, *v.shape):
-        raise ValueError(
-            f"codes must be (N, D) and factors (N, F), none of them empty; their shapes are "
-            f"{z.shape} and {v.shape}"
-        )
-    if z.dtype.kind not in "fiu":
-        raise ValueError(f"codes must be numbers; their type is {z.dtype}")
-    if v.dtype.kind not in "iu":
-        raise ValueError(
-            f"factors must be whole numbers, for instance positions on a grid or numbers of bins; "
-            f"their type is {v.dtype}"
-        )
-    bad = np.argwhere(~np.isfinite(z))
-    if len(bad):
-        raise ValueError(
-            f"codes must be finite; {len(bad)} of {z.size} are not, the first in sample "
-            f"{bad[0, 0]}, dimension {bad[0, 1]}"
-        )
-    for k, column in enumerate(v.T):
-        values = len(np.unique(column))
-        if values < 2:
-            raise ValueError(
-                f"factor {k} has the single value {column[0]}, of which no code can tell anything; "
-                f"leave it out"
-            )
-        if len(v) < _PER_VALUE * values:
-            raise ValueError(
-                f"factor {k} has {values} values, so that at least {_PER_VALUE * values} samples "
-                f"are needed; there are {len(v)}. Draw more samples, or use fewer bins"
-            )
-    return z.astype(np.float64), v
-
-
-def _check_rivals(codes: npt.NDArray[Any], what: str) -> None:
+def _check_rivals(codes: npt.NDArray[Any]) -> None:
     if codes.shape[1] < 2:
-        raise ValueError(f"the {what} is between two dimensions of the code; it has only one")
+        raise ValueError("codes must have at least two dimensions; they have only one")
+
+
+def _learners(module: str) -> Any:
+    """Return a module of scikit-learn."""
+    try:
+        return importlib.import_module(f"sklearn.{module}")
+    except ImportError as error:
+        raise DataError(
+            "DCI and SAP need scikit-learn: pip install 'flowfactor[metrics]'."
+        ) from error
 
 
 def _split(
     factors: npt.NDArray[Any], test_fraction: float, seed: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Rows to train on and rows to test on."""
+    """Return rows to train on and rows to test on."""
     count = round(len(factors) * test_fraction)
     if not 0 < count < len(factors):
         raise ValueError(
-            f"test_fraction must leave samples to train and to test on; of {len(factors)} samples "
-            f"{test_fraction} are {count}"
+            f"test_fraction must leave samples to train and to test on; it is {test_fraction} of "
+            f"{len(factors)}"
         )
     order = np.random.default_rng(seed).permutation(len(factors))
     test, train = order[:count], order[count:]
@@ -396,23 +301,24 @@ def _split(
         missing = np.setdiff1d(column, column[train])
         if len(missing):
             raise ValueError(
-                f"factor {k} has the value {missing[0]} in test samples only; too few samples have "
-                f"it. Draw more, or use fewer bins"
+                f"factor {k}: only test samples have the value {missing[0]}. Draw more samples, or "
+                f"use fewer bins"
             )
     return train, test
 
 
 def _mutual_information(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> float:
-    """Of two columns of numbers from 0, in nats."""
+    """Return that of two columns of integers from 0, in nats."""
     joint = np.zeros((a.max() + 1, b.max() + 1))
     np.add.at(joint, (a, b), 1 / len(a))
     independent = joint.sum(axis=1, keepdims=True) * joint.sum(axis=0, keepdims=True)
-    there = joint > 0
-    return float((joint[there] * np.log(joint[there] / independent[there])).sum())
+    positive = joint > 0
+    ratio = joint[positive] / independent[positive]
+    return float((joint[positive] * np.log(ratio)).sum())
 
 
 def _concentration(importance: npt.NDArray[Any]) -> float:
-    """1 minus the normalised entropy of each row, averaged by the sums of the rows."""
+    """Return 1 minus the normalised entropy of each row, averaged by the sums of the rows."""
     total = importance.sum()
     if total == 0:
         return 0.0
@@ -422,3 +328,75 @@ def _concentration(importance: npt.NDArray[Any]) -> float:
     parts = importance / np.where(sums > 0, sums, 1)
     entropy = -(parts * np.log(np.where(parts > 0, parts, 1))).sum(axis=1)
     return float((sums[:, 0] / total) @ (1 - entropy / np.log(importance.shape[1])))
+
+
+@options
+class DisentanglementOptions(MetricOptions):
+    """Options of the scores of disentanglement."""
+
+    codes: Annotated[PositiveInt, Field(ge=100)] = 10_000
+    """The number of images that are encoded."""
+    trees: PositiveInt = 100
+    """The rounds of boosting of DCI."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DisentanglementScores:
+    """All scores of one code, each in [0, 1]; and of what they were computed."""
+
+    factors: list[str]
+    codes: int
+    trees: int
+    factor_vae: float
+    mig: float
+    dci_disentanglement: float
+    dci_completeness: float
+    dci_informativeness: float
+    sap: float
+
+
+def _score(key: str, heading: str, attribute: str = "", *, shown: bool = True) -> Column:
+    return Column(key, heading, "higher", ".3f", operator.attrgetter(attribute or key), shown)
+
+
+@METRICS.register("disentanglement")
+class Disentanglement(Metric):
+    """Scores of the code of images whose factors are known: of the whole grid, or held out."""
+
+    Options = DisentanglementOptions
+    Result = DisentanglementScores
+    order = 70
+    description = "disentanglement of the code"
+    needs = "images whose factors are known: digits, sprites or a grid of factors"
+    columns = (
+        _score("factor_vae", "FactorVAE"),
+        _score("mig", "MIG"),
+        _score("dci", "DCI", "dci_disentanglement"),
+        _score("dci_completeness", "DCI completeness", shown=False),
+        _score("dci_informativeness", "DCI informativeness", shown=False),
+        _score("sap", "SAP"),
+    )
+    options: DisentanglementOptions
+
+    def applies(self, context: MetricContext) -> bool:
+        """Return whether the factors of the data are known."""
+        try:
+            context.data.known_factors()
+        except DataError:
+            return False
+        return True
+
+    def measure(self, context: MetricContext) -> DisentanglementScores:
+        """Return the scores."""
+        known, seed = context.data.known_factors(), context.seed
+        codes, factors = encode_dataset(context.model, known, self.options.codes, seed=seed)
+        tree_scores = dci(codes, factors, trees=self.options.trees, seed=seed)
+        return DisentanglementScores(
+            list(known.names),
+            self.options.codes,
+            self.options.trees,
+            factor_vae_score(CodeTable(codes, factors), seed=seed),
+            mig(codes, factors),
+            *tree_scores,
+            sap(codes, factors, seed=seed),
+        )

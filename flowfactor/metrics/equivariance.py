@@ -1,213 +1,118 @@
-"""The equivariance error: does the decoded flow show what the transformation does?"""
+"""The equivariance error of a model, and of the traversals that it might take instead."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
-import torch
-from jaxtyping import Float, Int
-from torch import Tensor
+from flowfactor.metrics.base import Metric, MetricContext
+from flowfactor.metrics.pixel_errors import ErrorSummaries, equivariance_error, error_table
+from flowfactor.metrics.solver import SolverIndependence
+from flowfactor.models import TraversalModel
+from flowfactor.records import Evaluation
+from flowfactor.registries import METRICS
+from flowfactor.tables import Column, Row, Table
 
-from flowfactor.data import SequenceDataset, samples_undergoing
-from flowfactor.models import SequenceModel, WeakFlowVAE
-from solvers import Method
+
+@METRICS.register("equivariance")
+class Equivariance(Metric):
+    """The equivariance error of each transformation, see :func:`equivariance_error`."""
+
+    Result = ErrorSummaries
+    default = True
+    order = 10
+    description = "equivariance errors"
+
+    def measure(self, context: MetricContext) -> ErrorSummaries:
+        """Return the errors."""
+        return ErrorSummaries.of(context.errors)
+
+    @classmethod
+    def columns_for(cls, evaluations: Sequence[Evaluation]) -> Sequence[Column]:
+        """Return a column ``error.NAME`` for each transformation, and the mean."""
+        names = dict.fromkeys(name for each in evaluations for name in each.transformations)
+        mean = Column("mean_error", "mean E", "lower", value=lambda result: result.mean_error)
+        return [*map(error_column, names), mean]
+
+    @classmethod
+    def tables(cls, result: ErrorSummaries, evaluation: Evaluation) -> Mapping[str, Table]:
+        """Return the table of errors, with the effect of an accurate solver if it was measured."""
+        changes = evaluation.result(SolverIndependence)
+        extra: dict[Column, Mapping[str, float]] = {}
+        if changes is not None:
+            relative = {name: change.relative for name, change in changes.changes.items()}
+            extra[Column("with dopri5", format="+.2%")] = relative
+        title = (
+            f"Equivariance error on {evaluation.images} {evaluation.split} samples, "
+            f"sum over t=1..{evaluation.frames}"
+        )
+        return {"errors": error_table(result, title, extra=extra)}
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class EquivarianceError:
-    """Errors of one transformation, or of several; sums of absolute pixel errors, pixels in [0, 1].
+def error_column(name: str) -> Column:
+    """Return the column of the error of a transformation."""
+
+    def value(result: ErrorSummaries) -> float | None:
+        return result.errors[name].error if name in result.errors else None
+
+    return Column(f"error.{name}", f"E {name}", "lower", value=value)
+
+
+@dataclasses.dataclass(frozen=True)
+class TraversalErrors:
+    """Errors of all traversals of a model.
 
     Attributes:
-        flow: ``(images, T)``: ``sum_{channels, pixels} |x_t - decode(z_t)|`` for t = 1..T, where
-            ``z_t = flow(z_0, k, t)``.
-        identity: ``(images, T)``: the same with ``z_t = z_0``, a model that moves nothing.
-        reconstruction: ``(images,)``: the error of decoding frame 0 from its own latent.
-        pixels: channels times pixels of a frame.
+        chosen: the one that the model takes.
+        traversals: the errors of each.
     """
 
-    flow: Float[Tensor, "n t"]
-    identity: Float[Tensor, "n t"]
-    reconstruction: Float[Tensor, "n"]
-    pixels: int
-
-    @property
-    def error(self) -> float:
-        """``E_k``: the mean over images of the sum over t."""
-        return float(self.flow.sum(1).mean())
-
-    @property
-    def standard_error(self) -> float:
-        """Of ``E_k``, from its spread over images; 0 for a single image."""
-        totals = self.flow.sum(1)
-        return float(totals.std() / len(totals) ** 0.5) if len(totals) > 1 else 0.0
-
-    @property
-    def identity_error(self) -> float:
-        """``E_k`` of a model whose latent stays where it is."""
-        return float(self.identity.sum(1).mean())
-
-    @property
-    def floor(self) -> float:
-        """T times the error of decoding ``x_0`` from ``z_0``: what the autoencoder alone costs."""
-        return float(self.reconstruction.mean()) * self.flow.shape[1]
-
-    @property
-    def per_frame_and_pixel(self) -> float:
-        """``E_k`` per frame, channel and pixel: the mean absolute error of a pixel."""
-        return self.error / (self.flow.shape[1] * self.pixels)
-
-    def summary(self) -> dict[str, float | list[float]]:
-        """Return the figures above as plain numbers."""
-        return {
-            "error": self.error,
-            "standard_error": self.standard_error,
-            "identity": self.identity_error,
-            "floor": self.floor,
-            "per_frame_and_pixel": self.per_frame_and_pixel,
-            "per_frame": self.flow.mean(0).tolist(),
-            "identity_per_frame": self.identity.mean(0).tolist(),
-        }
+    chosen: str
+    traversals: dict[str, ErrorSummaries]
 
 
-@torch.no_grad()
-def equivariance_error(
-    model: SequenceModel,
-    data: SequenceDataset,
-    indices: Tensor | Sequence[int] | None = None,
-    *,
-    frames: int = 7,
-    method: Method | None = None,
-    choose: Literal["given", "inferred"] = "given",
-    batch_size: int = 250,
-) -> dict[str, EquivarianceError]:
-    r"""Return the equivariance error of every transformation.
+@METRICS.register("traversals")
+class Traversals(Metric):
+    """The equivariance error of every traversal by which the latents of a model could move."""
 
-    .. code-block:: text
+    Result = TraversalErrors
+    default = True
+    order = 20
+    description = "errors of other traversals"
+    needs = "a model that moves its latents by traversals"
 
-        E_k = mean_{images} sum_{t=1..T} sum_{channels, pixels} |x_t - decode(flow(z_0, k, t))|
+    def applies(self, context: MetricContext) -> bool:
+        """Return whether the model is a :class:`~flowfactor.models.TraversalModel`."""
+        return isinstance(context.model, TraversalModel)
 
-    with ``z_0`` the mean of ``q(z_0 | x_0)``. ``T = 7`` and a training to ``t = 8`` is the protocol
-    of Song et al., arXiv:2309.13167.
+    def measure(self, context: MetricContext) -> TraversalErrors:
+        """Return the errors by traversal; the model is left as it was."""
+        model: Any = context.model
+        chosen, errors = model.traversal, {}
+        try:
+            for traversal in model.TRAVERSALS:
+                model.traversal = traversal
+                measured = (
+                    context.errors
+                    if traversal == chosen
+                    else equivariance_error(
+                        model, context.data, context.indices, frames=context.frames
+                    )
+                )
+                errors[traversal] = ErrorSummaries.of(measured)
+        finally:
+            model.traversal = chosen
+        return TraversalErrors(chosen, errors)
 
-    Args:
-        model: in evaluation mode.
-        data: held-out images; its transformations are the model's, which may have spare flows.
-        indices: which images; None is all of them.
-        frames: T.
-        method: another solver than the model's.
-        choose: take the flow of each transformation, or let a
-            :class:`~flowfactor.models.WeakFlowVAE` infer that of each sequence from its frames.
-        batch_size: images at a time; it does not change the result.
-
-    Returns:
-        The error by the name of the transformation; one that none of the recordings undergoes is
-        left out.
-
-    Raises:
-        ValueError: the data has other transformations than the model, or too few frames.
-
-    Example:
-        >>> import torch, flowfactor
-        >>> from flowfactor.data import TransformedImages
-        >>> data = TransformedImages(torch.randint(256, (4, 1, 28, 28), dtype=torch.uint8))
-        >>> model = flowfactor.FlowVAE.build(data.names, latent_dim=4, width=8).eval()
-        >>> errors = equivariance_error(model, data)
-        >>> errors["rotation"].flow.shape
-        torch.Size([4, 7])
-    """
-    check_comparable(model, data, frames)
-    if choose == "inferred" and not isinstance(model, WeakFlowVAE):
-        raise ValueError(f"a {type(model).__name__} does not infer transformations; they are given")
-    device = next(model.parameters()).device
-    chosen = torch.arange(len(data)) if indices is None else torch.as_tensor(indices)
-    errors = {}
-    for k, rows in rows_undergoing(data, chosen).items():
-        parts = []
-        for batch in chosen[rows].split(batch_size):
-            sequences = data.sample(batch, k).to(device)
-            flows: int | Tensor = k
-            if choose == "inferred":
-                assert isinstance(model, WeakFlowVAE)
-                flows = model.infer(sequences).argmax(-1)
-            x = sequences.frames[:, : frames + 1]
-            z0 = model.represent(x[:, 0])
-            times = torch.arange(frames + 1, dtype=z0.dtype, device=device)
-            parts.append(frame_errors(model, x, model.flow(z0, flows, times, method=method)))
-        errors[data.names[k]] = joined(parts)
-    return errors
-
-
-def rows_undergoing(data: SequenceDataset, chosen: Int[Tensor, "n"]) -> dict[int, Int[Tensor, "_"]]:
-    """Return which of the chosen samples can be had under each transformation: all, if rendered.
-
-    Transformations that none of the chosen recordings undergoes are left out.
-
-    Raises:
-        ValueError: that is so of all.
-    """
-    found = {}
-    for k in range(len(data.names)):
-        rows = torch.isin(chosen, samples_undergoing(data, k).cpu()).nonzero().flatten()
-        if len(rows):
-            found[k] = rows
-    if not found:
-        raise ValueError(f"none of the samples undergoes {' or '.join(data.names)}")
-    return found
-
-
-def check_comparable(model: SequenceModel, data: SequenceDataset, frames: int) -> None:
-    """Refuse data that a model cannot be measured on.
-
-    Raises:
-        ValueError: other transformations than the model's, another image shape, too few frames.
-    """
-    # Weak supervision may have left flows to spare, which come last.
-    known = model.names[: len(data.names)] if isinstance(model, WeakFlowVAE) else model.names
-    if data.names != known:
-        raise ValueError(
-            f"the data undergoes {', '.join(data.names)}, but the model knows "
-            f"{', '.join(model.names)}; they must be the same, in the same order"
-        )
-    if tuple(data.image_shape) != tuple(model.image_shape):
-        raise ValueError(
-            f"the images of the data have the shape {tuple(data.image_shape)}, but the model takes "
-            f"{tuple(model.image_shape)}"
-        )
-    if not 1 <= frames <= data.horizon:
-        raise ValueError(
-            f"frames must be in 1..{data.horizon}, the frames of the data; it is {frames}"
-        )
-
-
-def frame_errors(
-    model: SequenceModel, x: Float[Tensor, "b f c h w"], z: Float[Tensor, "f b d"]
-) -> EquivarianceError:
-    """Return the errors of frames that are decoded from a path against the true ones.
-
-    Args:
-        model: decodes.
-        x: the true frames.
-        z: the path; it starts at the latent of the first frame, which is what an unmoved latent
-            decodes to.
-    """
-    moved = model.decode(z.flatten(0, 1)).unflatten(0, z.shape[:2]).transpose(0, 1)
-    flow = (x - moved).abs().flatten(2).sum(-1).double().cpu()
-    identity = (x - moved[:, :1]).abs().flatten(2).sum(-1).double().cpu()
-    return EquivarianceError(flow[:, 1:], identity[:, 1:], flow[:, 0], x[0, 0].numel())
-
-
-def joined(parts: Sequence[EquivarianceError]) -> EquivarianceError:
-    """Return the errors of all images of some batches."""
-    return EquivarianceError(
-        torch.cat([part.flow for part in parts]),
-        torch.cat([part.identity for part in parts]),
-        torch.cat([part.reconstruction for part in parts]),
-        parts[0].pixels,
-    )
-
-
-def mean_error(errors: Mapping[Any, EquivarianceError]) -> float:
-    """Return the mean of ``E_k`` over the transformations, or over pairs of them."""
-    return sum(error.error for error in errors.values()) / len(errors)
+    @classmethod
+    def tables(cls, result: TraversalErrors, evaluation: Evaluation) -> Mapping[str, Table]:
+        """Return the errors of each traversal."""
+        names = list(next(iter(result.traversals.values())).errors)
+        rows = [
+            Row(traversal, [*(each.errors[name].error for name in names), each.mean_error])
+            for traversal, each in result.traversals.items()
+        ]
+        title = f"E by each traversal; {result.chosen} was the best on training sequences"
+        columns = [*map(Column, names), Column("mean")]
+        return {"traversals": Table(columns, rows, title, "traversal")}

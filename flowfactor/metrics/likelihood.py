@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Mapping, Sequence
 
 import torch
+from einops import rearrange, repeat
 from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal
 
 from flowfactor.data import SequenceBatch
+from flowfactor.metrics.base import Metric, MetricContext, MetricOptions
 from flowfactor.models import SequenceModel
-from flowfactor.observation import Observation
+from flowfactor.observation import Gaussian, Observation
+from flowfactor.options import PositiveInt, options
+from flowfactor.records import Evaluation
+from flowfactor.registries import METRICS
+from flowfactor.tables import Column, Row, Table
+
+# What tables call the observation models.
+_NAMES = {
+    "bernoulli": "Bernoulli",
+    "gaussian": "Gaussian",
+    "gaussian_learned": "learned Gaussian",
+}
 
 
 @torch.no_grad()
@@ -35,15 +50,15 @@ def log_likelihood(
 
     Args:
         model: in evaluation mode.
-        sequences: complete ones, frames 0..T.
+        sequences: complete ones, frames 0..T, with their labels.
         samples: S.
-        observation: another model of the pixels than the trained one, for instance the unit
-            ``Gaussian()``, under which results of different models compare.
+        observation: another observation model than the trained one, for instance the unit
+            ``Gaussian()``, by which different models can be compared.
         generator: of the samples, on the model's device.
         batch_size: frames decoded at a time; it does not change the result.
 
     Raises:
-        ValueError: the sequences lack frames, or ``samples`` is not positive.
+        ValueError: ``samples`` is not positive; the sequences lack frames or labels.
 
     Source: Burda, Grosse, Salakhutdinov, "Importance Weighted Autoencoders", ICLR 2016.
 
@@ -57,31 +72,31 @@ def log_likelihood(
     """
     if samples < 1:
         raise ValueError(f"samples must be at least 1; it is {samples}")
-    if sequences.frames.shape[1] != sequences.horizon + 1:
+    frames = sequences.horizon + 1
+    if sequences.frames.shape[1] != frames or sequences.labels is None:
         raise ValueError(
-            f"the likelihood of a sequence needs all of its {sequences.horizon + 1} frames; these "
-            f"sequences have {sequences.frames.shape[1]}"
+            f"sequences must have labels and all of their {frames} frames; these have "
+            f"{sequences.frames.shape[1]} frames"
         )
-    device = next(model.parameters()).device
-    sequences = sequences.to(device)
-    observe = (observation or model.observation).to(device)
-    frames_each = sequences.horizon + 1
-    at_once = max(1, batch_size // (samples * frames_each))
+    x_all, labels = sequences.frames.to(model.device), sequences.labels.to(model.device)
+    observe = (observation or model.observation).to(model.device)
+    chunk = max(1, batch_size // (samples * frames))
     bounds = []
-    for rows in torch.arange(len(sequences), device=device).split(at_once):
-        x, k = sequences.frames[rows], sequences.labels[rows]
+    for x, k in zip(x_all.split(chunk), labels.split(chunk), strict=True):
         posterior = model.encode(x[:, 0])
         mean, scale = posterior.mean, posterior.stddev
         noise = torch.randn(
-            samples, *mean.shape, generator=generator, dtype=mean.dtype, device=device
+            samples, *mean.shape, generator=generator, dtype=mean.dtype, device=mean.device
         )
         z0 = mean + scale * noise
         log_weight = _normal(torch.zeros_like(mean), torch.ones_like(scale)).log_prob(z0)
         log_weight = log_weight - _normal(mean, scale).log_prob(z0)
-        times = torch.arange(frames_each, dtype=mean.dtype, device=device)
-        path = model.flow(z0.flatten(0, 1), k.repeat(samples), times)
-        for t in range(frames_each):
-            logits = model.decode_logits(path[t]).unflatten(0, (samples, len(rows)))
+        times = torch.arange(frames, dtype=mean.dtype, device=mean.device)
+        starts = rearrange(z0, "s b d -> (s b) d")
+        path = model.flow(starts, repeat(k, "b -> (s b)", s=samples), times)
+        for t in range(frames):
+            logits = model.decode_logits(path[t])
+            logits = rearrange(logits, "(s b) c h w -> s b c h w", s=samples)
             log_weight = log_weight + observe.log_prob(logits, x[:, t].expand_as(logits))
         bounds.append(torch.logsumexp(log_weight, dim=0) - math.log(samples))
     return torch.cat(bounds)
@@ -89,3 +104,121 @@ def log_likelihood(
 
 def _normal(mean: Tensor, scale: Tensor) -> Distribution:
     return Independent(Normal(mean, scale, validate_args=False), 1, validate_args=False)
+
+
+@options
+class LikelihoodOptions(MetricOptions):
+    """Options of the log-likelihood."""
+
+    sequences: PositiveInt = 300
+    """The number of sequences."""
+    samples: PositiveInt = 50
+    """The number of importance samples of each."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Bound:
+    """The mean of a bound over sequences, in nats.
+
+    Attributes:
+        observation: the name of the observation model.
+        per_sequence: of the whole sequence.
+        per_frame: the same, divided by the number of frames.
+        standard_error: of ``per_sequence``, from its spread over sequences.
+    """
+
+    observation: str
+    per_sequence: float
+    per_frame: float
+    standard_error: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Likelihoods:
+    """Bounds under the trained observation model and under the unit Gaussian."""
+
+    sequences: int
+    samples: int
+    trained: Bound
+    unit_gaussian: Bound
+
+
+@METRICS.register("log_likelihood")
+class LogLikelihood(Metric):
+    """The importance-weighted bound, see :func:`log_likelihood`."""
+
+    Options = LikelihoodOptions
+    Result = Likelihoods
+    default = True
+    order = 40
+    description = "log-likelihoods"
+    options: LikelihoodOptions
+
+    def measure(self, context: MetricContext) -> Likelihoods:
+        """Return both bounds, of sequences with the transformations in turn."""
+        model, data = context.model, context.data
+        sequences = data.sample(torch.arange(min(self.options.sequences, len(data))))
+
+        def bound(observation: Observation | None) -> Bound:
+            generator = torch.Generator(model.device).manual_seed(context.seed)
+            nats = log_likelihood(
+                model,
+                sequences,
+                self.options.samples,
+                observation=observation,
+                generator=generator,
+            ).double()
+            count, mean = len(nats), float(nats.mean())
+            return Bound(
+                _name_of(observation or model.observation),
+                mean,
+                mean / (data.horizon + 1),
+                float(nats.std() / count**0.5) if count > 1 else 0.0,
+            )
+
+        return Likelihoods(len(sequences), self.options.samples, bound(None), bound(Gaussian()))
+
+    @classmethod
+    def columns_for(cls, evaluations: Sequence[Evaluation]) -> Sequence[Column]:
+        """Return a column for each bound; trained ones are ranked only under the same model."""
+        results = [result for each in evaluations if (result := each.result(cls))]
+        names = {result.trained.observation for result in results}
+        trained = Column(
+            "log_likelihood_trained",
+            "log p, as trained",
+            "higher" if len(names) < 2 else None,
+            value=lambda result: result.trained.per_sequence,
+        )
+        if len(names) == 1:
+            name = names.pop()
+            trained = dataclasses.replace(trained, heading=f"log p, {_NAMES.get(name, name)}")
+        unit = Column(
+            "log_likelihood",
+            "log p, unit Gaussian",
+            "higher",
+            value=lambda result: result.unit_gaussian.per_sequence,
+        )
+        return [unit, trained]
+
+    @classmethod
+    def tables(cls, result: Likelihoods, evaluation: Evaluation) -> Mapping[str, Table]:
+        """Return both bounds."""
+        labels = {
+            f"{result.trained.observation} (trained)": result.trained,
+            "unit Gaussian": result.unit_gaussian,
+        }
+        rows = [
+            Row(label, [bound.per_sequence, bound.standard_error, bound.per_frame])
+            for label, bound in labels.items()
+        ]
+        title = (
+            f"IWAE bound of log p(x_0..x_T | k), {result.samples} samples, "
+            f"{result.sequences} sequences, nats"
+        )
+        columns = [Column("nats per sequence"), Column("± s.e."), Column("nats per frame")]
+        return {"log_likelihood": Table(columns, rows, title, "observation model")}
+
+
+def _name_of(observation: Observation) -> str:
+    learned = any(True for _ in observation.parameters())
+    return type(observation).__name__.lower() + "_learned" * learned

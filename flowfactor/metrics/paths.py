@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+import dataclasses
+import statistics
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from flowfactor.data import SequenceDataset
-from flowfactor.flow import Path, full_precision, trace
-from flowfactor.metrics.equivariance import check_comparable, rows_undergoing
-from flowfactor.models import SequenceModel
+from flowfactor.flow import Path, full_precision
+from flowfactor.metrics.base import Metric, MetricContext
+from flowfactor.metrics.pixel_errors import batches, check_comparable, frame_times
+from flowfactor.models import PotentialModel, SequenceModel
+from flowfactor.records import Evaluation
+from flowfactor.registries import METRICS
+from flowfactor.tables import Column, Row, Table
 from flowfactor.transport import straightness
 from solvers import Method, Stats
 
+# Sequences that the metric is measured on, at most.
+_IMAGES = 250
 
-class PathMeasures(NamedTuple):
+
+@dataclasses.dataclass(frozen=True)
+class PathMeasures:
     """Means over images for one transformation.
 
     Attributes:
@@ -53,15 +63,14 @@ def path_measures(
         kinetic energy  = mean_{images}  1/T int_0^T 1/2 |grad u^k(z_t, t)|^2 dt
 
     The integral is by the trapezoidal rule, the length that of the polygon through the same times.
-    A model that moves its latent by a rule has no potential: its path is taken to be the polygon
-    through the latents at the frames.
+    A model without potentials has paths, too: the polygons through its latents at the frames.
 
     Args:
         model: in evaluation mode.
         data: held-out images; its transformations are the model's.
         indices: which images; None is all of them.
         frames: T; None is the last frame that the model was trained on.
-        per_frame: times for each frame at which a flow is looked at.
+        per_frame: points of the path for each frame of a flow.
         method: another solver than the model's.
         batch_size: images at a time; it does not change the result.
 
@@ -85,36 +94,72 @@ def path_measures(
     for name, number in (("frames", horizon), ("per_frame", per_frame), ("batch_size", batch_size)):
         if number < 1:
             raise ValueError(f"{name} must be at least 1; it is {number}")
-    device = next(model.parameters()).device
-    chosen = torch.arange(len(data)) if indices is None else torch.as_tensor(indices)
-    measures = {}
-    for k, rows in rows_undergoing(data, chosen).items():
-        able = chosen[rows]
-        sums = torch.zeros(3, dtype=torch.float64)
-        for batch in able.split(batch_size):
-            first = torch.zeros(len(batch), 1, dtype=torch.long)
-            x = data.sample(batch, k, first).frames[:, 0].to(device)
-            path, energy = _path(model, model.represent(x), k, horizon, per_frame, method)
-            distance = (path.z[-1] - path.z[0]).norm(dim=-1)
-            parts = (straightness(path).clamp(max=1), energy, distance)
-            sums += torch.stack([part.double().sum().cpu() for part in parts])
-        measures[data.names[k]] = PathMeasures(*(sums / len(able)).tolist())
-    return measures
+    parts = defaultdict(list)
+    for k, batch in batches(data, indices, batch_size):
+        first = torch.zeros(len(batch), 1, dtype=torch.long)
+        z0 = model.represent(data.sample(batch, k, first).frames[:, 0].to(model.device))
+        path, energy = _path(model, z0, k, horizon, per_frame, method)
+        distance = (path.z[-1] - path.z[0]).norm(dim=-1)
+        measures = torch.stack([straightness(path).clamp(max=1), energy, distance])
+        parts[data.names[k]].append(measures.double().cpu())
+    return {
+        name: PathMeasures(*torch.cat(measures, dim=1).mean(1).tolist())
+        for name, measures in parts.items()
+    }
 
 
 def _path(
     model: SequenceModel, z0: Tensor, k: int, horizon: int, per_frame: int, method: Method | None
 ) -> tuple[Path, Tensor]:
-    """The path of each latent, and the mean of its kinetic energy over time."""
-    if hasattr(model, "potentials"):
+    """Return the path of each latent, and the mean of its kinetic energy over time."""
+    if isinstance(model, PotentialModel):
         count = horizon * per_frame
         times = torch.arange(count + 1, dtype=z0.dtype, device=z0.device) / per_frame
-        path = trace(z0, k, times, model, method=method)
+        path = model.trace(z0, k, times, method=method)
         potential = model.potentials[k]
         with full_precision(z0):
             speeds = [potential.gradient(z, t) for t, z in zip(path.times, path.z, strict=True)]
         energies = 0.5 * torch.stack(speeds).square().sum(-1)
         return path, torch.trapezoid(energies, times, dim=0) / horizon
-    times = torch.arange(horizon + 1, dtype=z0.dtype, device=z0.device)
+    times = frame_times(horizon, z0)
     z = model.flow(z0, k, times)
     return Path(z, None, times, Stats()), 0.5 * z.diff(dim=0).square().sum(-1).mean(0)
+
+
+@dataclasses.dataclass(frozen=True)
+class PathSummary:
+    """Measures of each transformation, and their mean without that of flows to spare."""
+
+    mean: PathMeasures
+    paths: dict[str, PathMeasures]
+
+
+@METRICS.register("paths")
+class Paths(Metric):
+    """Straightness and kinetic energy of the latents' paths, see :func:`path_measures`."""
+
+    Result = PathSummary
+    order = 80
+    description = "paths of the latents"
+    columns = (
+        Column("straightness", "straightness", "higher", ".3f", lambda r: r.mean.straightness),
+        Column("kinetic_energy", "kinetic energy", None, ".3g", lambda r: r.mean.kinetic_energy),
+    )
+
+    def measure(self, context: MetricContext) -> PathSummary:
+        """Return the measures."""
+        paths = path_measures(
+            context.model, context.data, context.indices[:_IMAGES], frames=context.frames
+        )
+        named = [paths[name] for name in context.transformations if name in paths]
+        columns = zip(*(dataclasses.astuple(path) for path in named), strict=True)
+        return PathSummary(PathMeasures(*map(statistics.fmean, columns)), paths)
+
+    @classmethod
+    def tables(cls, result: PathSummary, evaluation: Evaluation) -> Mapping[str, Table]:
+        """Return the measures of each transformation."""
+        columns = [
+            Column(key, format=".3g") for key in ("straightness", "kinetic energy", "distance")
+        ]
+        rows = [Row(name, dataclasses.astuple(path)) for name, path in result.paths.items()]
+        return {"paths": Table(columns, rows, "Paths of the latents", "transformation")}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -11,35 +11,28 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from flowfactor.data import SequenceDataset
-from flowfactor.metrics.equivariance import check_comparable, rows_undergoing
+from flowfactor.metrics.base import Metric, MetricContext, MetricOptions
+from flowfactor.metrics.pixel_errors import batches, check_comparable, selected_indices
 from flowfactor.models import SequenceModel
+from flowfactor.options import PositiveFloat, PositiveInt, options
+from flowfactor.records import Evaluation
+from flowfactor.registries import METRICS
+from flowfactor.tables import Column, Row, Table
 from solvers import Method
 
 
-@dataclasses.dataclass(frozen=True)
-class ClassifierOptions:
-    """How the classifier of pairs is made and trained, with Adam.
+@options
+class ClassifierOptions(MetricOptions):
+    """How the classifier of pairs is made and trained, with Adam."""
 
-    Args:
-        width: channels of its first layer; the others have twice as many.
-        epochs: passes through the training pairs.
-        batch_size: pairs of a step.
-        learning_rate: of Adam; it falls to zero along half a cosine.
-
-    Raises:
-        ValueError: a number that is not positive.
-    """
-
-    width: int = 16
-    epochs: int = 30
-    batch_size: int = 32
-    learning_rate: float = 2e-3
-
-    def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            number = getattr(self, field.name)
-            if not number > 0:
-                raise ValueError(f"{field.name} must be positive; it is {number}")
+    width: PositiveInt = 16
+    """Channels of its first layer; the others have twice as many."""
+    epochs: PositiveInt = 30
+    """Passes through the training pairs."""
+    batch_size: PositiveInt = 32
+    """Pairs of a step."""
+    learning_rate: PositiveFloat = 2e-3
+    """Of Adam; it falls to zero along half a cosine."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,8 +72,8 @@ def variation_predictability(
         score:  accuracy of k as predicted from the pair, on pairs not trained on
 
     A network that sees few pairs can only learn changes that are simple and alike for all images.
-    The score says nothing of whether they are the *right* changes, for which see
-    :func:`~flowfactor.metrics.equivariance_error`.
+    Whether they are the *right* changes is what :func:`~flowfactor.metrics.equivariance_error`
+    measures.
 
     Args:
         model: in evaluation mode.
@@ -114,24 +107,23 @@ def variation_predictability(
         (3, 27, 0.333)
     """
     check_comparable(model, data, 1)
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1; it is {batch_size}")
     t = float(model.horizon) if time is None else float(time)
-    device = next(model.parameters()).device
-    chosen = torch.arange(len(data)) if indices is None else torch.as_tensor(indices)
-    generator = torch.Generator().manual_seed(seed)
-    starts = torch.rand(len(chosen), data.start_size, generator=generator)
+    selected = selected_indices(data, indices)
+    starts = None
+    if random_starts:
+        starts = data.random_starts(len(selected), torch.Generator().manual_seed(seed))
+    place = torch.zeros(len(data), dtype=torch.long)
+    place[selected] = torch.arange(len(selected))
     groups, before, after, labels = [], [], [], []
     with torch.no_grad():
-        for k, able in rows_undergoing(data, chosen).items():
-            for rows in able.split(batch_size):
-                first = torch.zeros(len(rows), 1, dtype=torch.long)
-                start = starts[rows] if random_starts else None
-                x = data.sample(chosen[rows], k, first, start).frames[:, 0].to(device)
-                before.append(x)
-                after.append(model.decode(model.flow(model.represent(x), k, t, method=method)))
-                labels.append(torch.full_like(rows, k))
-                groups.append(chosen[rows])
+        for k, batch in batches(data, selected, batch_size):
+            first = torch.zeros(len(batch), 1, dtype=torch.long)
+            start = None if starts is None else starts[place[batch]]
+            x = data.sample(batch, k, first, start).frames[:, 0].to(model.device)
+            before.append(x)
+            after.append(model.decode(model.flow(model.represent(x), k, t, method=method)))
+            labels.append(torch.full_like(batch, k))
+            groups.append(batch)
     return classify_pairs(
         torch.cat(before),
         torch.cat(after),
@@ -166,7 +158,7 @@ def classify_pairs(
         seed: of the draw, the network and its batches. The global generator is left alone.
 
     Raises:
-        ValueError: shapes that do not match, images that are not finite, fewer than two factors,
+        ValueError: shapes that do not match, images that are not finite, fewer than two labels,
             or a fraction that leaves no groups on either side.
 
     Example:
@@ -177,24 +169,21 @@ def classify_pairs(
         >>> classify_pairs(x, brighter, k, train_fraction=0.2).accuracy > 0.9
         True
     """
-    if before.shape != after.shape or before.ndim != 4 or labels.shape != before.shape[:1]:
+    shapes = [tuple(tensor.shape) for tensor in (before, after, labels)]
+    if shapes[0] != shapes[1] or before.ndim != 4 or shapes[2] != shapes[0][:1]:
         raise ValueError(
-            f"before and after must be (N, C, H, W) and factor (N,); their shapes are "
-            f"{tuple(before.shape)}, {tuple(after.shape)} and {tuple(factor.shape)}"
+            f"before and after must be (N, C, H, W) and labels (N,); their shapes are {shapes}"
         )
     if not (bool(before.isfinite().all()) and bool(after.isfinite().all())):
-        raise ValueError("the images of the pairs must be finite; some pixels are not")
+        raise ValueError("before and after must be finite; some pixels are not")
     labels = labels.cpu()
     classes = labels.unique()
     if len(classes) < 2 or int(classes[0]) < 0:
-        raise ValueError(
-            f"there must be at least two factors, numbered from 0, to tell apart; they are "
-            f"{classes.tolist()}"
-        )
+        raise ValueError(f"labels must be at least two numbers from 0; they are {classes.tolist()}")
     groups = torch.arange(len(labels)) if groups is None else groups.cpu()
     if groups.shape != labels.shape:
         raise ValueError(
-            f"groups must hold one number for each of the {len(factor)} pairs; their shape is "
+            f"groups must hold a number for each of the {len(labels)} pairs; their shape is "
             f"{tuple(groups.shape)}"
         )
     generator = torch.Generator().manual_seed(seed)
@@ -202,8 +191,8 @@ def classify_pairs(
     count = round(len(members) * train_fraction)
     if not 0 < count < len(members):
         raise ValueError(
-            f"train_fraction must leave images to train and to test on; of {len(members)} images "
-            f"{train_fraction} are {count}"
+            f"train_fraction must leave images to train and to test on; it is {train_fraction} of "
+            f"{len(members)}"
         )
     drawn = members[torch.randperm(len(members), generator=generator)[:count]]
     known = torch.isin(groups, drawn)
@@ -216,10 +205,10 @@ def classify_pairs(
     network = network.to(pairs.device)
     _fit(network, pairs, target, train, options, generator)
     with torch.no_grad():
-        right = sum(
+        correct = sum(
             int((network(pairs[rows]).argmax(1) == target[rows]).sum()) for rows in test.split(500)
         )
-    return Predictability(right / len(test), 1 / len(classes), len(train), len(test))
+    return Predictability(correct / len(test), 1 / len(classes), len(train), len(test))
 
 
 def _fit(
@@ -243,10 +232,45 @@ def _fit(
 
 
 def _classifier(channels: int, classes: int, width: int) -> nn.Sequential:
-    """Three convolutions, what they find averaged over a grid of 4 by 4 places."""
+    """Return three convolutions, averaged over a grid of 4 by 4 cells, and a linear layer."""
     layers: list[nn.Module] = []
     for into, out in ((channels, width), (width, 2 * width), (2 * width, 2 * width)):
         layers += [nn.Conv2d(into, out, 3, stride=2, padding=1), nn.GroupNorm(1, out), nn.ReLU()]
     return nn.Sequential(
         *layers, nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(2 * width * 16, classes)
     )
+
+
+@METRICS.register("predictability")
+class PairClassification(Metric):
+    """How well flows can be told apart, see :func:`variation_predictability`."""
+
+    Options = ClassifierOptions
+    Result = Predictability
+    order = 60
+    description = "variation predictability"
+    needs = "at least two transformations"
+    columns = (Column("predictability", "VP", "higher", ".3f", lambda result: result.accuracy),)
+    options: ClassifierOptions
+
+    def applies(self, context: MetricContext) -> bool:
+        """Return whether there is anything to tell apart."""
+        return len(context.data.names) > 1
+
+    def measure(self, context: MetricContext) -> Predictability:
+        """Return the accuracy."""
+        return variation_predictability(
+            context.model,
+            context.data,
+            context.indices,
+            time=context.frames,
+            options=self.options,
+            seed=context.seed,
+        )
+
+    @classmethod
+    def tables(cls, result: Predictability, evaluation: Evaluation) -> Mapping[str, Table]:
+        """Return the accuracy beside that of a guess."""
+        columns = [Column("accuracy", format=".3f"), Column("chance", format=".3f")]
+        rows = [Row("pairs of images", [result.accuracy, result.chance])]
+        return {"predictability": Table(columns, rows, "Variation predictability")}

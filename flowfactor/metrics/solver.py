@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+import dataclasses
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
 from flowfactor.data import SequenceDataset
-from flowfactor.metrics.equivariance import EquivarianceError, equivariance_error
-from flowfactor.models import SequenceModel
+from flowfactor.metrics.base import Metric, MetricContext
+from flowfactor.metrics.pixel_errors import EquivarianceError, equivariance_error
+from flowfactor.models import PotentialModel, SequenceModel
+from flowfactor.records import Evaluation
+from flowfactor.registries import METRICS
+from flowfactor.tables import Column, Table
 from solvers import Dopri5, Method
 
 
-class SolverChange(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class SolverChange:
     """``E_k`` with the model's solver and with a reference, and the relative change.
 
     Attributes:
@@ -39,7 +44,7 @@ def solver_independence(
     """Return how ``E_k`` changes when the flow is solved accurately.
 
     A change of some percent says that training has fitted the errors of a coarse solver, so that
-    the model is no ODE: flows for other times, backwards or added up are then not to be trusted.
+    the model is no ODE: flows for other times, backward or added up are then not to be trusted.
 
     Args:
         model: in evaluation mode.
@@ -64,3 +69,51 @@ def solver_independence(
         old, new = error.error, after[name].error
         changes[name] = SolverChange(old, new, (new - old) / old)
     return changes
+
+
+@dataclasses.dataclass(frozen=True)
+class SolverChanges:
+    """The change of each transformation's error."""
+
+    changes: dict[str, SolverChange]
+
+
+@METRICS.register("solver_independence")
+class SolverIndependence(Metric):
+    """How errors change with an accurate solver, see :func:`solver_independence`."""
+
+    Result = SolverChanges
+    default = True
+    order = 50
+    description = "errors with an accurate solver"
+    needs = "a model whose latents flow along potentials"
+    columns = (
+        Column(
+            "solver_change",
+            "solver change",
+            "lower",
+            ".2%",
+            lambda result: max((abs(c.relative) for c in result.changes.values()), default=None),
+        ),
+    )
+
+    def applies(self, context: MetricContext) -> bool:
+        """Return whether the model solves an ODE."""
+        return isinstance(context.model, PotentialModel)
+
+    def measure(self, context: MetricContext) -> SolverChanges:
+        """Return the changes."""
+        return SolverChanges(
+            solver_independence(
+                context.model,
+                context.data,
+                context.indices,
+                frames=context.frames,
+                trained=context.errors,
+            )
+        )
+
+    @classmethod
+    def tables(cls, result: SolverChanges, evaluation: Evaluation) -> Mapping[str, Table]:
+        """Return nothing: the changes are a column of the errors."""
+        return {}

@@ -1,48 +1,44 @@
-"""Models of image sequences; a new one is a file here and a name in MODELS."""
+"""Models of image sequences; a new one is a file with a class that registers itself."""
 
-from flowfactor.models.autoencoder import Autoencoder
-from flowfactor.models.base import NoPotentialsError, SequenceModel
-from flowfactor.models.displacement import (
-    DisplacementFit,
-    TraversalModel,
-    fit_traversals,
-    mean_displacements,
-)
-from flowfactor.models.factor_vae import FactorVAE
-from flowfactor.models.flow_vae import FlowVAE, Objective
-from flowfactor.models.poflow import PoFlow, WaveObjective
-from flowfactor.models.slow_vae import SlowVAE
-from flowfactor.models.topographic_vae import TopographicVAE
-from flowfactor.models.vae import VAE
-from flowfactor.models.weak_flow_vae import WeakFlowVAE
-
-MODELS: dict[str, type[SequenceModel]] = {
-    "flow_vae": FlowVAE,
-    "weak_flow_vae": WeakFlowVAE,
-    "vae": VAE,
-    "factor_vae": FactorVAE,
-    "slow_vae": SlowVAE,
-    "topographic_vae": TopographicVAE,
-    "poflow": PoFlow,
-}
-"""The models by the name that a run saves them under; a beta-VAE is a ``vae`` with its beta."""
+from flowfactor.models.autoencoder import Autoencoder, AutoencoderOptions, PotentialOptions
+from flowfactor.models.base import PotentialModel, SequenceModel
+from flowfactor.models.factor_vae import FactorVAE, FactorVAEOptions
+from flowfactor.models.flow_vae import FlowVAE, FlowVAEOptions
+from flowfactor.models.objective import Context, Objective, Term, term
+from flowfactor.models.poflow import PoFlow, PoFlowOptions
+from flowfactor.models.slow_vae import SlowVAE, SlowVAEOptions
+from flowfactor.models.topographic_vae import TopographicVAE, TopographicVAEOptions
+from flowfactor.models.traversal import TraversalModel, fit_traversals, mean_displacements
+from flowfactor.models.vae import VAE, VAEOptions
+from flowfactor.models.weak_flow_vae import WeakFlowVAE, WeakFlowVAEOptions
+from flowfactor.registries import MODELS
 
 __all__ = [
     "MODELS",
     "VAE",
     "Autoencoder",
-    "DisplacementFit",
+    "AutoencoderOptions",
+    "Context",
     "FactorVAE",
+    "FactorVAEOptions",
     "FlowVAE",
-    "NoPotentialsError",
+    "FlowVAEOptions",
     "Objective",
     "PoFlow",
+    "PoFlowOptions",
+    "PotentialModel",
+    "PotentialOptions",
     "SequenceModel",
     "SlowVAE",
+    "SlowVAEOptions",
+    "Term",
     "TopographicVAE",
+    "TopographicVAEOptions",
     "TraversalModel",
-    "WaveObjective",
+    "VAEOptions",
     "WeakFlowVAE",
+    "WeakFlowVAEOptions",
     "fit_traversals",
     "mean_displacements",
+    "term",
 ]

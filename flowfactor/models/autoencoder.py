@@ -2,70 +2,149 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar
 
-import torch
+from einops import rearrange
 from jaxtyping import Float
+from pydantic import PlainSerializer, PlainValidator
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 
+import solvers
 from flowfactor.data import SequenceBatch
-from flowfactor.models.base import SequenceModel
-from flowfactor.observation import Bernoulli, Observation
+from flowfactor.errors import ConfigError
+from flowfactor.models.base import PotentialModel, SequenceModel
+from flowfactor.networks import ConvEncoderOptions, MLPDecoderOptions, NetworkOptions
+from flowfactor.observation import Observation
+from flowfactor.options import KindIn, NameIn, NonNegativeInt, PositiveInt, options
+from flowfactor.potentials import PotentialBank, RidgePotential
+from flowfactor.registries import DECODERS, ENCODERS, OBSERVATIONS
+from solvers import RK4, Direct, Gradient, Method
+
+
+def _method(value: Any) -> Method:
+    if isinstance(value, Method):
+        return value
+    return _named(solvers.method_from_name, value, "rk4")  # type: ignore[no-any-return]
+
+
+def _gradient(value: Any) -> Gradient:
+    if isinstance(value, Gradient):
+        return value
+    return _named(solvers.gradient_from_name, value, "direct")  # type: ignore[no-any-return]
+
+
+def _named(make: Any, value: Any, default: str) -> Any:
+    """Return a method or gradient from its name and options."""
+    if not isinstance(value, dict):
+        raise ValueError(f"expected keys such as {{name: {default}, ...}}")
+    given = {key: each for key, each in value.items() if each is not None}
+    try:
+        return make(**{"name": default, **given})
+    except TypeError as error:  # pydantic reports ValueErrors
+        raise ValueError(str(error)) from None
+
+
+Solver = Annotated[Method, PlainValidator(_method), PlainSerializer(solvers.to_dict)]
+Encoder = Annotated[NetworkOptions | nn.Module, KindIn(ENCODERS, "conv", nn.Module)]
+Decoder = Annotated[NetworkOptions | nn.Module, KindIn(DECODERS, "mlp", nn.Module)]
+ObservationName = Annotated[str | Observation, NameIn(OBSERVATIONS, Observation)]
+SolverGradient = Annotated[Gradient, PlainValidator(_gradient), PlainSerializer(solvers.to_dict)]
+
+
+@options
+class AutoencoderOptions:
+    """Options that every model has."""
+
+    latent_dim: PositiveInt = 48
+    """Size D of the latent."""
+    encoder: Encoder = ConvEncoderOptions()
+    """Kind and sizes of the encoder; in Python also a module that maps ``(B, C, H, W)`` to
+    ``(B, 2 D)``, mean and log standard deviation."""
+    decoder: Decoder = MLPDecoderOptions()
+    """Kind and sizes of the decoder; in Python also a module that maps ``(B, D)`` to logits
+    ``(B, C, H, W)``."""
+    observation: ObservationName = "bernoulli"
+    """Model of the pixels: ``bernoulli``, ``gaussian`` of unit scale, or ``gaussian_learned``; in
+    Python also an :class:`~flowfactor.observation.Observation`."""
+
+    def check(self, config: Any) -> None:
+        """Refuse a configuration whose other sections do not fit this model.
+
+        Raises:
+            ConfigError: labels are hidden, which training needs.
+        """
+        if getattr(config.data, "labelled_fraction", None) is not None:
+            raise ConfigError(
+                "data.labelled_fraction: hides labels, which this model needs; weak_flow_vae does "
+                "not"
+            )
+
+
+@options
+class PotentialOptions(AutoencoderOptions):
+    """Options of models with potentials."""
+
+    width: PositiveInt = 256
+    """Size H of a potential: its ridge functions, or the units of each hidden layer."""
+    frequencies: PositiveInt = 4
+    """Number of frequencies of the potentials' coefficients in time."""
+    rank: NonNegativeInt = 0
+    """Number of squares of the potentials' quadratic term; 0 leaves it out."""
+    solver: Solver = RK4(steps=2)
+    """Solver of the flow: its name and options; the steps of a fixed method are per frame."""
+    gradient: SolverGradient = Direct()
+    """How the solver is differentiated: name and options."""
+
+    def make_potentials(self, names: Sequence[str], horizon: int) -> PotentialBank:
+        """Return the bank of potentials, one for each name."""
+        return RidgePotential(
+            names,
+            self.latent_dim,
+            self.width,
+            horizon=horizon,
+            frequencies=self.frequencies,
+            rank=self.rank,
+        )
 
 
 class Autoencoder(SequenceModel):
     """A sequence model with a Gaussian encoder and a decoder of pixel logits.
 
     Args:
-        encoder: maps images ``(B, C, H, W)`` to ``(B, 2 D)``: mean and log standard deviation.
-        decoder: maps latents ``(B, D)`` to logits ``(B, C, H, W)``.
+        options: of the model.
+        names: of the K transformations.
         image_shape: ``(C, H, W)``.
-        latent_dim: D.
         horizon: the last frame T.
-        observation: ``p(x | z)``; Bernoulli by default.
+        encoder: another one than that of the options.
+        decoder: likewise.
+        latent_dim: the size of the latent that moves, if it is not that of the options.
 
     Raises:
-        ValueError: ``horizon`` is not positive.
+        ValueError: ``horizon`` is not positive, or sizes do not fit the images.
     """
+
+    Options: ClassVar[type[Any]] = AutoencoderOptions
 
     def __init__(
         self,
-        encoder: nn.Module,
-        decoder: nn.Module,
-        image_shape: tuple[int, int, int],
-        latent_dim: int,
+        options: AutoencoderOptions,
+        names: Sequence[str],
+        image_shape: Sequence[int],
+        horizon: int,
         *,
-        horizon: int = 8,
-        observation: Observation | None = None,
+        encoder: nn.Module | None = None,
+        decoder: nn.Module | None = None,
+        latent_dim: int | None = None,
     ) -> None:
-        super().__init__()
-        if horizon < 1:
-            raise ValueError(
-                f"last, the number of the last frame, must be positive; it is {horizon}"
-            )
-        self.encoder = encoder
-        self.decoder = decoder
-        self.image_shape = (image_shape[0], image_shape[1], image_shape[2])
-        self.latent_dim = latent_dim
-        self.horizon = horizon
-        self.observation = observation if observation is not None else Bernoulli()
-        self._spec: dict[str, Any] | None = None
-
-    def spec(self) -> dict[str, Any]:
-        """Return the arguments of ``build`` that made this model.
-
-        Raises:
-            TypeError: the model was made from networks of your own, which plain data cannot name;
-                save its ``state_dict()`` and make it again by your own code.
-        """
-        if self._spec is None:
-            raise TypeError(
-                f"this model was made from networks of your own, so that flowfactor cannot make it "
-                f"again from plain data; save its state_dict() instead, or use "
-                f"{type(self).__name__}.build"
-            )
-        return self._spec
+        super().__init__(options, names, image_shape, horizon)
+        sizes = image_shape, options.latent_dim
+        self.encoder = make_network(options.encoder, *sizes) if encoder is None else encoder
+        self.decoder = make_network(options.decoder, *sizes) if decoder is None else decoder
+        named = options.observation
+        self.observation = OBSERVATIONS[named]() if isinstance(named, str) else named
+        self.latent_dim = latent_dim or options.latent_dim
 
     def encode(self, x: Float[Tensor, "b c h w"]) -> Distribution:
         """Return ``q(z_0 | x_0) = N(mu, diag sigma^2)``, over latents ``(B, D)``.
@@ -78,24 +157,77 @@ class Autoencoder(SequenceModel):
                 f"the images have the shape {tuple(x.shape)}; this model takes "
                 f"(B, {', '.join(map(str, self.image_shape))})"
             )
-        mean, log_scale = self._posterior(x)
+        mean, log_scale = self.posterior_parameters(x)
         return diagonal_normal(mean, log_scale.exp())
 
-    def _posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and log standard deviation of ``q(z | x)``."""
-        return bounded(self.encoder(x))
+    def posterior_parameters(self, x: Float[Tensor, "b c h w"]) -> tuple[Tensor, Tensor]:
+        """Return mean and log standard deviation of ``q(z | x)``, ``(B, D)`` each."""
+        return split_head(self.encoder(x))
 
     def decode_logits(self, z: Float[Tensor, "b d"]) -> Float[Tensor, "b c h w"]:
         """Return the logits of every pixel."""
         logits: Tensor = self.decoder(z)
         return logits.float()
 
-    def _decoded(
+    def log_likelihood(
         self, z: Float[Tensor, "n d"], sequences: SequenceBatch
-    ) -> tuple[Float[Tensor, "b f"], Float[Tensor, "b f c h w"]]:
-        """Return ``log p(x_t | z_t)`` of every frame, and the logits, from latents ``(B F, D)``."""
-        logits = self.decode_logits(z).unflatten(0, sequences.frames.shape[:2])
-        return self.observation.log_prob(logits, sequences.frames), logits
+    ) -> Float[Tensor, "b f"]:
+        """Return ``log p(x_t | z_t)`` of every frame, in nats, from its latent.
+
+        Args:
+            z: the latents of all frames in a row, ``(B F, D)``.
+            sequences: the frames.
+        """
+        logits = rearrange(
+            self.decode_logits(z), "(b f) c h w -> b f c h w", b=len(sequences.frames)
+        )
+        return self.observation.log_prob(logits, sequences.frames)
+
+
+class PotentialAutoencoder(PotentialModel, Autoencoder):
+    """An autoencoder whose latents flow along the gradients of potentials.
+
+    Args:
+        options: of the model.
+        names: of the K transformations.
+        image_shape: ``(C, H, W)``.
+        horizon: the last frame T.
+        networks: others than those of the options, see :class:`Autoencoder`.
+
+    Raises:
+        ValueError: sizes or names that do not fit together.
+    """
+
+    Options: ClassVar[type[Any]] = PotentialOptions
+
+    def __init__(
+        self,
+        options: PotentialOptions,
+        names: Sequence[str],
+        image_shape: Sequence[int],
+        horizon: int,
+        **networks: Any,
+    ) -> None:
+        bank = options.make_potentials(names, horizon)
+        super().__init__(options, names, image_shape, horizon, **networks)
+        if bank.dim != self.latent_dim or bank.names != tuple(names):
+            raise ValueError(
+                f"the potentials {', '.join(bank.names)} act on {bank.dim} dimensions; the model "
+                f"has {', '.join(names)} and latent_dim {self.latent_dim}"
+            )
+        self.potentials = bank
+        self.method = options.solver
+        self.gradient = options.gradient
+
+
+def make_network(
+    network: NetworkOptions | nn.Module, image_shape: Sequence[int], latent_dim: int
+) -> nn.Module:
+    """Return an untrained network from its options; a network of your own as it is."""
+    if isinstance(network, nn.Module):
+        return network
+    channels, height, width = image_shape
+    return network.build((channels, height, width), latent_dim)
 
 
 def diagonal_normal(mean: Float[Tensor, "b d"], scale: Float[Tensor, "b d"]) -> Distribution:
@@ -103,7 +235,7 @@ def diagonal_normal(mean: Float[Tensor, "b d"], scale: Float[Tensor, "b d"]) -> 
     return Independent(Normal(mean, scale, validate_args=False), 1, validate_args=False)
 
 
-def bounded(head: Float[Tensor, "b m"]) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b d"]]:
+def split_head(head: Float[Tensor, "b m"]) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b d"]]:
     """Return mean and log standard deviation from the output of an encoder, in float32."""
     mean, log_scale = head.float().chunk(2, dim=-1)
     # Beyond these bounds the exponential is useless and its gradient explodes.
@@ -116,22 +248,11 @@ def kl_to_standard_normal(posterior: Distribution) -> Float[Tensor, "b"]:
     return 0.5 * (mean.square() + scale.square() - 1 - 2 * scale.log()).sum(-1)
 
 
-def check_weight(name: str, weight: float) -> float:
-    """Return the weight of a term of an objective.
-
-    Raises:
-        ValueError: it is negative or not finite.
-    """
-    if not 0 <= weight < float("inf"):
-        raise ValueError(f"the weight {name} must be finite and at least 0; it is {weight}")
-    return weight
-
-
 def sum_over_frames(cost: Float[Tensor, "b f"], sequences: SequenceBatch) -> Float[Tensor, ""]:
     """Return the mean over sequences of the sum over frames, estimated from those given."""
     return (cost * sequences.weights).sum(1).mean()
 
 
-def flatten_frames(sequences: SequenceBatch) -> Float[torch.Tensor, "n c h w"]:
+def flatten_frames(sequences: SequenceBatch) -> Float[Tensor, "n c h w"]:
     """Return every frame as an image of its own, ``(B F, C, H, W)``."""
-    return sequences.frames.flatten(0, 1)
+    return rearrange(sequences.frames, "b f c h w -> (b f) c h w")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -11,14 +12,31 @@ from torch import Tensor, nn
 
 from flowfactor.data import SequenceBatch
 from flowfactor.models.autoencoder import (
-    check_weight,
+    AutoencoderOptions,
     flatten_frames,
     kl_to_standard_normal,
     sum_over_frames,
 )
-from flowfactor.models.displacement import TraversalModel
+from flowfactor.models.traversal import TraversalModel
+from flowfactor.options import PositiveFloat, PositiveInt, Weight, options
+from flowfactor.registries import MODELS
 
 
+@options
+class FactorVAEOptions(AutoencoderOptions):
+    """Options of :class:`FactorVAE`."""
+
+    gamma: Weight = 35.0
+    """Weight of the total correlation; 10 to 100 in the paper, 35 for sprites."""
+    discriminator_width: PositiveInt = 1000
+    """Units of each leaky-ReLU layer of the discriminator."""
+    discriminator_layers: PositiveInt = 6
+    """Number of these layers."""
+    discriminator_rate: PositiveFloat = 1e-4
+    """Peak of the discriminator's learning rate, which follows the schedule of the training."""
+
+
+@MODELS.register("factor_vae")
 class FactorVAE(TraversalModel):
     r"""A VAE of single images that penalises the total correlation of its latents.
 
@@ -39,14 +57,8 @@ class FactorVAE(TraversalModel):
     discriminator after the autoencoder; here both use one batch and one backward pass.
 
     Args:
-        arguments, options: those of :class:`~flowfactor.models.TraversalModel`.
-        gamma: the weight of the total correlation; 10 to 100, 35 is customary for sprites.
-        discriminator_width, discriminator_layers: units of the leaky-ReLU layers, and how many.
-        discriminator_rate: the peak of the discriminator's learning rate, which follows the
-            schedule of the training.
-
-    Raises:
-        ValueError: ``gamma`` is negative or not finite, or a size or rate is not positive.
+        options: :class:`FactorVAEOptions`.
+        names, image_shape, horizon: see :class:`~flowfactor.models.SequenceModel`.
 
     Source: Kim, Mnih, "Disentangling by Factorising", ICML 2018, arXiv:1802.05983.
 
@@ -62,41 +74,23 @@ class FactorVAE(TraversalModel):
         ['discriminator', 'kl', 'reconstruction', 'total_correlation']
     """
 
+    Options: ClassVar[type[Any]] = FactorVAEOptions
+
     def __init__(
         self,
-        *arguments: Any,
-        gamma: float = 35.0,
-        discriminator_width: int = 1000,
-        discriminator_layers: int = 6,
-        discriminator_rate: float = 1e-4,
-        **options: Any,
+        options: FactorVAEOptions,
+        names: Sequence[str],
+        image_shape: Sequence[int],
+        horizon: int,
     ) -> None:
-        super().__init__(*arguments, **options)
-        for name, value in (
-            ("discriminator_width", discriminator_width),
-            ("discriminator_layers", discriminator_layers),
-            ("discriminator_rate", discriminator_rate),
-        ):
-            if not value > 0:
-                raise ValueError(f"{name} must be positive; it is {value}")
-        self.gamma = check_weight("gamma", gamma)
-        self.discriminator_width = discriminator_width
-        self.discriminator_layers = discriminator_layers
-        self.discriminator_rate = discriminator_rate
+        super().__init__(options, names, image_shape, horizon)
+        width = options.discriminator_width
         layers: list[nn.Module] = []
         before = self.latent_dim
-        for _ in range(discriminator_layers):
-            layers += [nn.Linear(before, discriminator_width), nn.LeakyReLU(0.2)]
-            before = discriminator_width
+        for _ in range(options.discriminator_layers):
+            layers += [nn.Linear(before, width), nn.LeakyReLU(0.2)]
+            before = width
         self.discriminator = nn.Sequential(*layers, nn.Linear(before, 2))
-
-    def _own_options(self) -> dict[str, Any]:
-        return {
-            "gamma": self.gamma,
-            "discriminator_width": self.discriminator_width,
-            "discriminator_layers": self.discriminator_layers,
-            "discriminator_rate": self.discriminator_rate,
-        }
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return the discriminator in a group of its own, with the published betas 0.5 and 0.9."""
@@ -105,7 +99,7 @@ class FactorVAE(TraversalModel):
             {"params": [p for p in self.parameters() if p not in adversary]},
             {
                 "params": list(self.discriminator.parameters()),
-                "lr": self.discriminator_rate,
+                "lr": self.options.discriminator_rate,
                 "betas": (0.5, 0.9),
             },
         ]
@@ -118,13 +112,13 @@ class FactorVAE(TraversalModel):
         """
         posterior = self.encode(flatten_frames(sequences))
         z = posterior.rsample()
-        log_likelihood, _ = self._decoded(z, sequences)
+        log_likelihood = self.log_likelihood(z, sequences)
         kl = kl_to_standard_normal(posterior).view_as(log_likelihood)
         correlation = self.log_ratio(z).view_as(log_likelihood)
         terms = {
             "reconstruction": -sum_over_frames(log_likelihood, sequences),
             "kl": sum_over_frames(kl, sequences),
-            "total_correlation": self.gamma * sum_over_frames(correlation, sequences),
+            "total_correlation": self.options.gamma * sum_over_frames(correlation, sequences),
         }
         if self.training:
             terms["discriminator"] = self.adversary_loss(z.detach())

@@ -2,52 +2,46 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-import solvers
 from flowfactor.data import SequenceBatch
 from flowfactor.flow import Path, full_precision
-from flowfactor.models.autoencoder import Autoencoder, check_weight, kl_to_standard_normal
-from flowfactor.networks import make_decoder, make_encoder
-from flowfactor.observation import Observation, observation_from_name
-from flowfactor.potentials import Potential, PotentialBank, RidgePotential, Time
+from flowfactor.models.autoencoder import (
+    PotentialAutoencoder,
+    PotentialOptions,
+    kl_to_standard_normal,
+    make_network,
+)
+from flowfactor.options import Weight, options
+from flowfactor.potentials import Potential, Time
 from flowfactor.potentials.base import as_time
+from flowfactor.registries import MODELS
 from flowfactor.transport import trace_with_random_times
-from solvers import RK4, Direct, Gradient, Method
 
 
-@dataclasses.dataclass(frozen=True)
-class WaveObjective:
-    """The weights of the terms of :class:`PoFlow`, all at least 0.
+@options
+class PoFlowOptions(PotentialOptions):
+    """Options of :class:`PoFlow`."""
 
-    Attributes:
-        beta: of ``KL(q(z_0|x_0) || N(0, I))``.
-        wave: of the mean squared residual of the wave equation.
-        initial: of ``||grad u(z_0, 0)||^2``, which lets every flow start from rest.
-        jacobian: of the squared change of the pixels along the flow, which is *subtracted*. It has
-            no bound below but what the reconstruction sets it: keep it small.
-
-    Raises:
-        ValueError: a weight that is negative or not finite.
-    """
-
-    beta: float = 1.0
-    wave: float = 1.0
-    initial: float = 1.0
-    jacobian: float = 0.01
-
-    def __post_init__(self) -> None:
-        for name, weight in dataclasses.asdict(self).items():
-            check_weight(name, weight)
+    beta: Weight = 1.0
+    """Weight of ``KL(q(z_0|x_0) || N(0, I))``."""
+    wave: Weight = 1.0
+    """Weight of the mean squared residual of the wave equation."""
+    initial: Weight = 1.0
+    """Weight of ``||grad u(z_0, 0)||^2``, which lets every flow start from rest."""
+    jacobian: Weight = 0.01
+    """Weight of the squared change of the pixels along the flow, which is *subtracted*. Only the
+    reconstruction bounds it: keep it small."""
 
 
-class PoFlow(Autoencoder):
+@MODELS.register("poflow")
+class PoFlow(PotentialAutoencoder):
     r"""A VAE whose latent flows along potentials that obey the wave equation.
 
     With ``dz/dt = grad u^k(z, t)`` as in the flow model, training minimises
@@ -67,12 +61,8 @@ class PoFlow(Autoencoder):
     ``beta = 1``. The authors' potentials are networks; here they are the flow model's.
 
     Args:
-        encoder, decoder, image_shape, last, observation: see
-            :class:`~flowfactor.models.autoencoder.Autoencoder`.
-        potentials: the bank of potentials.
-        objective: the weights of the terms.
-        method: the solver of the flow; the steps of a fixed method are per frame.
-        gradient: how the solver is differentiated.
+        options: :class:`PoFlowOptions`.
+        names, image_shape, horizon: see :class:`~flowfactor.models.SequenceModel`.
 
     Source: Song, Keller, Sebe, Welling, "Latent Traversals in Generative Models as Potential
     Flows", ICML 2023, arXiv:2304.12944.
@@ -89,101 +79,25 @@ class PoFlow(Autoencoder):
         ['initial', 'jacobian', 'kl', 'reconstruction', 'wave']
     """
 
+    Options: ClassVar[type[Any]] = PoFlowOptions
+
     def __init__(
         self,
-        encoder: nn.Module,
-        decoder: nn.Module,
-        potentials: PotentialBank,
-        image_shape: tuple[int, int, int] = (3, 28, 28),
-        *,
-        horizon: int = 8,
-        objective: WaveObjective = WaveObjective(),
-        observation: Observation | None = None,
-        method: Method = RK4(steps=2),
-        gradient: Gradient = Direct(),
+        options: PoFlowOptions,
+        names: Sequence[str],
+        image_shape: Sequence[int],
+        horizon: int,
     ) -> None:
-        super().__init__(
-            encoder, decoder, image_shape, potentials.dim, horizon=horizon, observation=observation
-        )
-        self.potentials = potentials
-        self.objective = objective
-        self.speeds = nn.Parameter(torch.ones(len(potentials)))
+        # The weights of these are drawn before those of the potentials.
+        networks = {
+            "encoder": make_network(options.encoder, image_shape, options.latent_dim),
+            "decoder": make_network(options.decoder, image_shape, options.latent_dim),
+        }
+        super().__init__(options, names, image_shape, horizon, **networks)
+        self.speeds = nn.Parameter(torch.ones(len(names)))
         # Without the residual nothing teaches the speeds, and distributed training would wait for
         # their gradient.
-        self.speeds.requires_grad_(objective.wave > 0)
-        self.method = method
-        self.gradient = gradient
-
-    @classmethod
-    def build(
-        cls,
-        names: Sequence[str],
-        image_shape: Sequence[int] = (3, 28, 28),
-        *,
-        horizon: int = 8,
-        latent_dim: int = 48,
-        width: int = 256,
-        frequencies: int = 4,
-        rank: int = 0,
-        encoder: dict[str, Any] | None = None,
-        decoder: dict[str, Any] | None = None,
-        observation: str = "bernoulli",
-        objective: dict[str, float] | None = None,
-        method: dict[str, Any] | None = None,
-        gradient: dict[str, Any] | None = None,
-    ) -> PoFlow:
-        """Make a model with a :class:`~flowfactor.potentials.RidgePotential`, from plain data.
-
-        Args:
-            names: of the K transformations.
-            image_shape: ``(C, H, W)``.
-            horizon: the last frame T.
-            latent_dim: D.
-            width: the ridge functions of a potential: H.
-            frequencies: of the potentials' coefficients in time.
-            rank: the squares of the potentials' quadratic term; 0 leaves it out.
-            encoder: ``kind`` and options, as in :meth:`FlowVAE.build
-                <flowfactor.models.FlowVAE.build>`.
-            decoder: likewise.
-            observation: ``bernoulli``, ``gaussian`` or ``gaussian_learned``.
-            objective: the weights, options of :class:`WaveObjective`.
-            method: a solver's ``name`` and options, ``{"name": "rk4", "steps": 2}``.
-            gradient: ``{"name": "direct"}`` or ``{"name": "adjoint", ...}``.
-
-        Raises:
-            ValueError: a size, name or option that is not allowed.
-        """
-        channels, height, width_px = image_shape
-        shape = (int(channels), int(height), int(width_px))
-        model = cls(
-            make_encoder(shape, latent_dim, **{"kind": "conv", **(encoder or {})}),
-            make_decoder(shape, latent_dim, **{"kind": "mlp", **(decoder or {})}),
-            RidgePotential(
-                names, latent_dim, width, horizon=horizon, frequencies=frequencies, rank=rank
-            ),
-            shape,
-            horizon=horizon,
-            objective=WaveObjective(**(objective or {})),
-            observation=observation_from_name(observation),
-            method=solvers.method_from_name(**(method or {"name": "rk4", "steps": 2})),
-            gradient=solvers.gradient_from_name(**(gradient or {"name": "direct"})),
-        )
-        model._spec = {
-            "names": list(names),
-            "image_shape": list(shape),
-            "horizon": horizon,
-            "latent_dim": latent_dim,
-            "width": width,
-            "frequencies": frequencies,
-            "rank": rank,
-            "encoder": dict(encoder or {}),
-            "decoder": dict(decoder or {}),
-            "observation": observation,
-            "objective": dataclasses.asdict(model.objective),
-            "method": solvers.to_dict(model.method),
-            "gradient": solvers.to_dict(model.gradient),
-        }
-        return model
+        self.speeds.requires_grad_(options.wave > 0)
 
     def loss(self, sequences: SequenceBatch) -> dict[str, Float[Tensor, ""]]:
         """Return the weighted terms of the objective, each a mean over the batch, in nats.
@@ -191,14 +105,16 @@ class PoFlow(Autoencoder):
         With some frames of each sequence only, the reconstruction is an unbiased estimate of that
         over all frames. Terms of weight 0 are left out and cost nothing.
         """
-        weights, k = self.objective, sequences.labels
+        weights, k = self.options, self.choose(sequences)
         posterior = self.encode(sequences.frames[:, 0])
         z0 = posterior.rsample()
         potential = self.potentials.select(k)
-        path, between = trace_with_random_times(z0, potential, sequences.horizon, self)
-        place = sequences.times.unsqueeze(-1).expand(-1, -1, z0.shape[-1])
-        z = path.z.transpose(0, 1).gather(1, place)
-        log_likelihood, _ = self._decoded(z.flatten(0, 1), sequences)
+        path, between = trace_with_random_times(
+            z0, potential, sequences.horizon, method=self.method, gradient=self.gradient
+        )
+        places = sequences.times.unsqueeze(-1).expand(-1, -1, z0.shape[-1])
+        z = rearrange(path.z, "t b d -> b t d").gather(1, places)
+        log_likelihood = self.log_likelihood(rearrange(z, "b f d -> (b f) d"), sequences)
         costs = {
             "reconstruction": -(log_likelihood * sequences.weights).sum(1),
             "kl": weights.beta * kl_to_standard_normal(posterior),
@@ -214,10 +130,10 @@ class PoFlow(Autoencoder):
                 start = potential.gradient(z0, 0.0)
             costs["initial"] = weights.initial * start.square().sum(-1)
         if weights.jacobian > 0:
-            costs["jacobian"] = -weights.jacobian * self._pixel_change(potential, between)
+            costs["jacobian"] = -weights.jacobian * self.pixel_change(potential, between)
         return {name: cost.mean() for name, cost in costs.items()}
 
-    def _pixel_change(self, potential: Potential, between: Path) -> Float[Tensor, "b"]:
+    def pixel_change(self, potential: Potential, between: Path) -> Float[Tensor, "b"]:
         """Return ``||J grad u||^2`` at one of the random times, drawn anew for each batch."""
         at = int(torch.randint(len(between.times), ()))
         z = between.z[at]

@@ -3,17 +3,33 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
 from flowfactor.data import SequenceBatch
-from flowfactor.models.autoencoder import check_weight, flatten_frames
-from flowfactor.models.displacement import TraversalModel
+from flowfactor.models.autoencoder import AutoencoderOptions, flatten_frames
+from flowfactor.models.traversal import TraversalModel
+from flowfactor.options import PositiveFloat, Weight, options
+from flowfactor.registries import MODELS
 
 
+@options
+class SlowVAEOptions(AutoencoderOptions):
+    """Options of :class:`SlowVAE`."""
+
+    beta: Weight = 1.0
+    """Weight of the term of the normal prior."""
+    gamma: Weight = 10.0
+    """Weight of the term of the Laplace prior."""
+    laplace_rate: PositiveFloat = 6.0
+    """Rate lambda of the Laplace prior."""
+
+
+@MODELS.register("slow_vae")
 class SlowVAE(TraversalModel):
     r"""A VAE of frame pairs with a Laplace prior of what changes between the two.
 
@@ -33,13 +49,8 @@ class SlowVAE(TraversalModel):
     neighbours are those that are there.
 
     Args:
-        arguments, options: those of :class:`~flowfactor.models.TraversalModel`.
-        beta: the weight of the term of the normal prior.
-        gamma: the weight of the term of the Laplace prior.
-        laplace_rate: lambda, the rate of the Laplace prior.
-
-    Raises:
-        ValueError: a weight is negative or not finite, or the rate is not positive.
+        options: :class:`SlowVAEOptions`.
+        names, image_shape, horizon: see :class:`~flowfactor.models.SequenceModel`.
 
     Source: Klindt et al., "Towards Nonlinear Disentanglement in Natural Data with Temporal Sparse
     Coding", ICLR 2021, arXiv:2007.10930.
@@ -56,27 +67,7 @@ class SlowVAE(TraversalModel):
         ['kl_laplace', 'kl_normal', 'reconstruction']
     """
 
-    def __init__(
-        self,
-        *arguments: Any,
-        beta: float = 1.0,
-        gamma: float = 10.0,
-        laplace_rate: float = 6.0,
-        **options: Any,
-    ) -> None:
-        super().__init__(*arguments, **options)
-        self.beta = check_weight("beta", beta)
-        self.gamma = check_weight("gamma", gamma)
-        if not 0 < laplace_rate < math.inf:
-            raise ValueError(f"laplace_rate must be positive and finite; it is {laplace_rate}")
-        self.laplace_rate = laplace_rate
-
-    def _own_options(self) -> dict[str, Any]:
-        return {
-            "beta": self.beta,
-            "gamma": self.gamma,
-            "laplace_rate": self.laplace_rate,
-        }
+    Options: ClassVar[type[Any]] = SlowVAEOptions
 
     def loss(self, sequences: SequenceBatch) -> dict[str, Float[Tensor, ""]]:
         """Return the weighted terms of the objective, each a mean over all pairs, in nats.
@@ -84,24 +75,27 @@ class SlowVAE(TraversalModel):
         Raises:
             ValueError: the sequences have a single frame.
         """
-        shape = sequences.frames.shape[:2]
+        options, shape = self.options, sequences.frames.shape[:2]
         if shape[1] < 2:
             raise ValueError("SlowVAE learns from pairs of frames; the sequences have only one")
         posterior = self.encode(flatten_frames(sequences))
-        log_likelihood, _ = self._decoded(posterior.rsample(), sequences)
-        mean, scale = posterior.mean.unflatten(0, shape), posterior.stddev.unflatten(0, shape)
+        log_likelihood = self.log_likelihood(posterior.rsample(), sequences)
+        mean, scale = (
+            rearrange(code, "(b f) d -> b f d", b=shape[0])
+            for code in (posterior.mean, posterior.stddev)
+        )
         entropy = posterior.entropy().view(shape)
         first, second = slice(None, -1), slice(1, None)
         change = mean[:, first] - mean[:, second]
         normal = 0.5 * (mean.square() + scale.square() + math.log(2 * math.pi)).sum(-1)
-        laplace = laplace_cross_entropy(change, scale[:, first], self.laplace_rate)
-        laplace = laplace + laplace_cross_entropy(-change, scale[:, second], self.laplace_rate)
+        laplace = laplace_cross_entropy(change, scale[:, first], options.laplace_rate)
+        laplace = laplace + laplace_cross_entropy(-change, scale[:, second], options.laplace_rate)
         kl_normal = normal[:, first] - entropy[:, first]
         kl_laplace = laplace - 0.5 * (entropy[:, first] + entropy[:, second])
         return {
             "reconstruction": -(log_likelihood[:, first] + log_likelihood[:, second]).mean(),
-            "kl_normal": self.beta * kl_normal.mean(),
-            "kl_laplace": self.gamma * kl_laplace.mean(),
+            "kl_normal": options.beta * kl_normal.mean(),
+            "kl_laplace": options.gamma * kl_laplace.mean(),
         }
 
 

@@ -2,31 +2,76 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import pydantic
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from flowfactor.data import SequenceBatch
+from flowfactor.errors import ConfigError
 from flowfactor.models.autoencoder import (
-    bounded,
+    AutoencoderOptions,
     diagonal_normal,
     flatten_frames,
     kl_to_standard_normal,
+    make_network,
+    split_head,
     sum_over_frames,
 )
-from flowfactor.models.displacement import TraversalModel
-from flowfactor.networks import make_decoder, make_encoder
-from flowfactor.observation import Observation, observation_from_name
+from flowfactor.models.traversal import TraversalModel
+from flowfactor.options import FiniteFloat, NonNegativeInt, PositiveInt, options
+from flowfactor.registries import MODELS
 
 _EPSILON = 1e-6
-_START = 30.0
-"""What mu starts from, as published."""
 
 
+@options
+class TopographicVAEOptions(AutoencoderOptions):
+    """Options of :class:`TopographicVAE`."""
+
+    latent_dim: PositiveInt = 324
+    """Size D of s: the capsules times their positions. What moves, z and u, is twice that."""
+    capsules: PositiveInt = 18
+    """Number of circles."""
+    window: NonNegativeInt = 2
+    """W, over how many neighbours to each side the power is summed."""
+    mu: FiniteFloat = 30.0
+    """Initial value of the learned mu; 30 in the paper."""
+
+    @pydantic.model_validator(mode="after")
+    def _fits(self) -> TopographicVAEOptions:
+        if self.latent_dim % self.capsules:
+            raise ValueError(
+                f"latent_dim must be a multiple of capsules; {self.latent_dim} is none of "
+                f"{self.capsules}"
+            )
+        if self.latent_dim // self.capsules < 2 * self.window + 1:
+            raise ValueError(
+                f"window {self.window} is wider than a capsule of "
+                f"{self.latent_dim // self.capsules} positions"
+            )
+        return self
+
+    def check(self, config: Any) -> None:
+        """Refuse a configuration whose other sections do not fit this model.
+
+        Raises:
+            ConfigError: labels are hidden, or frames are left out.
+        """
+        super().check(config)
+        if config.training.frames_per_sequence is not None:
+            raise ConfigError(
+                "training.frames_per_sequence: must be null, for a topographic_vae sums over "
+                "neighbouring frames"
+            )
+
+
+@MODELS.register("topographic_vae")
 class TopographicVAE(TraversalModel):
     r"""A VAE whose decoder sees topographic Student-t variables, arranged in circular capsules.
 
@@ -53,24 +98,12 @@ class TopographicVAE(TraversalModel):
     an exact posterior; as it has no neighbours in time, it is its own. The variables s of a latent
     are :meth:`topographic`. Rolling z and u by t rolls s by t. The roll is the same for all
     transformations: in the original u is inferred from the whole sequence, and tells them apart,
-    but an equivariance error allows frame 0 only. The rules of the other models can be learned
+    but an equivariance error allows frame 0 only. The traversals of the other models can be learned
     instead, by :func:`~flowfactor.models.fit_traversals`.
 
     Args:
-        names: the names of the K transformations.
-        encoder, power_encoder: map images ``(B, C, H, W)`` to ``(B, 2 D)``, mean and log standard
-            deviation of z and of u.
-        decoder: maps s, ``(B, D)``, to logits ``(B, C, H, W)``.
-        image_shape: ``(C, H, W)``.
-        capsules: how many circles.
-        positions: on each of them; ``D = capsules * positions`` and the latent size is ``2 D``.
-        window: W.
-        mu: where its learned value starts; 30 in the original.
-        last, observation: see :class:`~flowfactor.models.autoencoder.Autoencoder`.
-        rule: ``roll``, or one of those of :class:`~flowfactor.models.TraversalModel`.
-
-    Raises:
-        ValueError: a size is not positive, or the window is wider than a capsule.
+        options: :class:`TopographicVAEOptions`.
+        names, image_shape, horizon: see :class:`~flowfactor.models.SequenceModel`.
 
     Source: Keller, Welling, "Topographic VAEs learn Equivariant Capsules", NeurIPS 2021,
     arXiv:2109.01394.
@@ -93,119 +126,37 @@ class TopographicVAE(TraversalModel):
         True
     """
 
+    Options: ClassVar[type[Any]] = TopographicVAEOptions
     TRAVERSALS: ClassVar[tuple[str, ...]] = ("roll", *TraversalModel.TRAVERSALS)
 
     def __init__(
         self,
+        options: TopographicVAEOptions,
         names: Sequence[str],
-        encoder: nn.Module,
-        power_encoder: nn.Module,
-        decoder: nn.Module,
-        image_shape: tuple[int, int, int],
-        *,
-        capsules: int = 18,
-        positions: int = 18,
-        window: int = 2,
-        mu: float = _START,
-        horizon: int = 8,
-        observation: Observation | None = None,
-        rule: str = "roll",
+        image_shape: Sequence[int],
+        horizon: int,
     ) -> None:
-        if capsules < 1 or window < 0 or positions < 2 * window + 1:
-            raise ValueError(
-                f"there must be a capsule, and each must have at least 2 window + 1 positions; "
-                f"{capsules=}, {positions=}, {window=}"
-            )
+        # z and u have an encoder each; weights are drawn for these first.
+        encoder, power_encoder = (
+            copy.deepcopy(make_network(options.encoder, image_shape, options.latent_dim))
+            for _ in range(2)
+        )
         super().__init__(
+            options,
             names,
-            encoder,
-            decoder,
             image_shape,
-            2 * capsules * positions,
-            horizon=horizon,
-            observation=observation,
-            rule=rule,
+            horizon,
+            encoder=encoder,
+            latent_dim=2 * options.latent_dim,
         )
         self.power_encoder = power_encoder
-        self.capsules = capsules
-        self.positions = positions
-        self.window = window
-        self.mu = nn.Parameter(torch.tensor(float(mu)))
+        self.positions = options.latent_dim // options.capsules
+        self.mu = nn.Parameter(torch.tensor(float(options.mu)))
+        self.traversal = "roll"
 
-    @classmethod
-    def build(  # type: ignore[override]  # all options are named
-        cls,
-        names: Sequence[str],
-        image_shape: Sequence[int] = (3, 28, 28),
-        *,
-        horizon: int = 8,
-        latent_dim: int = 324,
-        capsules: int = 18,
-        window: int = 2,
-        mu: float = _START,
-        encoder: dict[str, Any] | None = None,
-        decoder: dict[str, Any] | None = None,
-        observation: str = "bernoulli",
-        rule: str = "roll",
-    ) -> TopographicVAE:
-        """Make a model from plain data.
-
-        Args:
-            names: of the K transformations.
-            image_shape: ``(C, H, W)``.
-            horizon: the last frame T.
-            latent_dim: D, the size of s: the capsules times their positions. The model's
-                ``latent_dim``, the size of what moves, is twice that.
-            capsules: how many.
-            window: W.
-            mu: where its learned value starts.
-            encoder: ``kind`` and options, as in :meth:`FlowVAE.build
-                <flowfactor.models.FlowVAE.build>`; z and u have one each.
-            decoder: likewise.
-            observation: ``bernoulli``, ``gaussian`` or ``gaussian_learned``.
-            rule: ``roll``, ``mean`` or ``single``, how latents move.
-
-        Raises:
-            ValueError: a size, name or option that is not allowed.
-        """
-        channels, height, width = image_shape
-        shape = (int(channels), int(height), int(width))
-        if capsules < 1 or latent_dim % capsules:
-            raise ValueError(
-                f"latent_dim must be a multiple of the capsules; {latent_dim=}, {capsules=}"
-            )
-        options = {"kind": "conv", **(encoder or {})}
-        model = cls(
-            names,
-            make_encoder(shape, latent_dim, **options),
-            make_encoder(shape, latent_dim, **options),
-            make_decoder(shape, latent_dim, **{"kind": "mlp", **(decoder or {})}),
-            shape,
-            capsules=capsules,
-            positions=latent_dim // capsules,
-            window=window,
-            mu=mu,
-            horizon=horizon,
-            observation=observation_from_name(observation),
-            rule=rule,
-        )
-        model._spec = {
-            "names": list(names),
-            "image_shape": list(shape),
-            "horizon": horizon,
-            "latent_dim": latent_dim,
-            "capsules": capsules,
-            "window": window,
-            "mu": mu,
-            "encoder": dict(encoder or {}),
-            "decoder": dict(decoder or {}),
-            "observation": observation,
-        }
-        return model
-
-    def _posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def posterior_parameters(self, x: Float[Tensor, "b c h w"]) -> tuple[Tensor, Tensor]:
         """Return mean and log standard deviation of z and u side by side, ``(B, 2 D)`` each."""
-        pairs = (bounded(self.encoder(x)), bounded(self.power_encoder(x)))
+        pairs = (split_head(self.encoder(x)), split_head(self.power_encoder(x)))
         means, log_scales = zip(*pairs, strict=True)
         return torch.cat(means, dim=-1), torch.cat(log_scales, dim=-1)
 
@@ -215,7 +166,7 @@ class TopographicVAE(TraversalModel):
         The decoder sees u by its squares alone, whose means are ``mu_u^2 + sigma_u^2``: the mean of
         u, often near 0, would stand for quite another image.
         """
-        mean, log_scale = self._posterior(x)
+        mean, log_scale = self.posterior_parameters(x)
         z, u = mean.chunk(2, dim=-1)
         scale = log_scale.chunk(2, dim=-1)[1].exp()
         return torch.cat([z, (u.square() + scale.square()).sqrt()], dim=-1)
@@ -230,8 +181,8 @@ class TopographicVAE(TraversalModel):
 
     def _topographic(self, z: Float[Tensor, "b f d"]) -> Float[Tensor, "b f s"]:
         """Return s of latents of neighbouring frames."""
-        own, u = z.unflatten(-1, (2, self.capsules, self.positions)).unbind(2)
-        s: Tensor = (own + self.mu) * torch.rsqrt(capsule_power(u, self.window) + _EPSILON)
+        own, u = z.unflatten(-1, (2, self.options.capsules, self.positions)).unbind(2)
+        s: Tensor = (own + self.mu) * torch.rsqrt(capsule_power(u, self.options.window) + _EPSILON)
         return s.flatten(2)
 
     def loss(self, sequences: SequenceBatch) -> dict[str, Float[Tensor, ""]]:
@@ -259,13 +210,13 @@ class TopographicVAE(TraversalModel):
             terms[name] = sum_over_frames(kl, sequences)
         return terms
 
-    def _moved(
+    def _move(
         self, z: Float[Tensor, "b d"], k: Int[Tensor, "b"], times: Float[Tensor, "t"]
     ) -> Float[Tensor, "t b d"]:
-        """Return the latents at each time: rolled, or moved by the rule that was learned."""
-        if self.rule != "roll":
-            return super()._moved(z, k, times)
-        circles = z.unflatten(-1, (2 * self.capsules, self.positions))
+        """Return the latents at each time: rolled, or moved by a traversal that was learned."""
+        if self.traversal != "roll":
+            return super()._move(z, k, times)
+        circles = z.unflatten(-1, (2 * self.options.capsules, self.positions))
         return torch.stack([roll(circles, float(t - times[0])).flatten(1) for t in times])
 
 

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
 
 from flowfactor.data import SequenceBatch
 from flowfactor.models.autoencoder import (
-    check_weight,
+    AutoencoderOptions,
     flatten_frames,
     kl_to_standard_normal,
     sum_over_frames,
 )
-from flowfactor.models.displacement import TraversalModel
+from flowfactor.models.traversal import TraversalModel
+from flowfactor.options import Weight, options
+from flowfactor.registries import MODELS
 
 
+@options
+class VAEOptions(AutoencoderOptions):
+    """Options of :class:`VAE`."""
+
+    beta: Weight = 1.0
+    """Weight of the KL divergence; 4 is customary for a beta-VAE."""
+
+
+@MODELS.register("vae")
 class VAE(TraversalModel):
     r"""A VAE that sees every frame as an image of its own; with ``beta > 1`` a beta-VAE.
 
@@ -29,11 +40,8 @@ class VAE(TraversalModel):
     afterwards, by :func:`~flowfactor.models.fit_traversals`.
 
     Args:
-        arguments, options: those of :class:`~flowfactor.models.TraversalModel`.
-        beta: the weight of the KL; 4 is customary for a beta-VAE.
-
-    Raises:
-        ValueError: ``beta`` is negative or not finite.
+        options: :class:`VAEOptions`.
+        names, image_shape, horizon: see :class:`~flowfactor.models.SequenceModel`.
 
     Source: Kingma, Welling, "Auto-Encoding Variational Bayes", ICLR 2014, arXiv:1312.6114; Higgins
     et al., "beta-VAE", ICLR 2017.
@@ -50,12 +58,7 @@ class VAE(TraversalModel):
         ['kl', 'reconstruction']
     """
 
-    def __init__(self, *arguments: Any, beta: float = 1.0, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self.beta = check_weight("beta", beta)
-
-    def _own_options(self) -> dict[str, Any]:
-        return {"beta": self.beta}
+    Options: ClassVar[type[Any]] = VAEOptions
 
     def loss(self, sequences: SequenceBatch) -> dict[str, Float[Tensor, ""]]:
         """Return the weighted terms of the objective, each a mean over the batch, in nats.
@@ -63,9 +66,9 @@ class VAE(TraversalModel):
         With some frames of each sequence only, both are unbiased estimates of those over all.
         """
         posterior = self.encode(flatten_frames(sequences))
-        log_likelihood, _ = self._decoded(posterior.rsample(), sequences)
+        log_likelihood = self.log_likelihood(posterior.rsample(), sequences)
         kl = kl_to_standard_normal(posterior).view_as(log_likelihood)
         return {
             "reconstruction": -sum_over_frames(log_likelihood, sequences),
-            "kl": self.beta * sum_over_frames(kl, sequences),
+            "kl": self.options.beta * sum_over_frames(kl, sequences),
         }

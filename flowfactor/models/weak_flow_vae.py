@@ -2,22 +2,43 @@
 
 from __future__ import annotations
 
-import dataclasses
+import logging
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange, repeat
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from flowfactor.data import SequenceBatch
 from flowfactor.inference import Inference, TransformationPosterior
-from flowfactor.models.autoencoder import kl_to_standard_normal
-from flowfactor.models.flow_vae import FlowVAE
+from flowfactor.matching import match_flows
+from flowfactor.models.autoencoder import flatten_frames, kl_to_standard_normal
+from flowfactor.models.flow_vae import FlowVAE, FlowVAEOptions
+from flowfactor.models.objective import properties_of
+from flowfactor.options import PositiveInt, options
+from flowfactor.registries import MODELS
+
+logger = logging.getLogger(__name__)
 
 
+@options
+class WeakFlowVAEOptions(FlowVAEOptions):
+    """Options of :class:`WeakFlowVAE`."""
+
+    flows: PositiveInt | None = None
+    """Number K of flows; null: one for each transformation of the data."""
+    inference: Inference = Inference()
+    """How the model infers which flow a sequence follows."""
+
+    def check(self, config: Any) -> None:
+        """Accept hidden labels."""
+
+
+@MODELS.register("weak_flow_vae")
 class WeakFlowVAE(FlowVAE):
     r"""A :class:`FlowVAE` that finds out by itself which of its K flows a sequence follows.
 
@@ -38,62 +59,104 @@ class WeakFlowVAE(FlowVAE):
     from the mean difference between the flows' costs, so that none of them wins before it has had a
     chance to learn something; see :class:`flowfactor.inference.Inference`.
 
-    A sequence whose ``labels`` is not -1 is labelled: its flow is that one, and it teaches the
-    network. With some labels the training is semi-supervised.
-
-    Which flow has learned what is only known afterwards, see
-    :func:`flowfactor.metrics.match_flows` and :meth:`arrange`.
+    A sequence that has its label follows that flow, and it teaches the network: with some labels
+    the training is semi-supervised. Which flow has learned what is known when training has ended:
+    :meth:`finish` puts the flows in the order of the transformations and names them.
 
     Args:
-        arguments: those of :class:`FlowVAE`.
-        inference: how the transformations are inferred.
+        options: :class:`WeakFlowVAEOptions`.
+        names: of the transformations of the data.
+        image_shape, horizon: see :class:`~flowfactor.models.SequenceModel`.
+
+    Attributes:
+        names: of the flows; ``flow 1``, ``flow 2``, ... before :meth:`finish`.
+        transformations: of the data, as far as their names are known.
+
+    Raises:
+        ValueError: fewer flows than transformations, or no number of either.
 
     Source: Song, Keller, Sebe, Welling, arXiv:2309.13167, section 4, for the model and the Gumbel
     estimator; Neal and Hinton 1998 for EM with any q.
     """
 
-    def __init__(self, *arguments: Any, inference: Inference = Inference(), **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self.inference = inference
-        self.inference_network = TransformationPosterior(
-            self.image_shape, len(self.potentials), self.horizon
-        )
-        self.trained_steps: Tensor
-        self.register_buffer("trained_steps", torch.zeros((), dtype=torch.long))
+    Options: ClassVar[type[Any]] = WeakFlowVAEOptions
+    supervised: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        options: WeakFlowVAEOptions,
+        names: Sequence[str],
+        image_shape: Sequence[int],
+        horizon: int,
+    ) -> None:
+        flows = options.flows or len(names)
+        if not max(len(names), 1) <= flows:
+            raise ValueError(f"flows must be at least {max(len(names), 1)}; it is {flows}")
+        super().__init__(options, flow_names(flows), image_shape, horizon)
+        self.transformations = tuple(names)
+        self.inference = options.inference
+        self.inference_network = TransformationPosterior(self.image_shape, flows, self.horizon)
+        self.step = 0
         self.first_temperature: Tensor
         self.register_buffer("first_temperature", torch.zeros(()))
 
+    def spec(self) -> dict[str, Any] | None:
+        """Return plain data from which :meth:`from_spec` makes the same model, untrained."""
+        spec = super().spec()
+        return spec and spec | {"names": list(self.transformations), "flows": list(self.names)}
+
     @classmethod
-    def build(
-        cls,
-        names: Sequence[str],
-        image_shape: Sequence[int] = (3, 28, 28),
-        *,
-        inference: dict[str, Any] | None = None,
-        **options: Any,
-    ) -> WeakFlowVAE:
-        """Make a model from plain data.
-
-        Args:
-            names: what to call the flows, until it is known what they do.
-            image_shape: ``(C, H, W)``.
-            inference: options of :class:`~flowfactor.inference.Inference`.
-            options: those of :meth:`FlowVAE.build`.
-
-        Raises:
-            ValueError: a size, name or option that is not allowed.
-        """
-        model = super().build(tuple(names), tuple(image_shape), **options)  # type: ignore[arg-type]
-        assert isinstance(model, WeakFlowVAE)
-        model.inference = Inference(**(inference or {}))
-        assert model._spec is not None
-        model._spec["inference"] = dataclasses.asdict(model.inference)
+    def from_spec(cls, spec: dict[str, Any]) -> Self:
+        """Return an untrained model from what :meth:`spec` returned."""
+        model = super().from_spec(spec)
+        model.potentials.names = tuple(spec["flows"])
         return model
+
+    # ---- which flow a sequence follows
 
     def infer(self, sequences: SequenceBatch) -> Float[Tensor, "b k"]:
         """Return ``log q(k | x_0..x_T)`` for each sequence, from the frames that it has."""
         logits: Tensor = self.inference_network(sequences.frames, sequences.times)
         return logits.log_softmax(-1)
+
+    def choose(self, sequences: SequenceBatch) -> Int[Tensor, "b"]:
+        """Return the most likely flow of each sequence, whatever its label."""
+        return self.infer(sequences).argmax(-1)
+
+    @torch.no_grad()
+    def finish(
+        self, training: Iterable[SequenceBatch], validation: Iterable[SequenceBatch]
+    ) -> dict[str, Any]:
+        """Find out on validation sequences what the flows have learned; order and name them by it.
+
+        Where no sequence has a label, the flows are ordered by how many sequences follow them.
+
+        Returns:
+            ``matching``: the counts of sequences by transformation and flow, and the flows' names;
+            with labels also the accuracy and purity of a :class:`~flowfactor.matching.Matching`.
+        """
+        batches = list(validation)
+        labelled = [part for part in map(_labelled, batches) if len(part)]
+        if not labelled:
+            flows = torch.cat([self.choose(batch.to(self.device)).cpu() for batch in batches])
+            counts = torch.bincount(flows, minlength=len(self.names))
+            order = counts.argsort(descending=True, stable=True)
+            self.arrange(order.tolist(), flow_names(len(order)))
+            logger.info("validation sequences of each flow: %s", counts[order].tolist())
+            return {"matching": {"counts": [counts[order].tolist()], "flows": list(self.names)}}
+        matching = match_flows(self, labelled, len(self.transformations))
+        spare = len(self.names) - len(self.transformations)
+        names = (*self.transformations, *(f"spare {i + 1}" for i in range(spare)))
+        self.arrange(matching.order, names)
+        logger.info("matching accuracy on validation sequences: %.4f", matching.accuracy)
+        return {
+            "matching": {
+                "accuracy": matching.accuracy,
+                "purity": matching.purity,
+                "counts": matching.counts[:, list(matching.order)].tolist(),
+                "flows": list(names),
+            }
+        }
 
     def arrange(self, order: Sequence[int], names: Sequence[str]) -> None:
         """Put the flows in another order, and name them by what they have learned.
@@ -112,132 +175,148 @@ class WeakFlowVAE(FlowVAE):
         if len(set(names)) != len(order):
             raise ValueError(f"names must be {len(order)} different ones; they are {list(names)}")
         rows = torch.as_tensor(list(order))
-        stacked = [*self.potentials.parameters(), self.prior.raw_diffusion]
         with torch.no_grad():
             for parameter in (
-                *stacked,
+                *self.potentials.parameters(),
+                self.prior.raw_diffusion,
                 self.inference_network.logits.weight,
                 self.inference_network.logits.bias,
             ):
                 parameter.copy_(parameter[rows.to(parameter.device)])
         self.potentials.names = tuple(names)
-        if self._spec is not None:
-            self._spec["names"] = list(names)
+
+    # ---- training
+
+    def on_step(self, step: int) -> None:
+        """Let the schedule of warm-up and annealing know the training step."""
+        self.step = step
 
     def loss(self, sequences: SequenceBatch) -> dict[str, Float[Tensor, ""]]:
         """Return the weighted terms of the objective, each a mean over the batch, in nats.
 
-        In training mode a call is a step of the schedule. In evaluation mode every sequence is
-        explained by the flow that the network finds most likely.
+        In training mode :meth:`on_step` says where the schedule stands. In evaluation mode every
+        sequence is explained by the flow that the network finds most likely.
         """
-        options = self.inference
+        options, step = self.inference, self.step
         if not self.training:
-            return self._explained(sequences, self.infer(sequences).argmax(-1), {})
-        step = int(self.trained_steps)
-        self.trained_steps += 1
+            return self._explain(sequences)
         if step < options.warmup:
-            return self._autoencoder(sequences)
+            return self._autoencode(sequences)
         progress = min(1.0, (step - options.warmup) / max(options.anneal, 1))
         if options.estimator == "gumbel":
-            temperature = 1.0 * options.last_temperature**progress
-            return self._drawn(sequences, temperature)
+            return self._draw(sequences, options.last_temperature**progress)
         if progress < 1 or step % options.refresh == 0:
-            return self._enumerated(sequences, progress)
-        with torch.no_grad():
-            k = self.infer(sequences).argmax(-1)
-        return self._explained(sequences, k, self._untaught())
+            return self._enumerate(sequences, progress)
+        # The inference network does not learn in this step.
+        return self._explain(sequences) | {"inference": _zero(self.inference_network)}
 
-    def _autoencoder(self, sequences: SequenceBatch) -> dict[str, Float[Tensor, ""]]:
-        """Every frame for itself: reconstruction and KL, in the proportion of images."""
-        frames = sequences.frames
-        posterior = self.encode(frames.flatten(0, 1))
-        logits = self.decode_logits(posterior.rsample()).unflatten(0, frames.shape[:2])
-        weights = sequences.weights
-        log_likelihood = (self.observation.log_prob(logits, frames) * weights).sum(1)
-        kl = kl_to_standard_normal(posterior).unflatten(0, frames.shape[:2])
+    def _autoencode(self, sequences: SequenceBatch) -> dict[str, Float[Tensor, ""]]:
+        """Take every frame for itself: reconstruction and KL, in the proportion of images."""
+        posterior = self.encode(flatten_frames(sequences))
+        log_likelihood = self.log_likelihood(posterior.rsample(), sequences)
+        kl = kl_to_standard_normal(posterior).view_as(log_likelihood)
         return {
-            "reconstruction": -log_likelihood.mean(),
-            "kl": self.objective.beta * (kl * weights).sum(1).mean(),
-            "inference": self._zero(self.inference_network, self.potentials, self.prior),
+            "reconstruction": -(log_likelihood * sequences.weights).sum(1).mean(),
+            "kl": self.objective["beta"] * (kl * sequences.weights).sum(1).mean(),
+            "inference": _zero(self.inference_network, self.potentials, self.prior),
         }
 
-    def _explained(
-        self, sequences: SequenceBatch, k: Int[Tensor, "b"], more: dict[str, Tensor]
-    ) -> dict[str, Float[Tensor, ""]]:
-        """The supervised objective with the transformations k, or the labels where there are."""
-        k = torch.where(sequences.labels >= 0, sequences.labels, k)
-        return super().loss(dataclasses.replace(sequences, labels=k)) | more
-
-    def _enumerated(
-        self, sequences: SequenceBatch, progress: float
-    ) -> dict[str, Float[Tensor, ""]]:
-        """One step of variational EM over all flows; no flow runs backwards in it."""
-        K, B = len(self.potentials), len(sequences)
-        later = dataclasses.replace(
-            sequences, frames=sequences.frames[:, 1:], times=sequences.times[:, 1:]
-        )
-        posterior = self.encode(sequences.frames[:, 0])
-        z0, entropy = posterior.rsample(), posterior.entropy()
-        at_start = self.observation.log_prob(self.decode_logits(z0), sequences.frames[:, 0])
-        each = self.costs(
-            SequenceBatch(
-                later.frames.repeat(K, 1, 1, 1, 1),
-                later.times.repeat(K, 1),
-                later.labels.repeat(K),
-                later.horizon,
-            ),
-            torch.arange(K, device=z0.device).repeat_interleave(B),
-            entropy.repeat(K),
-            z0.repeat(K, 1),
-        )
-        costs = {name: cost.view(K, B).mT for name, cost in each.items()}
+    def _explain(self, sequences: SequenceBatch) -> dict[str, Float[Tensor, ""]]:
+        """Explain each sequence by its label, or by the likeliest flow where there is none."""
         with torch.no_grad():
-            evidence = ("reconstruction", "path_kl", "consistency")
-            total = torch.stack([costs[name] for name in evidence if name in costs]).sum(0)
+            chosen = self.choose(sequences)
+        labels = _labels(sequences)
+        context = self.context(sequences, torch.where(labels >= 0, labels, chosen))
+        return {name: cost.mean() for name, cost in self.costs(context).items()}
+
+    def _enumerate(self, sequences: SequenceBatch, progress: float) -> dict[str, Float[Tensor, ""]]:
+        """Take one step of variational EM over all flows; no flow runs backwards in it."""
+        K, B = len(self.potentials), len(sequences)
+        start = self.context(sequences, _labels(sequences))
+        z0, entropy = start.z0, start.entropy
+        at_start = self.observation.log_prob(self.decode_logits(z0), sequences.frames[:, 0])
+        later = SequenceBatch(
+            repeat(sequences.frames[:, 1:], "b ... -> (k b) ...", k=K),
+            repeat(sequences.times[:, 1:], "b f -> (k b) f", k=K),
+            None,
+            sequences.horizon,
+        )
+        flows = repeat(torch.arange(K, device=z0.device), "k -> (k b)", b=B)
+        context = self.context(later, flows, with_start=False)
+        context.entropy, context.z0 = entropy.repeat(K), z0.repeat(K, 1)
+        costs = {
+            name: rearrange(cost, "(k b) -> b k", k=K)
+            for name, cost in self.costs(context, ("each",)).items()
+        }
+        with torch.no_grad():
+            evidence = [costs["reconstruction"]]
+            for name in self.objective.active:
+                properties = properties_of(name)
+                if properties.evidence:
+                    evidence.append(costs[properties.label or name])
+            total = torch.stack(evidence).sum(0)
             gap = total - total.min(dim=1, keepdim=True).values
             responsibilities = torch.softmax(-gap / self._temperature(gap, progress), dim=1)
-            labels = F.one_hot(sequences.labels.clamp(min=0), K).to(responsibilities)
-            known = (sequences.labels >= 0).unsqueeze(1)
+            known, labels = self._one_hot(sequences, responsibilities)
             responsibilities = torch.where(known, labels, responsibilities)
         terms = {name: (responsibilities * cost).sum(1).mean() for name, cost in costs.items()}
         terms["reconstruction"] = terms["reconstruction"] - at_start.mean()
-        terms["kl"] = self.objective.beta * kl_to_standard_normal(posterior).mean()
+        terms |= {name: cost.mean() for name, cost in self.costs(start, ("once",)).items()}
         terms["inference"] = -(responsibilities * self.infer(sequences)).sum(1).mean()
         return terms
 
     def _temperature(self, gap: Float[Tensor, "b k"], progress: float) -> Float[Tensor, ""]:
-        """Between the mean difference of the costs when annealing began, and the last one."""
+        """Return the temperature: at first the mean difference of the costs, then falling."""
         lowest = self.inference.last_temperature
         if float(self.first_temperature) == 0:
             self.first_temperature.copy_(gap.mean().clamp(min=lowest))
         ratio = lowest / self.first_temperature
         return self.first_temperature * ratio**progress
 
-    def _drawn(self, sequences: SequenceBatch, temperature: float) -> dict[str, Float[Tensor, ""]]:
-        """One flow for each sequence, drawn by the straight-through Gumbel-softmax."""
+    def _draw(self, sequences: SequenceBatch, temperature: float) -> dict[str, Float[Tensor, ""]]:
+        """Draw one flow for each sequence by the straight-through Gumbel-softmax."""
         log_q = self.infer(sequences)
         drawn = F.gumbel_softmax(log_q, temperature, hard=True)
-        known = sequences.labels >= 0
-        labels = F.one_hot(sequences.labels.clamp(min=0), log_q.shape[1]).to(drawn)
-        weights = torch.where(known.unsqueeze(1), labels, drawn)
-        posterior = self.encode(sequences.frames[:, 0])
-        later = self.codes(sequences)
-        costs = self.costs(sequences, weights, posterior.entropy(), posterior.rsample(), later)
-        costs |= self.reversal(sequences, weights, later)
-        terms = {name: cost.mean() for name, cost in costs.items()}
-        terms["kl"] = self.objective.beta * kl_to_standard_normal(posterior).mean()
+        known, labels = self._one_hot(sequences, drawn)
+        context = self.context(sequences, torch.where(known, labels, drawn))
+        terms = {name: cost.mean() for name, cost in self.costs(context).items()}
         # KL(q || uniform) where the flow is unknown; the label's surprise where it is not.
         uniform = (log_q.exp() * log_q).sum(1) + math.log(log_q.shape[1])
-        told = -(labels * log_q).sum(1)
-        terms["inference"] = torch.where(known, told, self.inference.weight * uniform).mean()
-        return terms
+        surprise = -(labels * log_q).sum(1)
+        inference = torch.where(known.squeeze(1), surprise, self.inference.weight * uniform)
+        return terms | {"inference": inference.mean()}
 
-    def _untaught(self) -> dict[str, Tensor]:
-        """The term of a step in which the inference network does not learn."""
-        return {"inference": self._zero(self.inference_network)}
+    def _one_hot(
+        self, sequences: SequenceBatch, like: Float[Tensor, "b k"]
+    ) -> tuple[Tensor, Tensor]:
+        """Return whether each sequence has a label, ``(B, 1)``, and the labels, ``(B, K)``."""
+        labels = _labels(sequences)
+        one_hot = F.one_hot(labels.clamp(min=0), like.shape[1]).to(like)
+        return (labels >= 0).unsqueeze(1), one_hot
 
-    @staticmethod
-    def _zero(*modules: nn.Module) -> Tensor:
-        """A 0 that reaches all parameters: distributed training waits for each one's gradient."""
-        parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
-        return 0.0 * torch.stack([p.reshape(-1)[0] for p in parameters]).sum()
+
+def flow_names(count: int) -> tuple[str, ...]:
+    """Return the names of flows of which nobody knows which transformations they are."""
+    return tuple(f"flow {i + 1}" for i in range(count))
+
+
+def _labels(sequences: SequenceBatch) -> Int[Tensor, "b"]:
+    """Return the labels of sequences, -1 where there is none."""
+    if sequences.labels is not None:
+        return sequences.labels
+    return torch.full((len(sequences),), -1, device=sequences.frames.device)
+
+
+def _labelled(sequences: SequenceBatch) -> SequenceBatch:
+    """Return the sequences that have a label."""
+    labels = _labels(sequences)
+    rows = labels >= 0
+    return SequenceBatch(
+        sequences.frames[rows], sequences.times[rows], labels[rows], sequences.horizon
+    )
+
+
+def _zero(*modules: nn.Module) -> Float[Tensor, ""]:
+    """Return a 0 that reaches all parameters: distributed training waits for their gradients."""
+    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+    return 0.0 * torch.stack([p.reshape(-1)[0] for p in parameters]).sum()

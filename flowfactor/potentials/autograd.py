@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,11 +10,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from flowfactor.potentials.base import (
-    Field,
     Potential,
+    Quantity,
+    Query,
     Time,
     as_time,
-    as_vector,
     check_latents,
 )
 from flowfactor.potentials.hutchinson import Hutchinson, LaplacianEstimate
@@ -57,36 +57,28 @@ class AutogradPotential(Potential):
         self.function = function
         self.estimator = laplacian
 
-    def evaluate(
-        self,
-        z: Float[Tensor, "b d"],
-        t: Time,
-        fields: Sequence[Field],
-        vector: Float[Tensor, "b d"] | None = None,
-    ) -> tuple[Tensor, ...]:
-        """Return the asked fields by automatic differentiation, also under ``no_grad``."""
-        check_latents(z, self.dim)
-        vector = as_vector(vector, z, fields)
-        time = as_time(t, z)
-        known: dict[Field, Tensor] = {}
-        for field in fields:
-            if field == "value":
-                known[field] = self._value(z, time)
-            elif field == "time":
-                known[field] = self._time_derivative(z, time)
-            elif field == "gradient":
-                known[field] = self._gradient(z, time)
-            elif field == "laplacian":
+    def compute(self, query: Query) -> tuple[Tensor, ...]:
+        """Return the asked quantities by automatic differentiation, also under ``no_grad``."""
+        z, time, quantities, vector = query
+        known: dict[Quantity, Tensor] = {}
+        for quantity in quantities:
+            if quantity == "value":
+                known[quantity] = self._value(z, time)
+            elif quantity == "time":
+                known[quantity] = self._time_derivative(z, time)
+            elif quantity == "gradient":
+                known[quantity] = self._gradient(z, time)
+            elif quantity == "laplacian":
                 if self.estimator is None:
-                    known[field] = self._laplacian(z, time)
+                    known[quantity] = self._laplacian(z, time)
                 else:
-                    known[field] = self._quadratic_forms(z, time, self.estimator).mean(0)
-            elif field == "hessian":
-                known[field] = self._hessian(z, time)
+                    known[quantity] = self._quadratic_forms(z, time, self.estimator).mean(0)
+            elif quantity == "hessian":
+                known[quantity] = self._hessian(z, time)
             else:
                 assert vector is not None
-                (known[field],) = self._second_order(z, time)(vector)
-        return tuple(known[field] for field in fields)
+                (known[quantity],) = self._second_order(z, time)(vector)
+        return tuple(known[quantity] for quantity in quantities)
 
     def estimate_laplacian(self, z: Float[Tensor, "b d"], t: Time) -> LaplacianEstimate:
         """Return the estimate of the Laplacian with its standard error, each ``(B,)``.

@@ -10,11 +10,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from flowfactor.potentials.base import (
-    Field,
     Potential,
+    Query,
     Time,
     as_time,
-    as_vector,
     check_latents,
 )
 
@@ -191,32 +190,27 @@ class _PerSample(Potential):
         order = torch.cat(self.rows) if self.rows else k
         self.back = order.argsort()
 
-    def evaluate(
-        self,
-        z: Float[Tensor, "b d"],
-        t: Time,
-        fields: Sequence[Field],
-        vector: Float[Tensor, "b d"] | None = None,
-    ) -> tuple[Tensor, ...]:
-        check_batch(z, self.size, self.dim)
-        vector = as_vector(vector, z, fields)
+    def compute(self, query: Query) -> tuple[Tensor, ...]:
         parts = [
-            member.evaluate(z[rows], at, fields, None if vector is None else vector[rows])
-            for member, rows, at in self._parts(z, t)
+            member.evaluate(*query.map(lambda x, rows=rows: x[rows]))  # type: ignore[misc]
+            for member, rows in self._members()
         ]
-        return tuple(torch.cat(field)[self.back] for field in zip(*parts, strict=True))
+        return tuple(torch.cat(quantity)[self.back] for quantity in zip(*parts, strict=True))
 
     def log_det(self, z: Float[Tensor, "b d"], t: Time, h: float | Tensor) -> Float[Tensor, "b"]:
-        check_batch(z, self.size, self.dim)
-        parts = [member.log_det(z[rows], at, h) for member, rows, at in self._parts(z, t)]
+        check_latents(z, self.dim, self.size)
+        time = as_time(t, z)
+        parts = [
+            member.log_det(z[rows], time[rows] if time.ndim else time, h)
+            for member, rows in self._members()
+        ]
         return torch.cat(parts)[self.back]
 
-    def _parts(self, z: Tensor, t: Time) -> Iterator[tuple[Potential, Tensor, Time]]:
-        """Yield each chosen member, the rows that chose it, and their time."""
-        time = as_time(t, z)
+    def _members(self) -> Iterator[tuple[Potential, Tensor]]:
+        """Yield each chosen member and the rows that chose it."""
         for member, rows in zip(self.members, self.rows, strict=True):
             assert isinstance(member, Potential)
-            yield member, rows, time[rows] if time.ndim else time
+            yield member, rows
 
 
 class WeightedPotentials(Potential):
@@ -230,42 +224,23 @@ class WeightedPotentials(Potential):
     def __init__(self, potentials: Sequence[Potential], weights: Float[Tensor, "b k"]) -> None:
         super().__init__()
         self.dim = potentials[0].dim
+        self.size = len(weights)
         self.potentials = nn.ModuleList(potentials)
         self.weights = weights
 
-    def evaluate(
-        self,
-        z: Float[Tensor, "b d"],
-        t: Time,
-        fields: Sequence[Field],
-        vector: Float[Tensor, "b d"] | None = None,
-    ) -> tuple[Tensor, ...]:
-        """Return the asked fields, each weighted per sample."""
-        check_batch(z, self.weights.shape[0], self.dim)
-        vector = as_vector(vector, z, fields)
-        each = [p.evaluate(z, t, fields, vector) for p in self.potentials]  # type: ignore[operator]
-        return tuple(weigh(torch.stack(field), self.weights) for field in zip(*each, strict=True))
+    def compute(self, query: Query) -> tuple[Tensor, ...]:
+        """Return the asked quantities, each weighted per sample."""
+        each = [p.evaluate(*query) for p in self.potentials]  # type: ignore[operator]
+        return tuple(
+            weigh(torch.stack(quantity), self.weights) for quantity in zip(*each, strict=True)
+        )
 
     def tensors(self) -> tuple[Tensor, ...]:
         """Return the parameters of all potentials and the weights."""
         return (*self.parameters(), self.weights)
 
 
-def weigh(fields: Float[Tensor, "k b *d"], weights: Float[Tensor, "b k"]) -> Tensor:
-    """Return ``sum_k weights[b, k] fields[k, b]``, shape ``(B,)``, ``(B, D)`` or ``(B, D, D)``."""
-    w = weights.mT.reshape(*weights.mT.shape, *([1] * (fields.ndim - 2)))
-    return (w * fields).sum(0)
-
-
-def check_batch(z: Tensor, size: int, dim: int) -> None:
-    """Refuse latents that do not match a choice made per sample.
-
-    Raises:
-        ValueError: another batch size or latent size.
-        TypeError: no tensor of floating-point numbers.
-    """
-    check_latents(z, dim)
-    if z.shape[0] != size:
-        raise ValueError(
-            f"z holds {z.shape[0]} latents, but k chooses potentials for {size} samples"
-        )
+def weigh(quantities: Float[Tensor, "k b *d"], weights: Float[Tensor, "b k"]) -> Tensor:
+    """Return ``sum_k weights[b, k] quantities[k, b]``, of the shape of a single quantity."""
+    w = weights.mT.reshape(*weights.mT.shape, *([1] * (quantities.ndim - 2)))
+    return (w * quantities).sum(0)

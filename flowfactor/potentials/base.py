@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-Field = Literal["value", "time", "gradient", "laplacian", "hessian", "hvp"]
-FIELDS: tuple[Field, ...] = ("value", "time", "gradient", "laplacian")
+Quantity = Literal["value", "time", "gradient", "laplacian", "hessian", "hvp"]
+DERIVATIVES: tuple[Quantity, ...] = ("value", "time", "gradient", "laplacian")
 
 Time = float | int | Tensor
 """A time: one number for the whole batch, or a tensor of shape ``()`` or ``(B,)``."""
@@ -30,12 +30,37 @@ class Derivatives(NamedTuple):
     laplacian: Float[Tensor, "b"]
 
 
+class Query(NamedTuple):
+    """What a potential is asked for, checked by :meth:`Potential.evaluate`.
+
+    Attributes:
+        z: latents ``(B, D)``.
+        t: ``()`` or ``(B,)``, of the dtype and device of ``z``.
+        quantities: their names, in the order of the answer.
+        vector: ``(B, D)`` for a Hessian-vector product, else None.
+    """
+
+    z: Float[Tensor, "b d"]
+    t: Float[Tensor, "*b"]
+    quantities: Sequence[Quantity]
+    vector: Float[Tensor, "b d"] | None
+
+    def map(self, rearrange: Callable[[Tensor], Tensor]) -> Query:
+        """Return the query with the rows of latents, vector and times rearranged."""
+        return Query(
+            rearrange(self.z),
+            rearrange(self.t) if self.t.ndim else self.t,
+            self.quantities,
+            None if self.vector is None else rearrange(self.vector),
+        )
+
+
 class Potential(nn.Module, ABC):
     r"""A scalar function ``u(z, t)`` whose gradient moves the latent: ``dz/dt = grad u(z, t)``.
 
-    A subclass implements :meth:`evaluate`; the rest follows. Potentials form a vector space:
-    ``u + w``, ``u - w``, ``a * u``, ``u / a`` and ``-u`` are potentials, evaluated at the cost of
-    their terms and never by automatic differentiation.
+    A subclass has a ``dim`` and implements :meth:`compute`; the rest follows. Potentials form a
+    vector space: ``u + w``, ``u - w``, ``a * u``, ``u / a`` and ``-u`` are potentials, evaluated at
+    the cost of their terms and never by automatic differentiation.
 
     Latents have the shape ``(B, D)`` with ``D == dim``. A time is one number for the batch or a
     tensor ``(B,)`` of one time per sample; one frame of a sequence is one unit of time.
@@ -45,30 +70,41 @@ class Potential(nn.Module, ABC):
     """
 
     dim: int
+    size: int | None = None
+    """The only size of a batch that it can be evaluated for; None: any."""
 
     @abstractmethod
+    def compute(self, query: Query) -> tuple[Tensor, ...]:
+        """Return the asked quantities in the asked order, computing nothing else.
+
+        This is what a new potential implements. Every quantity is linear in the potential.
+        """
+
     def evaluate(
         self,
         z: Float[Tensor, "b d"],
         t: Time,
-        fields: Sequence[Field],
+        quantities: Sequence[Quantity],
         vector: Float[Tensor, "b d"] | None = None,
     ) -> tuple[Tensor, ...]:
-        """Return the asked ``fields`` in the asked order, computing nothing else.
+        """Return the asked ``quantities`` in the asked order, computing nothing else.
 
-        Every field is linear in the potential, so that sums and mixtures add them.
+        Every quantity is linear in the potential, so that sums and mixtures add them.
 
         Args:
             z: latents ``(B, D)``.
             t: a number, or a tensor ``()`` or ``(B,)``.
-            fields: any of ``"value" (B,)``, ``"time" (B,)``, ``"gradient" (B, D)``,
+            quantities: any of ``"value" (B,)``, ``"time" (B,)``, ``"gradient" (B, D)``,
                 ``"laplacian" (B,)``, ``"hessian" (B, D, D)``, ``"hvp" (B, D)``.
             vector: ``(B, D)``, what the Hessian is multiplied with in ``"hvp"``.
 
         Raises:
-            ValueError: shapes that do not fit, a field that does not exist, or ``"hvp"`` without
+            ValueError: shapes that do not fit, a quantity that does not exist, or ``"hvp"`` without
                 a vector.
         """
+        check_latents(z, self.dim, self.size)
+        vector = as_vector(vector, z, quantities)
+        return self.compute(Query(z, as_time(t, z), quantities, vector))
 
     def forward(self, z: Float[Tensor, "b d"], t: Time) -> Float[Tensor, "b"]:
         """Return the value ``u(z, t)``, shape ``(B,)``; a potential is called: ``u(z, t)``."""
@@ -122,7 +158,7 @@ class Potential(nn.Module, ABC):
 
     def derivatives(self, z: Float[Tensor, "b d"], t: Time) -> Derivatives:
         """Return value, time derivative, gradient and Laplacian together."""
-        return Derivatives(*self.evaluate(z, t, FIELDS))
+        return Derivatives(*self.evaluate(z, t, DERIVATIVES))
 
     def tensors(self) -> tuple[Tensor, ...]:
         """Return the tensors that the value depends on, for the continuous adjoint."""
@@ -192,19 +228,12 @@ class LinearCombination(Potential):
         self.factors = [factor for factor, _ in pairs]
         self.potentials = nn.ModuleList([potential for _, potential in pairs])
 
-    def evaluate(
-        self,
-        z: Float[Tensor, "b d"],
-        t: Time,
-        fields: Sequence[Field],
-        vector: Float[Tensor, "b d"] | None = None,
-    ) -> tuple[Tensor, ...]:
-        """Return the asked fields: every one of them is linear in the potential."""
-        vector = as_vector(vector, z, fields)
+    def compute(self, query: Query) -> tuple[Tensor, ...]:
+        """Return the asked quantities: every one of them is linear in the potential."""
         total: list[Tensor] | None = None
         for factor, potential in zip(self.factors, self.potentials, strict=True):
             assert isinstance(potential, Potential)
-            parts = [factor * part for part in potential.evaluate(z, t, fields, vector)]
+            parts = [factor * part for part in potential.evaluate(*query)]
             total = parts if total is None else [a + b for a, b in zip(total, parts, strict=True)]
         assert total is not None
         return tuple(total)
@@ -263,44 +292,47 @@ def as_time(t: Time, z: Tensor) -> Tensor:
     return time
 
 
-def check_latents(z: Tensor, dim: int) -> None:
+def check_latents(z: Tensor, dim: int, size: int | None = None) -> None:
     """Refuse latents that are not a floating-point batch ``(B, dim)``.
 
+    Args:
+        z: the latents.
+        dim: D.
+        size: B; None: any.
+
     Raises:
-        ValueError: the shape is not ``(B, dim)``.
+        ValueError: another shape.
         TypeError: ``z`` is no tensor of floating-point numbers.
     """
     if not isinstance(z, Tensor) or not z.is_floating_point():
         kind = str(z.dtype) if isinstance(z, Tensor) else type(z).__name__
         raise TypeError(f"z must be a tensor of floating-point numbers (B, {dim}); it is {kind}")
     if z.ndim != 2 or z.shape[1] != dim:
-        raise ValueError(
-            f"z has the shape {tuple(z.shape)}; the potential acts on latents (B, {dim})"
-        )
+        raise ValueError(f"z has the shape {tuple(z.shape)}; it must be (B, {dim})")
+    if size is not None and len(z) != size:
+        raise ValueError(f"z holds {len(z)} latents, but k chooses potentials for {size} samples")
 
 
-def as_vector(vector: Tensor | None, z: Tensor, fields: Sequence[str]) -> Tensor | None:
+def as_vector(vector: Tensor | None, z: Tensor, quantities: Sequence[str]) -> Tensor | None:
     """Return the vector of a Hessian-vector product, or None where none is asked for.
 
     Raises:
-        ValueError: ``fields`` asks for ``"hvp"`` and the vector is missing or shaped unlike ``z``;
-            or ``fields`` has a name that is no field.
+        ValueError: ``"hvp"`` is asked for and the vector is missing or shaped unlike ``z``; or
+            there is no such quantity.
     """
-    known = get_args(Field)
-    for field in fields:
-        if field not in known:
-            raise ValueError(f"a potential has no field {field!r}; there are {', '.join(known)}")
-    if "hvp" not in fields:
+    known = get_args(Quantity)
+    for quantity in quantities:
+        if quantity not in known:
+            raise ValueError(
+                f"a potential has no quantity {quantity!r}; there are {', '.join(known)}"
+            )
+    if "hvp" not in quantities:
         return None
     if vector is None:
-        raise ValueError(
-            f"the field 'hvp' is the Hessian times a vector; give the vector, "
-            f"shape {tuple(z.shape)}, or call hvp(z, v, t)"
-        )
+        raise ValueError(f"the quantity 'hvp' needs a vector of the shape {tuple(z.shape)}")
     if vector.shape != z.shape:
         raise ValueError(
-            f"the vector has the shape {tuple(vector.shape)}; the Hessian at z multiplies vectors "
-            f"of the shape of z, {tuple(z.shape)}"
+            f"the vector has the shape {tuple(vector.shape)}; that of z is {tuple(z.shape)}"
         )
     return vector.to(z.dtype)
 

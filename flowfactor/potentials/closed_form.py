@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from flowfactor.potentials.base import Field, log_abs_det_of_identity_plus
-from flowfactor.potentials.in_time import TimeFeatures
-from flowfactor.potentials.once import once
+from flowfactor.potentials.base import Query, log_abs_det_of_identity_plus
+from flowfactor.potentials.time_features import TimeFeatures
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,16 +41,14 @@ class StackedParameters(ABC):
     ) -> ClosedForm:
         """Return the closed forms at latents and times; ``t`` is ``()`` or ``(C, N)``."""
 
-    def evaluate(
-        self,
-        z: Float[Tensor, "c n d"],
-        t: Float[Tensor, "*cn"],
-        fields: Sequence[Field],
-        vector: Float[Tensor, "c n d"] | None = None,
-    ) -> tuple[Tensor, ...]:
-        """Return the asked fields, ``(C, N)`` or ``(C, N, D)``, or ``(C, N, D, D)``."""
-        form = self.at(z, t, vector)
-        return tuple(getattr(form, field)() for field in fields)
+    def evaluate(self, query: Query) -> tuple[Tensor, ...]:
+        """Return the asked quantities, ``(C, N)`` or ``(C, N, D)``, or ``(C, N, D, D)``.
+
+        Args:
+            query: its latents are ``(C, N, D)``, its times ``()`` or ``(C, N)``.
+        """
+        form = self.at(query.z, query.t, query.vector)
+        return tuple(getattr(form, quantity)() for quantity in query.quantities)
 
     def tensors(self) -> tuple[Tensor, ...]:
         """Return the tensors that hold the parameters."""
@@ -211,14 +208,14 @@ class ClosedForm(ABC):
             product = torch.cat([product, ends.expand(*product.shape[:3], -1)], dim=-1)
         return log_abs_det_of_identity_plus(h * product)
 
-    @once
+    @cached_property
     def coefficients(self) -> Coefficients:
         """The coefficients at t."""
         if not self._moves:
             return self._grouped(self._combinations)
         return self._split(self._features.values(self._t))
 
-    @once
+    @cached_property
     def _along_axes(self) -> Tensor:
         """``P z (C, N, r)``."""
         assert self.axes is not None

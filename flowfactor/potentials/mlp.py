@@ -5,17 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from flowfactor.potentials.closed_form import ClosedForm, Coefficients, StackedParameters, times
-from flowfactor.potentials.in_time import TimeFeatures
-from flowfactor.potentials.once import once
 from flowfactor.potentials.stacked import StackedPotentials
+from flowfactor.potentials.time_features import TimeFeatures
+from flowfactor.registries import POTENTIALS
 
 
+@POTENTIALS.register("mlp")
 class MLPPotential(StackedPotentials):
     r"""K potentials, each a network of two hidden layers of H units and one output.
 
@@ -151,7 +153,7 @@ class _MLPForm(ClosedForm):
         db1, db2, dw = rates
         return (dw * self._tanh2 + self._g2 * db2).sum(-1) + (self.slope * db1).sum(-1)
 
-    @once
+    @cached_property
     def slope(self) -> Float[Tensor, "c n h"]:
         return self._back * self._d1
 
@@ -182,42 +184,42 @@ class _MLPForm(ClosedForm):
     def _w(self) -> Tensor:
         return self.coefficients.own[2]
 
-    @once
+    @cached_property
     def _tanh1(self) -> Tensor:
         return torch.baddbmm(self.coefficients.own[0], self.z, self.directions.mT).tanh()
 
-    @once
+    @cached_property
     def _tanh2(self) -> Tensor:
         return torch.baddbmm(self.coefficients.own[1], self._tanh1, self.mixing.mT).tanh()
 
-    @once
+    @cached_property
     def _d1(self) -> Tensor:
         """``tanh'(s1)``."""
         return 1 - self._tanh1.square()
 
-    @once
+    @cached_property
     def _g2(self) -> Tensor:
         """The derivative of f in s2."""
         return self._w * (1 - self._tanh2.square())
 
-    @once
+    @cached_property
     def _back(self) -> Tensor:
         """The derivative of f in the first hidden layer, ``tanh(s1)``."""
         return torch.bmm(self._g2, self.mixing)
 
-    @once
+    @cached_property
     def _pushed(self) -> Tensor:
         """``(C, N, D, H)``, the derivative of s2 in z: the unit vectors pushed forward at once."""
         # A copy of A^T keeps the large tensors in order.
         directions = self.directions.mT.contiguous().unsqueeze(1)
         return times(self._d1.unsqueeze(2) * directions, self.mixing.mT)
 
-    @once
+    @cached_property
     def _bend1(self) -> Tensor:
         """``W^T g2 * tanh''(s1)``, with ``tanh'' = -2 tanh tanh'``."""
         return -2 * self.slope * self._tanh1
 
-    @once
+    @cached_property
     def _bend2(self) -> Tensor:
         """``w * tanh''(s2)``."""
         return -2 * self._g2 * self._tanh2
@@ -239,7 +241,7 @@ class _BoundedForm(ClosedForm):
     def own_sizes(self) -> tuple[int, ...]:
         return self.network.own_sizes()
 
-    @once
+    @cached_property
     def coefficients(self) -> Coefficients:
         return self.network.coefficients
 
@@ -249,7 +251,7 @@ class _BoundedForm(ClosedForm):
     def inner_time(self, rates: tuple[Tensor, ...]) -> Float[Tensor, "c n"]:
         return self._first * self.network.inner_time(rates)
 
-    @once
+    @cached_property
     def slope(self) -> Float[Tensor, "c n h"]:
         return self._first.unsqueeze(-1) * self.network.slope
 
@@ -268,16 +270,16 @@ class _BoundedForm(ClosedForm):
         first, second = (factor[:, :, None, None] for factor in (self._first, self._second))
         return first * self.network.bend(x) + second * slope * (slope * x).sum(-1, keepdim=True)
 
-    @once
+    @cached_property
     def _tanh(self) -> Tensor:
         return self.network.inner_value().tanh()
 
-    @once
+    @cached_property
     def _first(self) -> Tensor:
         """``tanh'(f) (C, N)``."""
         return 1 - self._tanh.square()
 
-    @once
+    @cached_property
     def _second(self) -> Tensor:
         """``tanh''(f) (C, N)``."""
         return -2 * self._first * self._tanh

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -11,11 +12,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from flowfactor.potentials.closed_form import ClosedForm, StackedParameters
-from flowfactor.potentials.in_time import TimeFeatures
-from flowfactor.potentials.once import once
 from flowfactor.potentials.stacked import StackedPotentials
+from flowfactor.potentials.time_features import TimeFeatures
+from flowfactor.registries import POTENTIALS
 
 
+@POTENTIALS.register("ridge")
 class RidgePotential(StackedPotentials):
     r"""K potentials, each a sum of H ridge functions with coefficients that move in time.
 
@@ -123,7 +125,7 @@ class _RidgeForm(ClosedForm):
         dw, db = rates
         return (dw * self._log_cosh + self.slope * db).sum(-1)
 
-    @once
+    @cached_property
     def slope(self) -> Float[Tensor, "c n h"]:
         w, _ = self.coefficients.own
         return w * self._tanh
@@ -135,20 +137,20 @@ class _RidgeForm(ClosedForm):
     def bend(self, x: Float[Tensor, "c #n m h"]) -> Float[Tensor, "c n m h"]:
         return self._bends.unsqueeze(2) * x
 
-    @once
+    @cached_property
     def _s(self) -> Tensor:
         _, b = self.coefficients.own
         return torch.baddbmm(b, self.z, self.directions.mT)
 
-    @once
+    @cached_property
     def _tanh(self) -> Tensor:
         return self._s.tanh()
 
-    @once
+    @cached_property
     def _log_cosh(self) -> Tensor:
         return _log_cosh(self._s)
 
-    @once
+    @cached_property
     def _bends(self) -> Tensor:
         """``w sech^2(s)``, the diagonal of f_ss."""
         w, _ = self.coefficients.own

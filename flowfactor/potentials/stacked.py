@@ -10,18 +10,17 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from flowfactor.potentials.bank import PotentialBank, check_batch, weigh
+from flowfactor.potentials.bank import PotentialBank, weigh
 from flowfactor.potentials.base import (
-    Field,
     Potential,
+    Query,
     Time,
     as_step,
     as_time,
-    as_vector,
     check_latents,
 )
 from flowfactor.potentials.closed_form import StackedParameters
-from flowfactor.potentials.in_time import spectrum
+from flowfactor.potentials.time_features import spectrum
 
 
 class StackedPotentials(PotentialBank):
@@ -120,22 +119,9 @@ class _Member(Potential):
         self.bank = bank
         self.index = index
 
-    def evaluate(
-        self,
-        z: Float[Tensor, "b d"],
-        t: Time,
-        fields: Sequence[Field],
-        vector: Float[Tensor, "b d"] | None = None,
-    ) -> tuple[Tensor, ...]:
-        check_latents(z, self.dim)
-        vector = as_vector(vector, z, fields)
-        found = self._own_parameters().evaluate(
-            z.unsqueeze(0),
-            self._time(t, z),
-            fields,
-            None if vector is None else vector.unsqueeze(0),
-        )
-        return tuple(field.squeeze(0) for field in found)
+    def compute(self, query: Query) -> tuple[Tensor, ...]:
+        found = self._own_parameters().evaluate(query.map(lambda x: x.unsqueeze(0)))
+        return tuple(quantity.squeeze(0) for quantity in found)
 
     def log_det(self, z: Float[Tensor, "b d"], t: Time, h: float | Tensor) -> Float[Tensor, "b"]:
         check_latents(z, self.dim)
@@ -190,25 +176,12 @@ class _Grouped(Potential):
         )
         self._parameters_read = bank.parameters_of(slice(None) if everything else owner)
 
-    def evaluate(
-        self,
-        z: Float[Tensor, "b d"],
-        t: Time,
-        fields: Sequence[Field],
-        vector: Float[Tensor, "b d"] | None = None,
-    ) -> tuple[Tensor, ...]:
-        check_batch(z, self.size, self.dim)
-        vector = as_vector(vector, z, fields)
-        found = self._parameters_read.evaluate(
-            self._arrange(z),
-            self._time(t, z),
-            fields,
-            None if vector is None else self._arrange(vector),
-        )
-        return tuple(self._restore(field) for field in found)
+    def compute(self, query: Query) -> tuple[Tensor, ...]:
+        found = self._parameters_read.evaluate(query.map(self._arrange))
+        return tuple(self._restore(quantity) for quantity in found)
 
     def log_det(self, z: Float[Tensor, "b d"], t: Time, h: float | Tensor) -> Float[Tensor, "b"]:
-        check_batch(z, self.size, self.dim)
+        check_latents(z, self.dim, self.size)
         form = self._parameters_read.at(self._arrange(z), self._time(t, z))
         return self._restore(form.log_det(as_step(h, z)))
 
@@ -235,27 +208,15 @@ class _Mixture(Potential):
     def __init__(self, bank: StackedPotentials, weights: Float[Tensor, "b k"]) -> None:
         super().__init__()
         self.dim = bank.dim
+        self.size = len(weights)
         self.bank = bank
         self.weights = weights
 
-    def evaluate(
-        self,
-        z: Float[Tensor, "b d"],
-        t: Time,
-        fields: Sequence[Field],
-        vector: Float[Tensor, "b d"] | None = None,
-    ) -> tuple[Tensor, ...]:
-        check_batch(z, self.weights.shape[0], self.dim)
-        vector = as_vector(vector, z, fields)
-        K = len(self.bank)
-        time = as_time(t, z)
-        found = self.bank.parameters_of(slice(None)).evaluate(
-            z.expand(K, -1, -1),
-            time.expand(K, -1) if time.ndim else time,
-            fields,
-            None if vector is None else vector.expand(K, -1, -1),
-        )
-        return tuple(weigh(field, self.weights.to(z.dtype)) for field in found)
+    def compute(self, query: Query) -> tuple[Tensor, ...]:
+        K, weights = len(self.bank), self.weights.to(query.z.dtype)
+        every = self.bank.parameters_of(slice(None))
+        found = every.evaluate(query.map(lambda x: x.expand(K, *x.shape)))
+        return tuple(weigh(quantity, weights) for quantity in found)
 
     def tensors(self) -> tuple[Tensor, ...]:
         return (*self.bank.parameters(), self.weights)

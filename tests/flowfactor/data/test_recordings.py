@@ -1,41 +1,22 @@
 import json
 import pickle
 import shutil
+import sys
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from flowfactor.data import (
-    GivenFactor,
-    Recordings,
-    SequenceLoader,
-    SequenceSource,
-    round_robin,
-    samples_undergoing,
-)
-from flowfactor.data.films import LazyFilms, natural
+from flowfactor.data import Recordings
+from flowfactor.data.clips import ArrayClips
+from flowfactor.data.video import Video
 from flowfactor.errors import DataError
 
 # Four recordings of six frames in colour, and the same in grey.
 FILMS = np.random.default_rng(0).integers(0, 256, (4, 6, 3, 8, 10), dtype=np.uint8)
 GREY = FILMS[:, :, :1]
 TRUTH = torch.from_numpy(FILMS) / 255
-
-
-def reads(recordings: Recordings) -> list:
-    """Count, from now on, what is read from files."""
-    films = recordings._films
-    assert isinstance(films, LazyFilms)
-    found, read = [], films._read
-
-    def spy(*args):
-        found.append(args)
-        return read(*args)
-
-    films._read = spy
-    return found
 
 
 def save_pictures(root, films, names=None, suffix=".png"):
@@ -100,14 +81,12 @@ def levels(frames: torch.Tensor) -> torch.Tensor:
 )
 def test_arrays(frames, truth):
     recordings = Recordings(frames)
-    assert isinstance(recordings, SequenceSource)
-    assert isinstance(recordings, GivenFactor)
     batch = recordings.sample([2, 0])
     torch.testing.assert_close(batch.frames, truth[[2, 0]], rtol=0, atol=1e-6)
     assert recordings.image_shape == tuple(truth.shape[2:])
     assert (len(recordings), recordings.horizon, recordings.start_size) == (4, 5, 0)
-    assert recordings.names == ("transformation",)
-    assert batch.labels.tolist() == [0, 0]
+    assert (recordings.names, batch.labels) == ((), None)
+    assert Recordings(frames, names=["turn"]).sample([2, 0]).labels.tolist() == [0, 0]
     assert recordings.to("meta").device.type == "meta"
 
 
@@ -142,26 +121,20 @@ def test_files(stored):
     assert torch.equal(small.sample([2]).frames, held.sample([2]).frames)
 
 
-def test_files_are_read_when_asked_for_and_kept(stored):
-    recordings = Recordings(stored)
-    if not isinstance(recordings._films, LazyFilms):
-        return
-    assert not recordings._films._kept
-    read = reads(recordings)
-    first = recordings.sample([1, 3]).frames
-    assert read == [(1, 0, 6), (3, 0, 6)]
-    assert torch.equal(recordings.sample([1, 3]).frames, first)
-    assert len(read) == 2
+def test_memory_is_limited(tmp_path, monkeypatch):
+    reads, read = [], ArrayClips.read
 
+    def spy(clips, *what):
+        reads.append(what)
+        return read(clips, *what)
 
-def test_memory_is_limited(tmp_path):
+    monkeypatch.setattr(ArrayClips, "read", spy)
     np.save(tmp_path / "a.npy", FILMS)
     recordings = Recordings(tmp_path / "a.npy", memory_limit=2 * FILMS[0].nbytes)
-    read = reads(recordings)
+    assert reads == []
     for index in (0, 1, 0, 2, 0, 1):
         recordings.sample([index])
-    assert [recording for recording, *_ in read] == [0, 1, 2, 1]
-    assert recordings._films._bytes == 2 * FILMS[0].nbytes
+    assert reads == [(clip, 0, 6) for clip in (0, 1, 2, 1)]
     # Less than a single recording is no reason to fail.
     tight = Recordings(tmp_path / "a.npy", memory_limit=1)
     torch.testing.assert_close(tight.sample(range(4)).frames, TRUTH, rtol=0, atol=1e-6)
@@ -186,18 +159,16 @@ def test_natural_order(tmp_path):
     # frame7 ... frame12: sorted as text, frame10 would come first.
     recordings = Recordings(save_pictures(tmp_path / "f", FILMS[:, :, :1]))
     torch.testing.assert_close(recordings.sample([0]).frames[0], TRUTH[0, :, :1], rtol=0, atol=1e-6)
-    assert sorted(["b2", "B10", "a", "10", "9"], key=natural) == ["9", "10", "a", "b2", "B10"]
-    assert sorted(["1x²", "1x10", "1x9"], key=natural)[0] == "1x9"
 
 
 def test_folder_of_one_recording_and_of_classes(tmp_path):
     single = Recordings(save_pictures(tmp_path / "a", FILMS[:1]) / "film0", horizon=2, stride=1)
     assert len(single) == 4
-    assert single.recording(3) == "film0"
+    assert single.name_of(3) == "film0"
     names = ["turn/10", "grow/a", "turn/9", "grow/b"]
     classes = Recordings(save_pictures(tmp_path / "b", FILMS, names))
     assert classes.names == ("grow", "turn")
-    assert [classes.recording(i) for i in range(4)] == ["grow/a", "grow/b", "turn/9", "turn/10"]
+    assert [classes.name_of(i) for i in range(4)] == ["grow/a", "grow/b", "turn/9", "turn/10"]
     assert classes.labels.tolist() == [0, 0, 1, 1]
     expected = TRUTH[[1, 3, 2, 0]]
     torch.testing.assert_close(classes.sample(range(4)).frames, expected, rtol=0, atol=1e-6)
@@ -227,31 +198,28 @@ VIDEOS = {"mp4": "libx264", "mkv": "ffv1", "avi": "libx264", "mpg": "mpeg2video"
 
 @pytest.mark.parametrize("kind", VIDEOS)
 def test_video_in_windows(tmp_path, kind):
-    path = save_video(tmp_path / f"rise.{kind}", rising(), VIDEOS[kind])
+    path = save_video(tmp_path / f"rise.{kind}", rising(80), VIDEOS[kind])
     recordings = Recordings(path, horizon=4, stride=3, every=2)
-    # 9 frames are needed; the last window begins at 141.
-    assert len(recordings) == 48
+    # 9 frames are needed; the last window begins at 69.
+    assert len(recordings) == 24
     assert recordings.image_shape == (3, 32, 48)
-    assert recordings.recording(47) == f"rise.{kind}"
-    for index in (47, 0, 21, 20, 22):  # beginning late makes a jump to a key frame necessary
+    assert recordings.name_of(23) == f"rise.{kind}"
+    for index in (23, 0, 21, 20, 22):  # beginning late makes a jump to a key frame necessary
         found = levels(recordings.sample([index]).frames)[0]
         expected = 3 * index + 2 * torch.arange(5)
         assert (found - expected).abs().max() <= 2
 
 
 def test_a_jump_into_a_video_finds_the_same_frames(tmp_path):
-    film = np.random.default_rng(1).integers(0, 256, (140, 16, 16, 3), dtype=np.uint8)
+    film = np.random.default_rng(1).integers(0, 256, (80, 16, 16, 3), dtype=np.uint8)
     path = save_video(tmp_path / "a.mp4", film, options={"bf": "3", "crf": "1"}, gop=30)
-    straight = Recordings(path, horizon=139).sample([0]).frames[0]
-    late = Recordings(path, horizon=2, stride=1)
-    read = reads(late)
-    jumped = late.sample([130]).frames[0]
-    assert read == [(0, 128, 12)]
-    assert torch.equal(jumped, straight[130:133])
-    films = late._films
-    films._stamps[0] = None  # as in a file that has none
-    films._kept.clear()
-    assert torch.equal(late.sample([130]).frames[0], jumped)
+    straight = Recordings(path, horizon=79).sample([0]).frames[0]
+    jumped = Recordings(path, horizon=2, stride=1).sample([70]).frames[0]
+    assert torch.equal(jumped, straight[70:73])
+    video = Video(path)
+    late = video.read(70, 3)
+    video.stamps = None  # as in a file that has none
+    assert np.array_equal(video.read(70, 3), late)
 
 
 def test_folders_of_videos(tmp_path):
@@ -259,7 +227,7 @@ def test_folders_of_videos(tmp_path):
         save_video(tmp_path / f"{name}.mp4", rising(10, base=40 * i))
     classes = Recordings(tmp_path, size=16, grey=True)
     assert classes.names == ("down", "up")
-    assert [classes.recording(i) for i in range(3)] == ["down/a.mp4", "up/v9.mp4", "up/v10.mp4"]
+    assert [classes.name_of(i) for i in range(3)] == ["down/a.mp4", "up/v9.mp4", "up/v10.mp4"]
     assert classes.image_shape == (1, 16, 16)
     assert (
         levels(classes.sample([0, 1, 2]).frames)[:, 0] - torch.tensor([80, 40, 0])
@@ -270,40 +238,23 @@ def test_folders_of_videos(tmp_path):
     assert torch.equal(copied.sample([1]).frames, flat.sample([1]).frames)
 
 
-def test_damaged_video_is_named(tmp_path):
+def test_bad_videos_are_named(tmp_path, monkeypatch):
     path = save_video(tmp_path / "good.mp4", rising(20))
     whole = path.read_bytes()
-    (tmp_path / "bad.mp4").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(DataError, match=r"bad\.mp4 cannot be read"):
-        Recordings(tmp_path)
-    (tmp_path / "bad.mp4").write_bytes(b"no film at all")
-    with pytest.raises(DataError, match=r"bad\.mp4 cannot be read"):
-        Recordings(tmp_path / "bad.mp4")
     recordings = Recordings(path)
+    for content in (whole[: len(whole) // 2], b"no clip at all"):
+        (tmp_path / "bad.mp4").write_bytes(content)
+        with pytest.raises(DataError, match=r"bad\.mp4"):
+            Recordings(tmp_path)
     path.write_bytes(b"gone")
-    with pytest.raises(DataError, match=r"good\.mp4 cannot be decoded"):
+    with pytest.raises(DataError, match=r"good\.mp4"):
         recordings.sample([0])
-
-
-def test_a_video_that_ends_early_is_named(tmp_path):
-    path = save_video(tmp_path / "a.mp4", rising(20))
-    recordings = Recordings(path)
     save_video(path, rising(10))
-    with pytest.raises(DataError, match=r"a\.mp4 ends before frame 19"):
+    with pytest.raises(DataError, match=r"good\.mp4 ends"):
         recordings.sample([0])
-
-
-def test_missing_package_is_named(tmp_path, monkeypatch):
-    import sys
-
-    path = save_video(tmp_path / "a.mp4", rising(5))
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(DataError, match=r"package av\. .*flowfactor\[video\]"):
+    with pytest.raises(DataError, match=r"flowfactor\[video\]"):
         Recordings(path)
-    monkeypatch.setitem(sys.modules, "h5py", None)
-    (tmp_path / "a.h5").touch()
-    with pytest.raises(DataError, match=r"package h5py\. .*flowfactor\[data\]"):
-        Recordings(tmp_path / "a.h5")
 
 
 def ragged(tmp_path):
@@ -314,55 +265,43 @@ def ragged(tmp_path):
 def test_recordings_of_different_lengths(tmp_path):
     folder = ragged(tmp_path)
     assert Recordings(folder).horizon == 3
-    with pytest.raises(DataError, match=r"'film1' has 4 frames, .* 0\.\.4, .* needs 5.*drop"):
+    with pytest.raises(DataError, match=r"horizon.*'film1'"):
         Recordings(folder, horizon=4)
     dropped = Recordings(folder, [0, 1, 0, 1], horizon=4, short="drop")
-    assert [dropped.recording(i) for i in range(len(dropped))] == ["film0", "film2", "film3"]
+    assert [dropped.name_of(i) for i in range(len(dropped))] == ["film0", "film2", "film3"]
     assert dropped.labels.tolist() == [0, 0, 1]
     windows = Recordings(folder, horizon=3, stride=1)
-    assert windows.recordings.tolist() == [0, 0, 0, 1, 2, 2, 3, 3, 3]
+    names = [windows.name_of(i) for i in range(len(windows))]
+    assert names == [f"film{i}" for i in (0, 0, 0, 1, 2, 2, 3, 3, 3)]
     torch.testing.assert_close(windows.sample([5]).frames[0], TRUTH[2, 1:5], rtol=0, atol=1e-6)
-    with pytest.raises(
-        DataError, match=r"None of the 4 recordings has the 10 frames.*longest has 6"
-    ):
+    with pytest.raises(DataError, match="horizon"):
         Recordings(folder, horizon=9, short="drop")
 
 
-def test_with_last_cuts_and_goes_on_where_it_can(tmp_path):
+def test_horizons_within_the_recordings():
     recordings = Recordings(FILMS, horizon=3)
-    torch.testing.assert_close(
-        recordings.with_last(5).sample([2]).frames[0], TRUTH[2], rtol=0, atol=1e-6
-    )
-    assert recordings.with_last(1).sample([0]).frames.shape[1] == 2
-    with pytest.raises(DataError, match=r"Sequence 0 has no frame 6: .*'0' ends after 6 frames"):
-        recordings.with_last(6)
-    with pytest.raises(DataError, match="at least 1"):
-        recordings.with_last(0)
+    longest = recordings.extend_to(99)
+    assert longest.horizon == 5
+    torch.testing.assert_close(longest.sample([2]).frames[0], TRUTH[2], rtol=0, atol=1e-6)
+    assert recordings.with_horizon(1).sample([0]).frames.shape[1] == 2
 
 
-def test_split_is_by_recording(tmp_path):
+def test_split_is_by_recording():
     films = np.random.default_rng(0).integers(0, 256, (20, 8, 4, 4), dtype=np.uint8)
     windows = Recordings(films, [0, 1] * 10, horizon=3, stride=2)
     parts = windows.split(validation=0.1, test=0.25, seed=3)
-    assert {name: len(part) for name, part in parts.items()} == {
-        "train": 39,
-        "validation": 6,
-        "test": 15,
-    }
-    recordings = [set(part.recordings.tolist()) for part in parts.values()]
-    assert sum(map(len, recordings)) == len(set.union(*recordings)) == 20
-    again = windows.split(validation=0.1, test=0.25, seed=3)
-    assert torch.equal(again["test"].recordings, parts["test"].recordings)
-    other = windows.split(validation=0.1, test=0.25, seed=4)
-    assert not torch.equal(other["test"].recordings, parts["test"].recordings)
-    test = parts["test"]
-    recording = int(test.recordings[4])
-    assert test.labels[4] == recording % 2
+    sizes = {name: len(part) for name, part in parts.items()}
+    assert sizes == {"train": 39, "validation": 6, "test": 15}
+    origins = [[part.name_of(i) for i in range(len(part))] for part in parts.values()]
+    assert sum(len(set(names)) for names in origins) == len(set().union(*origins)) == 20
+    again, other = (windows.split(0.1, 0.25, seed)["test"] for seed in (3, 4))
+    assert [again.name_of(i) for i in range(15)] == origins[2]
+    assert [other.name_of(i) for i in range(15)] != origins[2]
+    assert parts["test"].labels.tolist() == [int(name) % 2 for name in origins[2]]
     assert list(windows.split(validation=0)) == ["train", "test"]
-    with pytest.raises(DataError, match=r"less than 1 together, but they are 0.5 and 0.5"):
-        windows.split(0.5, 0.5)
-    with pytest.raises(DataError, match=r"2 recordings are too few"):
-        Recordings(films[:2]).split()
+    for data, sizes in ((windows, (0.5, 0.5)), (windows, (-0.1, 0.1)), (Recordings(films[:2]), ())):
+        with pytest.raises(DataError, match="validation"):
+            data.split(*sizes)
 
 
 def label_files(tmp_path):
@@ -406,140 +345,113 @@ def test_labels_within_the_file(tmp_path):
     assert Recordings(path, labels=[0] * 4, names=["one"]).labels.tolist() == [0] * 4
 
 
-def test_labels_that_are_not_known():
+def test_labels_that_are_unknown():
     weak = Recordings(FILMS, names=["a", "b", "c"])
     assert weak.labels.tolist() == [-1] * 4
-    assert weak.sample([0]).labels.tolist() == [-1]
     some = Recordings(FILMS, ["a", None, -1, "b"])
     assert some.labels.tolist() == [0, -1, -1, 1]
-    with pytest.raises(DataError, match=r"No label is known.*give names"):
+    with pytest.raises(DataError, match="names"):
         Recordings(FILMS, [None] * 4)
 
 
 @pytest.mark.parametrize(
-    ("labels", "names", "message"),
+    ("key", "labels", "names"),
     [
-        ([0, 1], None, r"each of the 4 recordings, but there are 2"),
-        ([0, 1, 2, 3], ["a", "b"], r"recording '2' is 2, .*\['a', 'b'\], nor an index in 0\.\.1"),
-        (["a", "c", "a", "a"], ["a", "b"], r"recording '1' is 'c'"),
-        ([0, 1, -2, 0], ["a", "b"], r"recording '2' is -2"),
-        ([0.5, 1, 0, 0], None, r"whole numbers, but one of them is 0\.5, of type float"),
-        ([True, False] * 2, None, r"True, of type bool"),
-        ({"0": 1, "1": 0, "3": 0}, None, r"no label for recording '2' \(1 in all\)"),
-        (dict.fromkeys("01234", 0), None, r"a label, but no recording, '4'"),
-        ([0, 0, 0, 0], ["a", "a"], r"each different.*\['a', 'a'\]"),
-        ([0, 0, 0, 0], [], r"one or more"),
-        ("labels.txt", None, r"\.npy, \.json or \.csv files, but the file is labels\.txt"),
-        ("nowhere.csv", None, r"no file nowhere\.csv with labels"),
+        ("labels", [0, 1], None),
+        ("labels.*'2'", [0, 1, 2, 3], ["a", "b"]),
+        ("labels.*'1'", ["a", "c", "a", "a"], ["a", "b"]),
+        ("labels.*'2'", [0, 1, -2, 0], ["a", "b"]),
+        ("labels", [0.5, 1, 0, 0], None),
+        ("labels", [True, False] * 2, None),
+        ("labels.*'2'", {"0": 1, "1": 0, "3": 0}, None),
+        ("labels.*'4'", dict.fromkeys("01234", 0), None),
+        ("names", [0, 0, 0, 0], ["a", "a"]),
+        ("names", [0, 0, 0, 0], []),
+        ("labels", "labels.txt", None),
+        ("nowhere", "nowhere.csv", None),
     ],
 )
-def test_bad_labels(labels, names, message):
-    with pytest.raises(DataError, match=message):
+def test_bad_labels(key, labels, names):
+    with pytest.raises(DataError, match=key):
         Recordings(FILMS, labels, names)
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "message"),
+    ("name", "text"),
     [
-        ("a.json", "{", r"a\.json cannot be read"),
-        ("a.json", "3", r"a\.json must hold a list"),
-        ("a.csv", "a,b,c\n", r"columns, but its lines|has \[3\]|have \[3\] columns"),
-        ("a.csv", "0,a\n0,b\n", r"different labels for recording '0'"),
-        ("a.npy", "text", r"a\.npy cannot be read"),
+        ("a.json", "{"),
+        ("a.json", "3"),
+        ("a.csv", "a,b,c\n"),
+        ("a.csv", "0,a\n0,b\n"),
+        ("a.npy", "text"),
     ],
 )
-def test_bad_label_files(tmp_path, name, text, message):
+def test_bad_label_files(tmp_path, name, text):
     (tmp_path / name).write_text(text)
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(DataError, match=name):
         Recordings(FILMS, tmp_path / name)
 
 
 @pytest.mark.parametrize(
-    ("frames", "message"),
+    ("key", "frames"),
     [
-        (FILMS[0, 0], r"\(N, T\+1, C, H, W\).*\(3, 8, 10\)"),
-        (np.zeros((2, 3, 2, 8, 8), np.uint8), r"C = 1 or 3.*\(2, 3, 2, 8, 8\)"),
-        (FILMS[:0], r"nothing empty.*\(0, 6, 3, 8, 10\)"),
-        (FILMS.astype(np.int32), r"uint8.*the array is of type int32.*astype\('uint8'\)"),
-        (FILMS > 3, r"type bool"),
-        (FILMS[:, :1], r"'0' has 1 frames, .* needs 2"),
-        ("nowhere", r"no file or folder nowhere"),
+        ("shape", FILMS[0, 0]),
+        ("shape", np.zeros((2, 3, 2, 8, 8), np.uint8)),
+        ("shape", FILMS[:0]),
+        ("int32", FILMS.astype(np.int32)),
+        ("bool", FILMS > 3),
+        ("horizon", FILMS[:, :1]),
+        ("nowhere", "nowhere"),
     ],
 )
-def test_bad_frames(frames, message):
-    with pytest.raises(DataError, match=message):
+def test_bad_frames(key, frames):
+    with pytest.raises(DataError, match=key):
         Recordings(frames)
 
 
-@pytest.mark.parametrize(("value", "shown"), [(np.nan, "nan"), (1.5, "1.5"), (-np.inf, "-inf")])
-def test_bad_pixel_is_named(tmp_path, value, shown):
+def test_bad_pixels_are_named(tmp_path):
     films = FILMS / 255
-    films[2, 4, 0, 1, 1] = value
-    with pytest.raises(
-        DataError, match=rf"in recording 2 of the array are not.* {shown} in frame 4"
-    ):
+    films[2, 4, 0, 1, 1] = np.nan
+    with pytest.raises(DataError, match="image 4"):
         Recordings(films)
     np.save(tmp_path / "a.npy", films)
     lazy = Recordings(tmp_path / "a.npy")
     lazy.sample([0, 1, 3])
-    with pytest.raises(DataError, match=rf"recording 2 of .*a\.npy .* is {shown} in frame 4"):
+    with pytest.raises(DataError, match=r"a\.npy"):
         lazy.sample([2])
-
-
-def test_unreadable_files_are_named(tmp_path):
-    for name in ("a.npy", "a.npz", "a.h5"):
-        if name == "a.h5":
-            pytest.importorskip("h5py")
-        (tmp_path / name).write_bytes(b"no array at all")
-        with pytest.raises(DataError, match=rf"{name} cannot be read"):
-            Recordings(tmp_path / name)
-    np.save(tmp_path / "objects.npy", np.array([{}, 1], dtype=object), allow_pickle=True)
-    with pytest.raises(DataError, match=r"objects\.npy cannot be read"):
-        Recordings(tmp_path / "objects.npy")
-    np.savez(tmp_path / "two.npz", a=FILMS, b=FILMS)
-    with pytest.raises(DataError, match=r"named `frames`, or a single .* holds a, b"):
-        Recordings(tmp_path / "two.npz")
     (tmp_path / "a.txt").touch()
-    with pytest.raises(DataError, match=r"a\.txt is none of what can be read"):
+    with pytest.raises(DataError, match=r"a\.txt"):
         Recordings(tmp_path / "a.txt")
 
 
 def test_bad_folders(tmp_path):
-    with pytest.raises(DataError, match=r"holds no pictures .* no videos .* no folders"):
-        Recordings(tmp_path)
+    def refuse(path, *named, **options):
+        with pytest.raises(DataError) as caught:
+            Recordings(path, **options).sample([0])
+        assert all(name in str(caught.value) for name in named)
+
+    refuse(tmp_path, tmp_path.name)
     root = save_pictures(tmp_path / "films", FILMS)
     (root / "film0" / "frame9.png").write_bytes(b"no picture")
-    recordings = Recordings(root)  # only the first picture of each is looked at
-    recordings.sample([1])
-    with pytest.raises(DataError, match=r"film0.frame9\.png cannot be read"):
-        recordings.sample([0])
-    (root / "empty").mkdir()
-    with pytest.raises(DataError, match=r"empty is no folder with pictures"):
-        Recordings(root)
-    shutil.rmtree(root / "empty")
+    Recordings(root).sample([1])  # only the first picture of each is looked at
+    refuse(root, "frame9.png")
     Image.new("RGB", (9, 8)).save(root / "film0" / "frame9.png")
-    with pytest.raises(DataError, match=r"frame9\.png has 9x8 pixels, .* 10x8\. Give a size"):
-        Recordings(root).sample([0])
+    refuse(root, "frame9.png", "size")
     assert Recordings(root, size=8).sample([0]).frames.shape[-1] == 8
-    Image.new("I;16", (10, 8)).save(root / "film1" / "frame7.png")
-    with pytest.raises(DataError, match=r"frame7\.png is of PIL's mode 'I;16'"):
-        Recordings(root)
-    (root / "film1" / "frame7.png").unlink()
+    (root / "empty").mkdir()
+    refuse(root, "empty")
+    (root / "empty").rmdir()
     shutil.rmtree(root / "film2")
     save_pictures(root, FILMS[:1, :, :, :6], ["film2"])
-    with pytest.raises(
-        DataError, match=r"'film0' has .* \(3, 8, 10\) and 'film2' has \(3, 6, 10\)"
-    ):
-        Recordings(root)
+    refuse(root, "film0", "film2", "size")
     (tmp_path / "classes" / "a").mkdir(parents=True)
-    with pytest.raises(DataError, match=r"classes.a holds no pictures, videos or folders"):
-        Recordings(tmp_path / "classes")
+    refuse(tmp_path / "classes", "classes")
 
 
 def test_colour_among_grey_pictures(tmp_path):
     root = save_pictures(tmp_path / "films", GREY)
     Image.new("RGB", (10, 8), (255, 0, 0)).save(root / "film0" / "frame9.png")
-    with pytest.raises(DataError, match=r"frame9\.png has colours.*grey=True"):
+    with pytest.raises(DataError, match="grey"):
         Recordings(root).sample([0])
     # A grey one among coloured ones has three equal channels.
     mixed = save_pictures(tmp_path / "mixed", [FILMS[0], GREY[1]])
@@ -549,73 +461,19 @@ def test_colour_among_grey_pictures(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("key", "options"),
     [
-        ({"horizon": 0}, r"last must be at least 1, but it is 0"),
-        ({"every": 0}, r"every must be at least 1"),
-        ({"stride": -1, "horizon": 2}, r"stride must be at least 1, but it is -1"),
-        ({"stride": 1}, r"give last"),
-        ({"short": "drop"}, r"give last"),
-        ({"short": "pad"}, r"'error' or 'drop', but it is 'pad'"),
-        ({"size": 0}, r"size must be a height and a width.*is 0"),
-        ({"size": (4, 4, 4)}, r"size must be a height and a width"),
-        ({"horizon": 6}, r"'0' has 6 frames, .* needs 7"),
-        ({"horizon": 3, "every": 2}, r"taking every 2, needs 7"),
+        ("horizon", {"horizon": 0}),
+        ("every", {"every": 0}),
+        ("stride", {"stride": -1, "horizon": 2}),
+        ("horizon", {"stride": 1}),
+        ("horizon", {"short": "drop"}),
+        ("short", {"short": "pad"}),
+        ("size", {"size": 0}),
+        ("horizon", {"horizon": 6}),
+        ("horizon", {"horizon": 3, "every": 2}),
     ],
 )
-def test_bad_options(options, message):
-    with pytest.raises(DataError, match=message):
+def test_bad_options(key, options):
+    with pytest.raises(DataError, match=key):
         Recordings(FILMS, **options)
-
-
-def test_what_was_recorded_cannot_be_chosen():
-    recordings = Recordings(FILMS, ["a", "b", "a", "b"])
-    right = recordings.sample([0, 1], torch.tensor([0, 1]))
-    assert right.labels.tolist() == [0, 1]
-    assert recordings.sample([0, 2], "a").labels.tolist() == [0, 0]
-    with pytest.raises(DataError, match=r"Sequence 1 undergoes 'b', not transformation 'a'"):
-        recordings.sample([0, 1], "a")
-    with pytest.raises(DataError, match=r"Sequence 0 has no known one, not transformation 'b'"):
-        Recordings(FILMS, names=["a", "b"]).sample([0], "b")
-    with pytest.raises(DataError, match=r"no transformation 'c'"):
-        recordings.sample([0], "c")
-    with pytest.raises(DataError, match=r"cannot be composed"):
-        recordings.compose([0], ["a", "b"])
-    with pytest.raises(DataError, match=r"no random starts"):
-        recordings.sample([0], start=torch.zeros(1, 0))
-    with pytest.raises(DataError, match=r"no random starts"):
-        SequenceLoader(recordings, 2, random_starts=True)
-    with pytest.raises(DataError, match=r"0\.\.3"):
-        recordings.sample([4])
-    with pytest.raises(DataError, match=r"0\.\.5"):
-        recordings.sample([0], times=torch.tensor([[0, 6]]))
-    with pytest.raises(DataError, match=r"at least one"):
-        recordings.subset([])
-
-
-def test_other_labels():
-    recordings = Recordings(FILMS, ["a", "b", "a", "b"])
-    assert recordings.labelled
-    assert not Recordings(FILMS).labelled
-    other = recordings.relabelled(["x", "y", "z"], torch.tensor([2, -1, 0, 2]))
-    assert other.names == ("x", "y", "z")
-    assert other.sample([0, 1, 2, 3]).labels.tolist() == [2, -1, 0, 2]
-    assert torch.equal(other.sample([1]).frames, recordings.sample([1]).frames)
-    assert recordings.labels.tolist() == [0, 1, 0, 1]
-    for names, labels, message in (
-        (["x"], [0, 0, 0, 1], r"in 0\.\.0, or -1"),
-        (["x"], [0, 0, 0, -2], r"in 0\.\.0, or -1"),
-        (["x", "x"], [0, 0, 0, 1], r"each different"),
-        (["x"], [0, 0, 0], r"each of the 4 sequences"),
-    ):
-        with pytest.raises(DataError, match=message):
-            recordings.relabelled(names, torch.tensor(labels))
-
-
-def test_helpers_for_sources_of_both_kinds(dataset):
-    recordings = Recordings(FILMS, ["a", "b", "a", "b"])
-    assert samples_undergoing(recordings, 1).tolist() == [1, 3]
-    assert samples_undergoing(dataset, 1).tolist() == list(range(30))
-    indices = torch.tensor([3, 2])
-    assert round_robin(recordings, indices).tolist() == [1, 0]
-    assert round_robin(dataset, indices).tolist() == [0, 2]

@@ -14,15 +14,17 @@ from hypothesis import strategies as st
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as reference
 
-from flowfactor.data import hue_to_rgb, render
+from flowfactor.data import hue_to_rgb, render, shift_hue
 from flowfactor.errors import DataError
 
 CLOSE = {"rtol": 0, "atol": 1e-5}
 
 
-@pytest.fixture
-def images(digits) -> torch.Tensor:
-    return digits.images[:6].float() / 255
+@pytest.fixture(scope="module")
+def images() -> torch.Tensor:
+    """Smooth random images with black rims."""
+    coarse = torch.rand(4, 1, 7, 7, generator=torch.Generator().manual_seed(0))
+    return torch.nn.functional.pad(torch.nn.functional.interpolate(coarse, 20), (4, 4, 4, 4))
 
 
 def constant(value: float, batch: int, frames: int = 1) -> torch.Tensor:
@@ -37,13 +39,13 @@ def grey(images, scale=1.0, angle=0.0, centre="true"):
     return frames[:, 0, :1]
 
 
-@pytest.mark.parametrize("angle", [10, 45, 80, -30, 200])
+@pytest.mark.parametrize("angle", [10, 80, -30, 200])
 def test_rotation_equals_torchvision(images, angle):
     expected = reference.rotate(images, angle, interpolation=InterpolationMode.BILINEAR)
     torch.testing.assert_close(grey(images, angle=angle), expected, **CLOSE)
 
 
-@pytest.mark.parametrize("scale", [0.5, 1.1, 1.8])
+@pytest.mark.parametrize("scale", [0.5, 1.8])
 @pytest.mark.parametrize("angle", [0, 70])
 @pytest.mark.parametrize(
     ("centre", "edge"),
@@ -80,7 +82,7 @@ def test_identity_is_exact(centre, side):
     assert torch.equal(grey(images, centre=centre), images)
 
 
-@pytest.mark.parametrize("hue", [0, 20, 60, 100, 160, 180, 250, 359])
+@pytest.mark.parametrize("hue", [0, 20, 160, 250])
 def test_hue_equals_torchvision(images, hue):
     red = torch.cat([images, torch.zeros_like(images), torch.zeros_like(images)], dim=1)
     turns = hue / 360 if hue <= 180 else hue / 360 - 1
@@ -90,7 +92,7 @@ def test_hue_equals_torchvision(images, hue):
 
 
 @given(st.floats(-1000, 1000))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_hue_equals_colorsys(hue):
     colour = hue_to_rgb(torch.tensor(hue, dtype=torch.float64))
     expected = torch.tensor(colorsys.hsv_to_rgb(hue / 360 % 1, 1, 1), dtype=torch.float64)
@@ -124,7 +126,7 @@ def test_three_parameters_at_once(images):
 
 def test_frames_stay_in_range():
     white = torch.ones(1, 1, 9, 9)
-    angles = torch.linspace(0, 360, 200)[None]
+    angles = torch.linspace(0, 360, 40)[None]
     frames = render(white, torch.ones_like(angles), angles, 2 * angles)
     assert frames.min() == 0
     assert frames.max() == 1
@@ -137,5 +139,37 @@ def test_double_precision_is_kept():
 
 
 def test_unknown_centre(images):
-    with pytest.raises(DataError, match="'true' or 'authors', but it is 'middle'"):
+    with pytest.raises(DataError, match="centre"):
         grey(images, centre="middle")
+
+
+def parameters(images, scale, angle, hue):
+    return [constant(value, len(images)) for value in (scale, angle, hue)]
+
+
+@pytest.mark.parametrize("shape", [(28, 28), (12, 20), (21, 10)])
+def test_colour_and_rectangles_equal_torchvision(shape):
+    colours = torch.rand(2, 3, *shape, generator=torch.Generator().manual_seed(0))
+    frames = render(colours, *parameters(colours, 1.3, 25, 0))
+    expected = reference.affine(
+        colours, -25, [0, 0], 1.3, [0.0, 0.0], interpolation=InterpolationMode.BILINEAR
+    )
+    torch.testing.assert_close(frames[:, 0], expected, **CLOSE)
+    assert torch.equal(render(colours, *parameters(colours, 1, 0, 360))[:, 0], colours)
+
+
+@pytest.mark.parametrize("hue", [20, 130, 250])
+def test_hues_of_colours_are_shifted_as_torchvision_does(hue):
+    colours = torch.rand(2, 3, 5, 6, generator=torch.Generator().manual_seed(0))
+    colours[0, :, 0] = 0.4  # a grey row, which has no hue
+    shifted = shift_hue(colours, torch.tensor([1.0, 1.0]) * hue)
+    turns = hue / 360 if hue <= 180 else hue / 360 - 1
+    torch.testing.assert_close(shifted, reference.adjust_hue(colours, turns), **CLOSE)
+    frames = render(colours, *parameters(colours, 1, 0, hue))
+    torch.testing.assert_close(frames[:, 0], shifted, **CLOSE)
+
+
+def test_a_red_image_is_a_grey_one(images):
+    red = torch.cat([images, torch.zeros_like(images), torch.zeros_like(images)], dim=1)
+    given = parameters(images, 1.2, 30, 100)
+    torch.testing.assert_close(render(red, *given), render(images, *given), **CLOSE)

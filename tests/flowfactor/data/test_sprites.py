@@ -1,12 +1,10 @@
-import dataclasses
 import math
-import pickle
 
 import pytest
 import torch
 
-from flowfactor.data import SequenceLoader, SequenceSource
-from flowfactor.data.sprites import MOTIONS, SHAPES, Attributes, Motion, Sprites, draw
+from flowfactor.data import SHAPES, SequenceLoader, Sprites, Transformation
+from flowfactor.data.sprites import Attributes, draw
 from flowfactor.errors import DataError
 
 ONE, ZERO = torch.ones(1), torch.zeros(1, 1)
@@ -24,7 +22,6 @@ def cover(shape: str, scale: float, *, angle=0.0, x=0.0, y=0.0, stretch=1.0, siz
 
 def test_description():
     sprites = Sprites(100, 64, horizon=4)
-    assert isinstance(sprites, SequenceSource)
     assert sprites.names == ("scaling", "rotation", "x", "y", "hue")
     assert (len(sprites), sprites.horizon, sprites.start_size) == (100, 4, 6)
     assert sprites.image_shape == (3, 64, 64)
@@ -45,10 +42,10 @@ def test_the_plain_shapes_have_one_area(shape: str, stretch: float):
 @pytest.mark.parametrize("angle", [0.0, 27.0])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_pixel_is_the_part_of_it_that_is_covered(shape: str, angle: float):
-    """Against the same picture drawn with 16 by 16 times the pixels, averaged."""
+    """Against the same picture drawn with 8 by 8 times the pixels, averaged."""
     where = {"angle": angle, "x": 0.031, "y": -0.047, "stretch": 1.2}
-    fine = cover(shape, 0.17, **where, size=512)
-    truth = torch.nn.functional.avg_pool2d(fine[None], 16)[0]
+    fine = cover(shape, 0.17, **where, size=256)
+    truth = torch.nn.functional.avg_pool2d(fine[None], 8)[0]
     error = (cover(shape, 0.17, **where) - truth).abs()
     assert error.max() < 0.2
     assert error.mean() < 0.004
@@ -105,7 +102,7 @@ def test_rotation_comes_back_after_a_whole_turn_and_squares_after_a_quarter():
 
 
 def test_all_frames_of_a_rotation_differ():
-    frames = Sprites(300).sample(range(300), "rotation").frames.flatten(2)
+    frames = Sprites(60).sample(range(60), "rotation").frames.flatten(2)
     apart = torch.cdist(frames, frames)
     apart = apart + 1e3 * torch.eye(9)
     assert apart.min() > 0.1
@@ -123,8 +120,6 @@ def test_sprites_are_a_pure_function_of_their_number():
     again = Sprites(2000).sample([5, 17, 999], "y").frames
     torch.testing.assert_close(few, again[[2, 0]], rtol=0, atol=1e-6)
     assert torch.equal(sprites.classes, Sprites(2000).classes[:1000])
-    copied = pickle.loads(pickle.dumps(sprites))
-    assert torch.equal(copied.sample([999, 5], "y").frames, few)
 
 
 @pytest.mark.parametrize("other", [{"seed": 1}, {"split": "validation"}, {"split": "test"}])
@@ -147,20 +142,19 @@ def test_attributes_are_uniform_and_unrelated():
     assert (correlation - torch.eye(6)).abs().max() < 0.02
 
 
-@pytest.mark.parametrize("size", [32, 64])
-def test_sprites_stay_within_the_image(size: int):
+def test_sprites_stay_within_the_image():
     """From the outermost random starts, through all transformations at once."""
-    sprites = Sprites(64, size, random_start_prob=1.0)
+    sprites = Sprites(16, random_start_prob=1.0)
     corners = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * 4)
-    start = torch.cat([corners, torch.zeros(16, 2)], dim=1).repeat(4, 1)
-    frames = sprites.compose(range(64), sprites.names, start=start).frames.sum(2)
+    starts = torch.cat([corners, torch.zeros(16, 2)], dim=1)
+    frames = sprites.compose(range(16), sprites.names, starts=starts).frames.sum(2)
     rim = [frames[..., 0, :], frames[..., -1, :], frames[..., :, 0], frames[..., :, -1]]
     # On the outermost pixels there is no more than the smoothing of an outline close to them.
     assert max(side.max().item() for side in rim) < 0.35
     assert frames.sum((-1, -2)).min() > 0
     # No part was cut off: where it ends, a sprite has the size that it has in the middle.
-    centred = sprites.compose(range(64), ["scaling", "rotation", "hue"], start=start).frames
-    frames = sprites.compose(range(64), ["scaling", "rotation", "hue", "x", "y"], start=start)
+    centred = sprites.compose(range(16), ["scaling", "rotation", "hue"], starts=starts).frames
+    frames = sprites.compose(range(16), ["scaling", "rotation", "hue", "x", "y"], starts=starts)
     torch.testing.assert_close(
         frames.frames.mean((2, 3, 4)), centred.mean((2, 3, 4)), rtol=0.02, atol=0
     )
@@ -173,83 +167,70 @@ def test_compose_is_the_picture_with_both_factors_moved():
     attributes = sprites.attributes(torch.tensor([4, 9]))
     expected = draw(attributes, 0 * t + 0.125, 10 * t, 0.024 * t, 0 * t, 0 * t)
     torch.testing.assert_close(both.frames, expected, rtol=0, atol=1e-6)
-    assert both.labels.tolist() == [-1, -1]
+    assert both.labels is None
     alone = sprites.compose([4, 9], ["hue"])
     assert torch.equal(alone.frames, sprites.sample([4, 9], "hue").frames)
 
 
 def test_random_starts():
     sprites = Sprites(20, random_start_prob=0.8)
-    start = torch.tensor([[0.5, 0.25, 0.0, 1.0, 0.75, 0.79], [0.5, 0.25, 0.0, 1.0, 0.75, 0.8]])
-    batch = sprites.sample([3, 3], "x", start=start)
+    starts = torch.tensor([[0.5, 0.25, 0.0, 1.0, 0.75, 0.79], [0.5, 0.25, 0.0, 1.0, 0.75, 0.8]])
+    batch = sprites.sample([3, 3], "x", starts=starts)
     t = torch.arange(9.0)[None]
     attributes = sprites.attributes(torch.tensor([3]))
     expected = draw(attributes, 0 * t + 0.125, 0 * t + 20, 0.024 * t - 0.192, 0 * t, 0 * t + 120)
     torch.testing.assert_close(batch.frames[:1], expected, rtol=0, atol=1e-5)
     canonical = sprites.sample([3], "x").frames
     torch.testing.assert_close(batch.frames[1:], canonical, rtol=0, atol=1e-6)
-    longer = sprites.with_last(12).sample([3], "x", start=start[:1])
+    longer = sprites.with_horizon(12).sample([3], "x", starts=starts[:1])
     torch.testing.assert_close(longer.frames[:, :9], batch.frames[:1], rtol=0, atol=1e-5)
 
 
 def test_frames_do_not_depend_on_the_batch():
     """A large batch is drawn in parts."""
-    sprites = Sprites(200)
-    large = sprites.sample(range(200), "hue").frames
-    torch.testing.assert_close(large[150:152], sprites.sample([150, 151], "hue").frames)
+    sprites = Sprites(60)
+    large = sprites.sample(range(60), "hue").frames
+    torch.testing.assert_close(large[50:52], sprites.sample([50, 51], "hue").frames)
 
 
-def test_own_motions_and_the_loader():
-    slow = dataclasses.replace(MOTIONS[2], step=-0.0013, name="left")
-    sprites = Sprites(40, 16, [slow, MOTIONS[4]], horizon=3, shapes=["heart", "square"])
-    batch = SequenceLoader(sprites, 6, frames_per_sequence=2, random_starts=True).batch(1)
+def test_own_transformations_and_the_loader():
+    own = {"left": Transformation("x", step=-0.0013), "hue": Transformation()}
+    given = {"horizon": 3, "shapes": ["heart", "square"], "initial_state": "random"}
+    sprites = Sprites(40, 16, own, **given)
+    assert sprites.transformations["left"] == Transformation("x", 0.0, -0.0013, (-0.192, 0.0))
+    batch = SequenceLoader(sprites, 6, frames_per_sequence=2).batch(1)
     assert tuple(batch.frames.shape) == (6, 3, 3, 16, 16)
     assert batch.labels.tolist() == [0, 0, 0, 1, 1, 1]
     assert set(sprites.classes.tolist()) == {0, 2}
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("name", "arguments"),
     [
-        ({"count": 0}, r"must be in 1\.\.4294967296; it is 0"),
-        ({"size": 4}, r"at least 8 pixels a side, but size is 4"),
-        ({"horizon": 0}, r"at least 1, but last is 0"),
-        ({"split": "dev"}, r"train, validation, test; it is 'dev'"),
-        ({"shapes": ["disc"]}, r"square, ellipse, heart, each once; .* \['disc'\]"),
-        ({"shapes": ["heart", "heart"]}, r"each once"),
-        ({"shapes": ()}, r"one or more"),
-        ({"random_start_prob": 1.5}, r"in \[0, 1\], but it is 1.5"),
-        ({"seed": -1}, r"seed must be in 0.*it is -1"),
-        ({"transformations": ()}, r"at least one transformation"),
-        ({"transformations": MOTIONS[:1] * 2}, r"a name of its own.*\['scaling', 'scaling'\]"),
-        (
-            {"transformations": [MOTIONS[0], dataclasses.replace(MOTIONS[0], name="b")]},
-            r"a parameter of its own.*\['scale', 'scale'\]",
-        ),
-        (
-            {"transformations": [dataclasses.replace(MOTIONS[0], step=-0.02)]},
-            r"'scaling' has a scale of -0.035 within 8 frames from 0.125.*positive",
-        ),
+        ("count", {"count": 0}),
+        ("size", {"size": 4}),
+        ("horizon", {"horizon": 0}),
+        ("split", {"split": "dev"}),
+        ("shapes", {"shapes": ["disc"]}),
+        ("shapes", {"shapes": ["heart", "heart"]}),
+        ("shapes", {"shapes": ()}),
+        ("random_start_prob", {"random_start_prob": 1.5}),
+        ("seed", {"seed": -1}),
+        ("names", {"transformations": {}}),
+        ("parameter", {"transformations": {"m": Transformation("shear")}}),
+        ("parameter", {"transformations": dict.fromkeys("ab", Transformation("scale"))}),
+        ("horizon", {"transformations": {"scale": Transformation(step=-0.02)}}),
     ],
 )
-def test_bad_sprites(arguments, message):
-    with pytest.raises(DataError, match=message):
-        Sprites(**arguments)
+def test_bad_sprites(name, arguments):
+    with pytest.raises(DataError, match=name):
+        Sprites(**{"count": 4, **arguments})
 
 
-@pytest.mark.parametrize(
-    ("parameter", "step", "message"),
-    [("shear", 1.0, r"'m' changes 'shear', .* scale, angle, x, y, hue"), ("x", math.nan, "nan")],
-)
-def test_bad_motion(parameter, step, message):
-    with pytest.raises(DataError, match=message):
-        Motion(parameter, 0.0, step, (0.0, 1.0), "m")
-
-
-def test_what_moves_can_start_canonically_while_the_rest_is_random():
+def test_active_transformations_can_start_canonically_while_the_rest_is_random():
     data = Sprites(3, 16, active_start="canonical", random_start_prob=1.0)
-    start = torch.tensor([[0.5, 0.9, 0.25, 0.0, 1.0, 0.0]] * 3)
-    moving = data.sample([0, 1, 2], "rotation", start=start).frames
+    starts = torch.tensor([[0.5, 0.9, 0.25, 0.0, 1.0, 0.0]] * 3)
+    moving = data.sample([0, 1, 2], "rotation", starts=starts).frames
     clock = torch.tensor([[0, 2, 4]]).expand(3, -1)
     both = data.compose(
         [0, 1, 2],

@@ -66,11 +66,11 @@ def test_spanned_plane_keeps_the_first_direction_and_contains_the_second():
 
 @pytest.mark.parametrize("second", [[2.0, 4.0, 0.0], [0.0, 0.0, 0.0]])
 def test_parallel_or_zero_directions_are_refused(second):
-    with pytest.raises(ValueError, match="zero or parallel"):
+    with pytest.raises(ValueError, match="directions"):
         Plane.spanned_by(torch.tensor([1.0, 2.0, 0.0]), torch.tensor(second), torch.zeros(3))
 
 
 @pytest.mark.parametrize("shape", [(1, 4), (5, 1)])
 def test_too_few_points_or_dimensions_are_refused(shape):
-    with pytest.raises(ValueError, match="at least two"):
+    with pytest.raises(ValueError, match="points"):
         Plane.through(torch.zeros(shape))

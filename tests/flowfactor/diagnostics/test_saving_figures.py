@@ -1,57 +1,46 @@
 import matplotlib
 import pytest
+from matplotlib import pyplot
+from matplotlib.figure import Figure
 from PIL import Image
 
-from flowfactor.diagnostics import paper_style, plot_errors, save
+from flowfactor.diagnostics import paper_style, save
 from flowfactor.errors import RunError
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def figure():
-    return plot_errors({"hue": {"flow": [2.0, 3.0], "identity": [5.0, 7.0], "floor": 1.0}})
+    drawn = Figure(figsize=(2, 1))
+    axes = drawn.add_axes((0, 0, 1, 1))
+    axes.plot([1, 2])
+    axes.set_axis_off()
+    return drawn
 
 
 @pytest.mark.parametrize(
-    ("suffix", "start"),
-    [(".png", b"\x89PNG"), (".pdf", b"%PDF"), (".svg", b"<?xml"), (".PNG", b"\x89PNG")],
+    ("suffix", "start"), [(".PNG", b"\x89PNG"), (".pdf", b"%PDF"), (".svg", b"<?xml")]
 )
-def test_suffix_gives_the_format(figure, suffix, start, tmp_path):
-    path = save(figure, tmp_path / f"figure{suffix}")
-    assert path == tmp_path / f"figure{suffix}"
-    assert path.read_bytes().startswith(start)
+def test_the_suffix_is_the_format_and_the_same_figure_gives_the_same_bytes(
+    figure, suffix, start, tmp_path
+):
+    path = save(figure, tmp_path / f"figure{suffix}", dpi=50)
+    content = path.read_bytes()
+    assert content.startswith(start)
+    assert save(figure, path, dpi=50).read_bytes() == content
 
 
-def test_png_has_200_dots_per_inch(figure, tmp_path):
+def test_a_png_has_its_dots_per_inch_and_pyplot_knows_nothing(figure, tmp_path):
     width, height = figure.get_size_inches()
     size = Image.open(save(figure, tmp_path / "figure.png")).size
     assert size == pytest.approx((200 * width, 200 * height), abs=1)
-
-
-@pytest.mark.parametrize("suffix", [".png", ".pdf", ".svg"])
-def test_the_same_figure_gives_the_same_bytes(figure, suffix, tmp_path):
-    first = save(figure, tmp_path / f"a{suffix}").read_bytes()
-    assert save(figure, tmp_path / f"b{suffix}").read_bytes() == first
+    assert pyplot.get_fignums() == []
 
 
 @pytest.mark.parametrize("name", ["figure.jpg", "figure", ".png"])
 def test_unknown_suffixes_are_refused_and_nothing_is_written(figure, name, tmp_path):
-    with pytest.raises(ValueError, match=r"must end in \.png, \.pdf or \.svg"):
+    with pytest.raises(ValueError, match="must end in"):
         save(figure, tmp_path / name)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_failed_drawing_leaves_the_old_file(figure, tmp_path, monkeypatch):
-    path = save(figure, tmp_path / "figure.png")
-    before = path.read_bytes()
-
-    def fail(*args, **kwargs):
-        raise MemoryError
-
-    monkeypatch.setattr(figure, "savefig", fail)
-    with pytest.raises(MemoryError):
-        save(figure, path)
-    assert path.read_bytes() == before
-    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_failed_writing_leaves_the_old_file(figure, tmp_path, monkeypatch):
@@ -62,7 +51,7 @@ def test_a_failed_writing_leaves_the_old_file(figure, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.replace", full)
-    with pytest.raises(RunError, match="No space left"):
+    with pytest.raises(RunError, match=r"figure\.png"):
         save(figure, path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]

@@ -89,9 +89,3 @@ def test_training_gives_the_discriminator_a_rate_of_its_own(tmp_path):
     # Both groups are in the saved state.
     result = fit(small("factor_vae"), Always(), [films()], options, tmp_path, resume=True)
     assert result.steps == 2
-
-
-@pytest.mark.parametrize("name", ["gamma", "discriminator_rate"])
-def test_bad_options(name):
-    with pytest.raises(ValueError, match=name):
-        small("factor_vae", **{name: -1.0})

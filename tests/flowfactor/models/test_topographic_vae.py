@@ -74,9 +74,9 @@ def test_the_decoder_sees_the_capsules_rolled():
     assert torch.equal(model.flow(model.flow(z, 0, 2.0), 0, [2.0, 0.0])[-1], z)
 
 
-def test_other_rules_can_be_learned():
+def test_other_traversals_can_be_learned():
     model = small("topographic_vae")
-    model.rule = "mean"
+    model.traversal = "mean"
     with pytest.raises(ValueError, match="fit_traversals"):
         model.flow(torch.zeros(1, 24), 0, 1.0)
     fit_traversals(model, [films()], ranges=[1.0])
@@ -84,15 +84,11 @@ def test_other_rules_can_be_learned():
     torch.testing.assert_close(ways, model.mean_displacement[0, 3])
 
 
-def test_left_out_frames_and_bad_sizes():
+def test_left_out_frames():
     batch = films()
     some = dataclasses.replace(batch, frames=batch.frames[:, ::2], times=batch.times[:, ::2])
     with pytest.raises(ValueError, match="every frame"):
         small("topographic_vae").loss(some)
-    with pytest.raises(ValueError, match="multiple"):
-        small("topographic_vae", capsules=5)
-    with pytest.raises(ValueError, match="positions"):
-        small("topographic_vae", window=3)
 
 
 def test_what_stands_for_an_image_has_the_mean_power():
@@ -100,9 +96,9 @@ def test_what_stands_for_an_image_has_the_mean_power():
     model, images = small("topographic_vae").eval(), films(2).frames[:, 0]
     with torch.no_grad():
         posterior, latent = model.encode(images), model.represent(images)
-        u = posterior.sample((20_000,)).unflatten(-1, (2, model.capsules, model.positions))[:, :, 1]
-        at = latent.unflatten(-1, (2, 1, model.capsules, model.positions))[:, 1]
-    drawn = capsule_power(u.flatten(0, 1).unsqueeze(1), model.window).unflatten(0, (-1, 2)).mean(0)
-    torch.testing.assert_close(capsule_power(at, model.window), drawn, rtol=0.05, atol=0.05)
+        u = posterior.sample((5_000,)).unflatten(-1, (2, 2, model.positions))[:, :, 1]
+        at = latent.unflatten(-1, (2, 1, 2, model.positions))[:, 1]
+    drawn = capsule_power(u.flatten(0, 1).unsqueeze(1), 1).unflatten(0, (-1, 2)).mean(0)
+    torch.testing.assert_close(capsule_power(at, 1), drawn, rtol=0.1, atol=0.1)
     assert torch.equal(latent.chunk(2, -1)[0], posterior.mean.chunk(2, -1)[0])
     assert (latent.chunk(2, -1)[1] >= posterior.mean.chunk(2, -1)[1].abs()).all()

@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import pytest
 import torch
 from small_models import films, small
 from torch.distributions import Independent, Normal, kl_divergence
@@ -51,18 +50,3 @@ def test_frames_left_out_are_made_up_for():
         some = dataclasses.replace(batch, frames=batch.frames[:, at], times=batch.times[:, at])
         found.append(model.loss(some)["kl"])
     torch.testing.assert_close(torch.stack(found).mean(), model.loss(batch)["kl"])
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"beta": -1.0}, "beta"),
-        ({"rule": "roll"}, "single, mean"),
-        ({"horizon": 0}, "last"),
-        ({"names": ("a", "a")}, "different"),
-        ({"decoder": {"kind": "transformer"}}, "mlp"),
-    ],
-)
-def test_bad_options(options, message):
-    with pytest.raises(ValueError, match=message):
-        small("vae", **options)

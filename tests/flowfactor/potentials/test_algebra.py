@@ -5,7 +5,7 @@ import torch
 
 from flowfactor import MLPPotential, RidgePotential
 from flowfactor.potentials import LinearCombination
-from flowfactor.potentials.base import FIELDS
+from flowfactor.potentials.base import DERIVATIVES
 from flowfactor.potentials.mlp import MLPParameters
 from flowfactor.potentials.ridge import RidgeParameters
 
@@ -18,7 +18,7 @@ def bank():
 
 
 def fields(u, z, t=1.7):
-    every = u.evaluate(z, t, (*FIELDS, "hessian", "hvp"), torch.ones_like(z))
+    every = u.evaluate(z, t, (*DERIVATIVES, "hessian", "hvp"), torch.ones_like(z))
     return torch.cat([field.flatten() for field in every])
 
 

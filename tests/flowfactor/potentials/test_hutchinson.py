@@ -94,11 +94,11 @@ def test_the_log_density_of_a_flow():
     z = latents(2)
 
     def log_det(u):
-        return flowfactor.flow(z, 0.1 * u, 2.0, method=RK4(), log_density=True)[1]
+        return flowfactor.trace(z, 0.1 * u, 2.0, method=RK4(), log_density=True).log_det[-1]
 
     assert torch.equal(log_det(estimated(4)), log_det(estimated(4)))
-    found = torch.stack([log_det(estimated(4, seed)) for seed in range(60)])
-    assert ((found.mean(0) - log_det(EXACT)).abs() < 4 * found.std(0) / 60**0.5).all()
+    found = torch.stack([log_det(estimated(4, seed)) for seed in range(30)])
+    assert ((found.mean(0) - log_det(EXACT)).abs() < 4 * found.std(0) / 30**0.5).all()
 
 
 def test_it_trains_a_network():

@@ -1,0 +1,571 @@
+"""Batches of image sequences, and the base class of the data sets that give them."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar, Literal, Self
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from flowfactor.data.checks import check_choice, check_distinct, check_range
+from flowfactor.data.known_factors import KnownFactors
+from flowfactor.errors import DataError
+from solvers.registry import suggest
+
+InitialState = Literal["canonical", "random"]
+
+UNLABELLED = -1
+"""The label of a sequence that has none, among others that have one."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SequenceBatch:
+    """Frames ``x_t`` of ``b`` sequences and the transformation that each of them undergoes.
+
+    A sequence has frames at ``t = 0..T``. A batch holds all of them, or frame 0 and some others, as
+    many for each sequence; ``times`` says which.
+
+    The constructor trusts its arguments, because it runs at every training step. :meth:`full`
+    checks them.
+
+    Attributes:
+        frames: pixels in [0, 1], ``(b, f, c, h, w)``.
+        times: frame numbers ``(b, f)``; the first column is 0.
+        labels: index of the transformation of each sequence, ``(b,)``, :data:`UNLABELLED` where it
+            is unknown; None if it is unknown of all of them, or if several transformations act.
+        horizon: ``T``, number of the last frame of the whole sequence.
+
+    Example:
+        >>> import torch
+        >>> batch = SequenceBatch.full(torch.rand(4, 9, 3, 28, 28), torch.tensor([0, 0, 1, 2]))
+        >>> len(batch), batch.horizon, batch.times[0].tolist()
+        (4, 8, [0, 1, 2, 3, 4, 5, 6, 7, 8])
+    """
+
+    frames: Float[Tensor, "b f c h w"]
+    times: Int[Tensor, "b f"]
+    labels: Int[Tensor, "b"] | None
+    horizon: int
+
+    @classmethod
+    def full(cls, frames: Tensor, labels: Tensor | None = None) -> SequenceBatch:
+        """Return complete sequences, with every frame of ``t = 0..T``, after checking them.
+
+        Args:
+            frames: floating point ``(b, T+1, c, h, w)``, in [0, 1].
+            labels: integers ``(b,)``, the index of each sequence's transformation,
+                :data:`UNLABELLED` where it is unknown; None if all are unknown.
+
+        Raises:
+            DataError: a wrong type, shape or value; the message names the first bad pixel.
+        """
+        if frames.ndim != 5 or 0 in frames.shape or not frames.is_floating_point():
+            raise DataError(
+                "frames must be floating point of shape (samples, frames, channels, height, "
+                f"width), but they are {frames.dtype} of shape {tuple(frames.shape)}."
+            )
+        # NaN compares false with everything, so that "not inside" finds it too.
+        bad = ~((frames >= 0) & (frames <= 1))
+        if bool(bad.any()):
+            place = tuple(bad.nonzero()[0].tolist())
+            raise DataError(
+                f"frames must be finite and in [0, 1], but {int(bad.sum())} values are not: the "
+                f"first is {float(frames[place]):g} at (sample, frame, channel, row, column) "
+                f"{place}."
+            )
+        if labels is not None:
+            check_integers("labels", labels, (len(frames),))
+            if int(labels.min()) < UNLABELLED:
+                raise DataError(f"labels must be at least 0, or {UNLABELLED} where unknown.")
+            labels = labels.to(frames.device).long()
+        count = frames.shape[1]
+        times = torch.arange(count, device=frames.device).expand(len(frames), count)
+        return cls(frames, times, labels, count - 1)
+
+    @property
+    def weights(self) -> Float[Tensor, "b f"]:
+        """Weights ``w`` for which ``sum_f w_f cost_f`` estimates the sum over all frames, unbiased.
+
+        Frame 0 is always present and weighs 1. The other frames are a uniformly random subset of
+        ``n`` of ``1..T``, each present with probability ``n / T``, and weigh ``T / n``.
+
+        Example:
+            >>> import torch
+            >>> SequenceBatch.full(torch.rand(1, 3, 1, 4, 4)).weights.tolist()
+            [[1.0, 1.0, 1.0]]
+        """
+        later = self.times > 0
+        drawn = later.sum(dim=1, keepdim=True, dtype=self.frames.dtype)
+        return torch.where(later, self.horizon / drawn, 1.0)
+
+    def to(self, device: torch.device | str) -> SequenceBatch:
+        """Return the same sequences on another device."""
+        return SequenceBatch(
+            self.frames.to(device, non_blocking=True),
+            self.times.to(device, non_blocking=True),
+            None if self.labels is None else self.labels.to(device, non_blocking=True),
+            self.horizon,
+        )
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+
+class SequenceDataset(ABC):
+    """Samples that undergo transformations, rendered or read on demand.
+
+    A data set names its transformations and says in :meth:`render_frames` what its frames look
+    like while any of them act; the rest follows from it.
+
+    At a *canonical* start no transformation has acted before frame 0. At a *random* one all of them
+    have, by random numbers of :meth:`random_starts`, of which there are ``start_size`` for each
+    sequence.
+
+    Args:
+        names: of the transformations, in the order of their index; recorded data without any
+            label may have none.
+        horizon: ``T``, number of the last frame of a sequence.
+        image_shape: channels, height and width of a frame.
+        device: where frames are made.
+        labels: the transformation of each sample, :data:`UNLABELLED` where it is unknown, if it
+            was recorded and cannot be chosen.
+        classes: the class of the image of each sample, integers.
+        initial_state: how :class:`SequenceLoader` starts sequences, ``canonical`` or ``random``.
+        start_size: how many random numbers a random start takes; 0 if all starts are canonical.
+
+    Attributes:
+        names, horizon, image_shape, device, labels, classes, initial_state, start_size: as given.
+        per_sample: names of the attributes that have one row for each sample; see :meth:`subset`.
+
+    Raises:
+        DataError: names that are not distinct, a horizon out of range, random starts of a data set
+            that has none.
+
+    Example:
+        >>> import torch
+        >>> class Fading(SequenceDataset):
+        ...     def __init__(self, images, **options):
+        ...         super().__init__(("fade",), 4, tuple(images.shape[1:]), **options)
+        ...         self.images = images
+        ...
+        ...     def __len__(self):
+        ...         return len(self.images)
+        ...
+        ...     def render_frames(self, indices, elapsed, active, starts):
+        ...         brightness = 1 - 0.2 * elapsed[0] * active[0][:, None]
+        ...         return self.images[indices, None] * brightness[..., None, None, None]
+        >>> data = Fading(torch.ones(10, 1, 8, 8))
+        >>> data.sample([3, 5], "fade").frames.mean(dim=(2, 3, 4))
+        tensor([[1.0000, 0.8000, 0.6000, 0.4000, 0.2000],
+                [1.0000, 0.8000, 0.6000, 0.4000, 0.2000]])
+    """
+
+    per_sample: ClassVar[tuple[str, ...]] = ("labels", "classes")
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        horizon: int,
+        image_shape: tuple[int, int, int],
+        *,
+        device: torch.device | str | None = None,
+        labels: Int[Tensor, "n"] | None = None,
+        classes: Int[Tensor, "n"] | None = None,
+        initial_state: str = "canonical",
+        start_size: int = 0,
+    ) -> None:
+        if names or labels is None:  # of recorded data nobody may know what happens
+            check_distinct("names", names)
+        check_choice("initial_state", initial_state, ("canonical", "random"))
+        if initial_state == "random" and start_size == 0:
+            raise DataError("initial_state: this data set has no random starts.")
+        self.names = tuple(names)
+        self.horizon = horizon
+        self.image_shape = image_shape
+        self.device = torch.device(device or "cpu")
+        self.labels = None if labels is None else labels.to(self.device)
+        self.classes = None if classes is None else classes.to(self.device)
+        self.initial_state = initial_state
+        self.start_size = start_size
+        # Which samples show their label (all of them if None), and whether none of them does.
+        self._labelled: Bool[Tensor, "n"] | None = None
+        self._hidden = labels is not None and bool((labels == UNLABELLED).all())
+        check_range("horizon", horizon, 1)
+
+    # ---- what a data set says
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Return the number of samples."""
+
+    @abstractmethod
+    def render_frames(
+        self,
+        indices: Int[Tensor, "b"],
+        elapsed: Int[Tensor, "k b f"],
+        active: Bool[Tensor, "k b"],
+        starts: Float[Tensor, "b s"] | None,
+    ) -> Float[Tensor, "b f c h w"]:
+        """Return frames of samples while some of the ``k`` transformations act.
+
+        Arguments are on the device of the data set and are not checked.
+
+        Args:
+            indices: numbers of the samples.
+            elapsed: for how many frames each transformation has acted at each of the ``f`` frames,
+                if it is active.
+            active: whether a transformation acts on a sample at all.
+            starts: from :meth:`random_starts`, or None for canonical ones.
+        """
+
+    @property
+    def max_horizon(self) -> float:
+        """The largest horizon that the data set can have, infinity if there is no limit."""
+        return math.inf
+
+    def known_factors(self, bins: int = 10) -> KnownFactors:
+        """Return images drawn together with the factors that made them.
+
+        Args:
+            bins: into how many values continuous factors are cut.
+
+        Raises:
+            DataError: the factors of this data set are not known.
+        """
+        raise DataError(f"The factors of {type(self).__name__} are not known.")
+
+    # ---- what follows
+
+    def sample(
+        self,
+        indices: Tensor | Sequence[int],
+        labels: Tensor | int | str | None = None,
+        times: Tensor | None = None,
+        starts: Tensor | None = None,
+    ) -> SequenceBatch:
+        """Return the sequences of some samples, after checking what is asked for.
+
+        Args:
+            indices: numbers of the samples, ``(b,)``.
+            labels: the transformation, an index or a name for all or an index each ``(b,)``; by
+                default what was recorded, or :meth:`round_robin`.
+            times: frame numbers in ``0..T`` of shape ``(b, f)``, the first of each row 0; all of
+                ``0..T`` by default.
+            starts: from :meth:`random_starts`; canonical by default.
+
+        Raises:
+            DataError: a sample, a transformation or a frame that does not exist; a transformation
+                that a recorded sample does not undergo; starts of another shape or out of range.
+        """
+        indices = self._checked_indices(indices)
+        chosen = (
+            self.round_robin(indices)
+            if labels is None
+            else self._checked_labels(labels, len(indices))
+        )
+        if self.labels is not None and not torch.equal(chosen, self.labels[indices]):
+            raise DataError("labels: what was recorded cannot be chosen; leave the argument out.")
+        times = self._checked_times(times, len(indices))
+        return self.select(indices, chosen, times, self._checked_starts(starts, len(indices)))
+
+    def select(
+        self,
+        indices: Int[Tensor, "b"],
+        labels: Int[Tensor, "b"],
+        times: Int[Tensor, "b f"],
+        starts: Float[Tensor, "b s"] | None = None,
+    ) -> SequenceBatch:
+        """Return the frames ``times`` of samples under transformations ``labels``, unchecked.
+
+        What :meth:`sample` does, for callers that make valid arguments on the data set's device at
+        every training step.
+        """
+        count = max(1, len(self.names))
+        active = labels == torch.arange(count, device=labels.device)[:, None]
+        frames = self.render_frames(indices, times.expand(count, -1, -1), active, starts)
+        shown: Tensor | None = None if self._hidden else labels
+        if shown is not None and self._labelled is not None:
+            shown = torch.where(self._labelled[indices], shown, UNLABELLED)
+        return SequenceBatch(frames, times, shown, self.horizon)
+
+    def compose(
+        self,
+        indices: Tensor | Sequence[int],
+        transformations: Sequence[int | str],
+        times: Tensor | None = None,
+        starts: Tensor | None = None,
+        *,
+        elapsed: Sequence[Tensor] | None = None,
+    ) -> SequenceBatch:
+        """Return sequences that truly undergo several transformations, together or one by one.
+
+        The truth against which a superposition of learned flows is measured. Two transformations of
+        one parameter add up (scales multiply).
+
+        Args:
+            indices: numbers of the samples, ``(b,)``.
+            transformations: indices or names, at least one.
+            times, starts: as for :meth:`sample`.
+            elapsed: for each transformation, how many frames it has acted for at each frame,
+                integers in ``0..T`` of shape ``(b, f)``; ``times`` by default. One that stands
+                still while another one moves makes a sequence that switches.
+
+        Raises:
+            DataError: a sample, a transformation or a frame that does not exist; ``elapsed`` that
+                does not fit; recorded sequences, whose transformations cannot be chosen.
+
+        Example:
+            >>> import torch
+            >>> from flowfactor.data import TransformedImages
+            >>> data = TransformedImages(torch.randint(256, (10, 1, 28, 28), dtype=torch.uint8))
+            >>> both = data.compose([0, 1], ("rotation", "hue"))
+            >>> tuple(both.frames.shape), both.labels
+            ((2, 9, 3, 28, 28), None)
+            >>> clock = torch.arange(9).expand(2, -1)
+            >>> first, then = clock.clamp(max=5), (clock - 5).clamp(min=0)
+            >>> turned = data.compose([0, 1], ("rotation", "hue"), elapsed=[first, then])
+            >>> bool((turned.frames[:, 5] == data.sample([0, 1], "rotation").frames[:, 5]).all())
+            True
+        """
+        if self.labels is not None:
+            raise DataError("Recorded sequences cannot be composed.")
+        indices = self._checked_indices(indices)
+        count = len(indices)
+        times = self._checked_times(times, count)
+        chosen = [self._index_of(each) for each in transformations]
+        check_distinct("transformations", chosen)
+        clocks = [times] * len(self.names)
+        if elapsed is not None:
+            if len(elapsed) != len(chosen):
+                raise DataError(f"elapsed must hold {len(chosen)} tensors, but has {len(elapsed)}.")
+            for k, clock in zip(chosen, elapsed, strict=True):
+                check_integers("elapsed", clock, tuple(times.shape))
+                clocks[k] = self._checked_times(clock, count)
+        acts = torch.tensor([k in chosen for k in range(len(self.names))], device=self.device)
+        frames = self.render_frames(
+            indices,
+            torch.stack(clocks),
+            acts[:, None].expand(-1, count),
+            self._checked_starts(starts, count),
+        )
+        return SequenceBatch(frames, times, None, self.horizon)
+
+    def render_at_rest(
+        self, indices: Int[Tensor, "b"], starts: Float[Tensor, "b s"] | None = None
+    ) -> Float[Tensor, "b c h w"]:
+        """Return the images of samples while no transformation acts, unchecked."""
+        count = max(1, len(self.names)), len(indices)
+        still = torch.zeros(*count, 1, dtype=torch.long, device=self.device)
+        active = torch.zeros(count, dtype=torch.bool, device=self.device)
+        return self.render_frames(indices.to(self.device), still, active, starts)[:, 0]
+
+    def random_starts(
+        self, count: int, generator: torch.Generator
+    ) -> Float[Tensor, "count s"] | None:
+        """Draw where ``count`` sequences start at random.
+
+        Args:
+            count: of the sequences.
+            generator: on the CPU, so that every device gets the same numbers.
+
+        Returns:
+            What :meth:`sample` takes as ``starts``, uniform in [0, 1], on the data set's device;
+            None if all starts are canonical.
+        """
+        if self.start_size == 0:
+            return None
+        return torch.rand(count, self.start_size, generator=generator).to(self.device)
+
+    def samples_undergoing(self, k: int) -> Int[Tensor, "m"]:
+        """Return the numbers of the samples that can undergo transformation ``k``.
+
+        All of them, unless what they undergo was recorded.
+        """
+        if self.labels is None:
+            return torch.arange(len(self), device=self.device)
+        return (self.labels == k).nonzero()[:, 0]
+
+    def round_robin(self, indices: Int[Tensor, "b"]) -> Int[Tensor, "b"]:
+        """Return a transformation for each sample: ``i mod K`` for sample ``i``, or the recorded.
+
+        For validation and figures, which need all transformations and no chance.
+        """
+        return indices % len(self.names) if self.labels is None else self.labels[indices]
+
+    def with_horizon(self, horizon: int) -> Self:
+        """Return the same samples in shorter or longer sequences. Random starts stay the same.
+
+        Raises:
+            DataError: the horizon is out of range, for instance as recordings end before.
+        """
+        check_range("horizon", horizon, 1, self.max_horizon)
+        changed = copy.copy(self)
+        changed.horizon = horizon
+        return changed
+
+    def extend_to(self, horizon: int) -> Self:
+        """Return the longest sequences up to frame ``horizon`` that the data set has."""
+        longest = int(min(horizon, self.max_horizon))
+        return self.with_horizon(longest) if longest > self.horizon else self
+
+    def to(self, device: torch.device | str) -> Self:
+        """Return the same data set with its tensors on another device, where frames are made."""
+        changed = copy.copy(self)
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                setattr(changed, name, value.to(device))
+        changed.device = torch.device(device)
+        return changed
+
+    def subset(self, indices: Tensor | Sequence[int]) -> Self:
+        """Return some of the samples, in this order.
+
+        Raises:
+            DataError: a sample that does not exist, or none; a data set whose ``per_sample`` does
+                not name all attributes that have a row for each sample.
+        """
+        chosen = self._checked_indices(indices)
+        changed = copy.copy(self)
+        for name in (*self.per_sample, "_labelled"):
+            value = getattr(self, name)
+            if isinstance(value, Tensor):
+                setattr(changed, name, value[chosen.to(value.device)])
+            elif value is not None:
+                setattr(changed, name, value[chosen.cpu().numpy()])
+        if len(changed) != len(chosen):
+            raise DataError(f"{type(self).__name__}.per_sample does not name all that it must.")
+        if changed.labels is not None:
+            changed._hidden = self._hidden or bool((changed.labels == UNLABELLED).all())
+        return changed
+
+    def without_labels(self, fraction: float = 0.0, seed: int = 0) -> Self:
+        """Return the same data set, whose batches hide the transformations of most samples.
+
+        ``labels`` of a recorded data set still says what can be asked of each sample.
+
+        Args:
+            fraction: part of the samples that keep their label, drawn once.
+            seed: of that draw.
+
+        Raises:
+            DataError: the fraction is not in [0, 1].
+
+        Example:
+            >>> import torch
+            >>> from flowfactor.data import Sprites
+            >>> Sprites(10).without_labels().sample([3, 5], "hue").labels is None
+            True
+            >>> Sprites(10).without_labels(fraction=0.5).sample([3, 5], "hue").labels.tolist()
+            [4, -1]
+        """
+        check_range("fraction", fraction, 0, 1)
+        generator = torch.Generator().manual_seed(seed)
+        drawn = torch.rand(len(self), generator=generator) < fraction
+        changed = copy.copy(self)
+        changed._labelled = drawn.to(self.device)
+        changed._hidden = self._hidden or not bool(drawn.any())
+        return changed
+
+    def relabel(self, names: Sequence[str], labels: Int[Tensor, "n"]) -> Self:
+        """Return the same recorded sequences, said to undergo other transformations.
+
+        Args:
+            names: of the transformations.
+            labels: an index into ``names`` for each sequence, :data:`UNLABELLED` where unknown.
+
+        Raises:
+            DataError: an index out of range, a number of them that is not that of the sequences,
+                names that are not distinct; sequences whose transformations can be chosen.
+        """
+        if self.labels is None:
+            raise DataError("Only recorded sequences can be relabelled.")
+        check_distinct("names", names)
+        check_integers("labels", labels, (len(self),))
+        for k in (int(labels.min()), int(labels.max())):
+            check_range("labels", k, UNLABELLED, len(names) - 1)
+        changed = copy.copy(self)
+        changed.names, changed.labels = tuple(names), labels.to(self.device)
+        changed._hidden = bool((labels == UNLABELLED).all())
+        return changed
+
+    def require_labels(self) -> None:
+        """Require batches to say of each sequence what it undergoes.
+
+        Raises:
+            DataError: some do not.
+        """
+        unknown = self._labelled is not None and not bool(self._labelled.all())
+        if unknown or (self.labels is not None and bool((self.labels == UNLABELLED).any())):
+            raise DataError(
+                "labels: full supervision needs the label of every sequence, or a single name."
+            )
+
+    # ---- checks
+
+    def _checked_indices(self, indices: Tensor | Sequence[int]) -> Tensor:
+        chosen = torch.as_tensor(indices, device=self.device)
+        check_integers("indices", chosen, (None,))
+        for index in (int(chosen.min()), int(chosen.max())):
+            check_range("indices", index, 0, len(self) - 1)
+        return chosen.long()
+
+    def _index_of(self, transformation: int | str) -> int:
+        if isinstance(transformation, str):
+            if transformation not in self.names:
+                hint = suggest(transformation, self.names)
+                raise DataError(f"There is no transformation {transformation!r}; {hint}.")
+            return self.names.index(transformation)
+        check_range("labels", transformation, 0, len(self.names) - 1)
+        return transformation
+
+    def _checked_labels(self, labels: Tensor | int | str, count: int) -> Tensor:
+        if not isinstance(labels, Tensor):
+            return torch.full((count,), self._index_of(labels), device=self.device)
+        check_integers("labels", labels, (count,))
+        lowest = 0 if self.labels is None else UNLABELLED
+        for k in (int(labels.min()), int(labels.max())):
+            check_range("labels", k, lowest, len(self.names) - 1)
+        return labels.to(self.device).long()
+
+    def _checked_times(self, times: Tensor | None, count: int) -> Tensor:
+        if times is None:
+            return torch.arange(self.horizon + 1, device=self.device).expand(count, -1)
+        check_integers("times", times, (count, None))
+        for t in (int(times.min()), int(times.max())):
+            check_range("times", t, 0, self.horizon)
+        if bool((times[:, 0] != 0).any()):
+            raise DataError("times: each row must begin with 0.")
+        return times.to(self.device).long()
+
+    def _checked_starts(self, starts: Tensor | None, count: int) -> Tensor | None:
+        if starts is None:
+            return None
+        shape = (count, self.start_size)
+        inside = starts.shape == shape and bool(((starts >= 0) & (starts <= 1)).all())
+        if not inside or self.start_size == 0:
+            raise DataError(f"starts must be numbers in [0, 1] of shape {shape}.")
+        return starts.to(self.device)
+
+
+def check_integers(name: str, values: Tensor, shape: tuple[int | None, ...]) -> None:
+    """Require a tensor of integers of a shape, none of whose sizes is 0; None is any size.
+
+    Raises:
+        DataError: it has another type or shape; the message names the argument.
+    """
+    fits = values.ndim == len(shape) and all(
+        size == (size if expected is None else expected) and size > 0
+        for size, expected in zip(values.shape, shape, strict=True)
+    )
+    if not fits or values.is_floating_point() or values.dtype == torch.bool:
+        sizes = ", ".join("any" if size is None else str(size) for size in shape)
+        raise DataError(
+            f"{name} must be integers of shape ({sizes}), but they are {values.dtype} of shape "
+            f"{tuple(values.shape)}."
+        )

@@ -1,0 +1,41 @@
+"""Checks that several data sets share."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from flowfactor.errors import DataError
+from solvers.registry import suggest
+
+
+def check_choice(name: str, value: object, allowed: Collection[Any]) -> None:
+    """Require a value to be one of those that are allowed.
+
+    Raises:
+        DataError: it is not; the message names the argument.
+    """
+    if value not in allowed:
+        hint = suggest(value, map(str, allowed))
+        raise DataError(f"{name}: unknown value {value!r}; {hint}.")
+
+
+def check_range(name: str, value: float, low: float, high: float = float("inf")) -> None:
+    """Require a number to be in ``[low, high]``.
+
+    Raises:
+        DataError: it is not; the message names the argument.
+    """
+    if not low <= value <= high:
+        limit = f"at least {low}" if high == float("inf") else f"in [{low}, {high}]"
+        raise DataError(f"{name} must be {limit}, but it is {value}.")
+
+
+def check_distinct(name: str, values: Sequence[Any]) -> None:
+    """Require one value or more, no two of them equal.
+
+    Raises:
+        DataError: they are not; the message names the argument.
+    """
+    if not values or len(set(values)) < len(values):
+        raise DataError(f"{name} must be one or more, no two equal, but they are {list(values)}.")

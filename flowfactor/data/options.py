@@ -1,0 +1,141 @@
+"""What the ``data`` section of a configuration may say about every data set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import Field
+
+from flowfactor.data.base import InitialState, SequenceDataset
+from flowfactor.data.checks import check_range
+from flowfactor.data.transformations import Transformation
+from flowfactor.errors import DataError
+from flowfactor.options import Fraction, PositiveInt, dump, options
+
+Split = Literal["train", "validation", "test"]
+Transformations = Annotated[dict[str, Transformation], Field(min_length=1)]
+
+
+@options
+class DataOptions:
+    """Options of a data set: what all of them have, and what may be overridden.
+
+    A data set becomes a ``data.source`` of a configuration by a class of options that is derived
+    from this one, registered, and has :meth:`load`::
+
+        @DATA.register("bouncing_balls")
+        @options
+        class BouncingBallsOptions(DataOptions):
+            balls: PositiveInt = 3
+            \"\"\"How many balls there are.\"\"\"
+
+            def load(self, split: str, seed: int) -> SequenceDataset:
+                return BouncingBalls(self.balls, split, initial_state=self.initial_state)
+    """
+
+    initial_state: InitialState = "canonical"
+    """How training sequences start: with no transformation having acted, or with all of them at
+    random."""
+
+    labelled_fraction: Fraction | None = None
+    """Part of the training sequences whose transformation a weakly supervised model is told; none
+    by default."""
+
+    irrelevant: ClassVar[frozenset[str]] = frozenset({"initial_state", "labelled_fraction"})
+    """Keys that do not change the held-out sequences from canonical starts."""
+
+    split_depends_on_seed: ClassVar[bool] = True
+    """Whether the seed of a run decides which samples are held out."""
+
+    def load(self, split: str, seed: int) -> SequenceDataset:
+        """Return the sequences of a split. Every data set must implement this method.
+
+        Args:
+            split: ``train``, ``validation`` or ``test``.
+            seed: of the run.
+
+        Raises:
+            DataError: they cannot be read, or are not what the options say.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must implement load()")
+
+    def resolve(self) -> Self:
+        """Return the same options with everything decided that depends on the machine."""
+        return self
+
+    def describe_held_out(self) -> str | None:
+        """Return what training never sees, as in ``digits 8, 9``; None if nothing is held out."""
+        return None
+
+    def load_held_out(self, split: str, seed: int) -> SequenceDataset:
+        """Return sequences of exactly what training never sees.
+
+        Raises:
+            DataError: nothing is held out, or it cannot be read.
+        """
+        raise DataError("Nothing is held out of this training; see data.held_out or similar keys.")
+
+    def held_out_sequences(self) -> dict[str, Any]:
+        """Return the options on which held-out sequences from canonical starts depend."""
+        content = {key: value for key, value in dump(self).items() if key not in self.irrelevant}
+        # Neither does the range of random starts matter.
+        for each in (content.get("transformations") or {}).values():
+            each.pop("start_range", None)
+        return content
+
+    def differences(self, other: DataOptions) -> list[str]:
+        """Return how the held-out sequences of two data sets of one source differ.
+
+        Returns:
+            ``data.key: value -> other value`` for each key that matters; empty if errors that are
+            measured on them can be compared.
+        """
+        ours, theirs = self.held_out_sequences(), other.held_out_sequences()
+        return [
+            f"data.{key}: {ours.get(key)} -> {theirs.get(key)}"
+            for key in sorted({*ours, *theirs})
+            if ours.get(key) != theirs.get(key)
+        ]
+
+    @classmethod
+    def tiny(cls, folder: Path) -> dict[str, Any]:
+        """Return keys that make the data set tiny, for tests of the whole program.
+
+        Args:
+            folder: where files that it reads may be written.
+        """
+        return {}
+
+
+@options
+class ParametricOptions(DataOptions):
+    """What data sets have in common whose transformations move continuous parameters."""
+
+    irrelevant: ClassVar[frozenset[str]] = DataOptions.irrelevant | {
+        "active_start",
+        "random_start_prob",
+        "train",
+    }
+
+    horizon: PositiveInt = 8
+    """T, the number of the last frame."""
+
+    active_start: Literal["random", "canonical"] = "random"
+    """Where active transformations begin at a random start: anywhere, like those at rest, or at
+    their canonical start."""
+
+    random_start_prob: Fraction = 0.8
+    """Probability that a random start is not canonical after all."""
+
+
+def take(count: int | None, available: int, key: str) -> int:
+    """Return how many samples to take: all that are available if ``count`` is None.
+
+    Raises:
+        DataError: fewer are available; the message names the key.
+    """
+    if count is None:
+        return available
+    check_range(f"data.{key}", count, 1, available)
+    return count

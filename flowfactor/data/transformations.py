@@ -1,0 +1,197 @@
+"""Transformations: which parameter of an image changes over time, and how."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from flowfactor.data.base import SequenceDataset
+from flowfactor.data.checks import check_choice, check_range
+from flowfactor.data.factor_sampling import StartFactors
+from flowfactor.data.known_factors import KnownFactors
+from flowfactor.errors import DataError
+from flowfactor.options import FiniteFloat, options
+from flowfactor.options import Int as Integer
+
+
+@options
+class Transformation:
+    """A parameter of an image that changes at constant speed: ``start + step * t`` at frame ``t``.
+
+    What is left out is the data set's default for the parameter.
+
+    Example:
+        >>> Transformation("angle", step=5.0)
+        Transformation(parameter='angle', start=None, step=5.0, start_range=None)
+    """
+
+    parameter: str | None = None
+    """What changes: ``scale``, ``angle`` (degrees, counter-clockwise), ``hue`` (degrees, 0 red, 120
+    green), of sprites also ``x`` and ``y`` (in sides of the image), or a factor of a grid; by
+    default the parameter that the transformation is named after."""
+
+    start: Integer | FiniteFloat | Literal["own"] | None = None
+    """Value at frame 0 of a canonical sequence. Of a grid a position, from the end if negative, or
+    ``own`` for that of the sample itself, or the nearest with room for a whole sequence."""
+
+    step: Integer | FiniteFloat | None = None
+    """Change from one frame to the next; of a grid a number of positions."""
+
+    start_range: tuple[FiniteFloat, FiniteFloat] | None = None
+    """Between which values random starts lie; by default between those of frames 0 and T. Not for
+    grids, whose random starts are all positions with room."""
+
+    def resolve(self, name: str, defaults: Mapping[str, Transformation]) -> Transformation:
+        """Return the same transformation with the defaults of its parameter filled in.
+
+        Args:
+            name: of the transformation.
+            defaults: for each parameter of the data set.
+
+        Raises:
+            DataError: the data set has no such parameter.
+        """
+        parameter = self.parameter or name
+        check_choice(f"transformations.{name}.parameter", parameter, defaults)
+        given = {
+            field.name: value
+            for field in dataclasses.fields(self)
+            if (value := getattr(self, field.name)) is not None
+        }
+        return dataclasses.replace(defaults[parameter], **given | {"parameter": parameter})
+
+
+class _Motion(NamedTuple):
+    """A transformation as numbers: its value at frame 0, its change, its value at rest."""
+
+    parameter: str
+    start: float
+    step: float
+    rest: float
+
+
+class ParametricDataset(SequenceDataset):
+    """A data set whose transformations move continuous parameters at constant speed.
+
+    Args:
+        transformations: by name, in the order of their index.
+        defaults: transformations that say the default start, step and range of each parameter.
+        horizon, image_shape, options: as for :class:`SequenceDataset`.
+        rest: the value of each parameter that no transformation moves; by default, where the
+            transformation starts.
+        active_start: where active transformations begin at a random start: ``random`` like those
+            at rest, or ``canonical``, so that the sequences stay within what canonical ones and
+            their compositions show.
+        random_start_prob: the probability that a random start is not canonical after all.
+
+    Attributes:
+        transformations: as given, with defaults filled in.
+        start_ranges: between which values each transformation starts at random.
+
+    Raises:
+        DataError: an unknown parameter or choice, a number out of range, a scale that is not
+            positive at some frame.
+    """
+
+    class_name = "class"
+
+    def __init__(
+        self,
+        transformations: Mapping[str, Transformation],
+        defaults: Mapping[str, Transformation],
+        horizon: int,
+        image_shape: tuple[int, int, int],
+        *,
+        rest: Mapping[str, float] | None = None,
+        active_start: str = "random",
+        random_start_prob: float = 0.8,
+        **options: Any,
+    ) -> None:
+        check_choice("active_start", active_start, ("random", "canonical"))
+        check_range("random_start_prob", random_start_prob, 0, 1)
+        # One random number for each transformation, and one that says whether they count.
+        super().__init__(
+            tuple(transformations),
+            horizon,
+            image_shape,
+            start_size=len(transformations) + 1,
+            **options,
+        )
+        self.active_start = active_start
+        self.random_start_prob = random_start_prob
+        self.transformations = {
+            name: each.resolve(name, defaults) for name, each in transformations.items()
+        }
+        motions, ranges = [], []
+        for name, each in self.transformations.items():
+            if isinstance(each.start, str):
+                raise DataError(f"transformations.{name}.start must be a number.")
+            parameter, start, step = str(each.parameter), float(each.start or 0), each.step or 0
+            motions.append(
+                _Motion(parameter, start, float(step), start if rest is None else rest[parameter])
+            )
+            ranges.append(each.start_range or (start, start + step * horizon))
+        self._motions = tuple(motions)
+        self.start_ranges: tuple[tuple[float, float], ...] = tuple(ranges)
+        check_range("horizon: as scales are positive it", horizon, 1, self.max_horizon)
+
+    @property
+    def max_horizon(self) -> float:
+        """The largest horizon at which all scales are positive."""
+        longest = math.inf
+        for motion, start_range in zip(self._motions, self.start_ranges, strict=True):
+            if motion.parameter != "scale":
+                continue
+            smallest = min(motion.start, *start_range)
+            if smallest <= 0:
+                return 0
+            if motion.step < 0:
+                last = math.ceil(smallest / -motion.step)
+                last -= smallest + motion.step * last <= 0
+                longest = min(longest, last)
+        return longest
+
+    def known_factors(self, bins: int = 10) -> KnownFactors:
+        """Return images at random starts with their class and the bins of their parameters.
+
+        Raises:
+            DataError: nothing varies at random starts.
+        """
+        # Starts are random with this probability; without it nothing varies.
+        ranges = self.start_ranges if self.random_start_prob > 0 else ()
+        return StartFactors(self, ranges, bins, self.class_name)
+
+    def _parameters(
+        self,
+        elapsed: Int[Tensor, "k b f"],
+        active: Bool[Tensor, "k b"],
+        starts: Float[Tensor, "b s"] | None,
+    ) -> dict[str, Float[Tensor, "b f"]]:
+        """Return the values of all parameters that a transformation moves."""
+        values: dict[str, Tensor] = {}
+        # Every transformation is evaluated for every sample: K is small, a time is one number, and
+        # nothing has to be looked up or brought back from the device.
+        for k, (motion, (low, high)) in enumerate(
+            zip(self._motions, self.start_ranges, strict=True)
+        ):
+            begin: float | Tensor = motion.start
+            resting: float | Tensor = motion.rest
+            if starts is not None:
+                anywhere = low + starts[:, k : k + 1] * (high - low)
+                random = starts[:, -1:] < self.random_start_prob
+                resting = torch.where(random, anywhere, motion.rest)
+                if self.active_start == "random":
+                    begin = torch.where(random, anywhere, motion.start)
+            moving = begin + motion.step * elapsed[k].float()
+            value = torch.where(active[k][:, None], moving, resting)
+            before = values.get(motion.parameter)
+            if before is not None:
+                value = before * value if motion.parameter == "scale" else before + value
+            values[motion.parameter] = value
+        return values

@@ -1,0 +1,73 @@
+"""Files of figures, written whole or not at all."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from flowfactor.checkpoints import atomic_file
+from flowfactor.diagnostics.style import styled
+
+FORMATS = (".png", ".pdf", ".svg")
+"""Suffixes of the files that :func:`save` writes."""
+
+
+def save(figure: Figure, path: str | os.PathLike[str], *, dpi: float = 200) -> Path:
+    """Write a figure to a file, in the format of its suffix; missing folders are made.
+
+    The file appears under its name when it is complete, or not at all; an older one is replaced.
+    Figures of this package are not known to ``pyplot``, so that none has to be closed afterwards.
+
+    Args:
+        figure: any figure of matplotlib.
+        path: ends in ``.png``, ``.pdf`` or ``.svg``.
+        dpi: pixels per inch of a PNG, and of the images within a PDF or SVG.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: another suffix.
+        RunError: the file cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> from matplotlib.figure import Figure
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save(Figure(), f"{folder}/figures/empty.png").exists()
+        True
+    """
+    target = Path(path)
+    suffix = target.suffix.lower()
+    if suffix not in FORMATS:
+        raise ValueError(
+            f"a figure cannot be saved as {target.name!r}: the name must end in "
+            f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
+        )
+    return write_file(target, render(figure, suffix, dpi))
+
+
+@styled
+def render(figure: Figure, suffix: str = ".png", dpi: float = 200) -> bytes:
+    """Return the content of the file of a figure; the same figure gives the same bytes."""
+    date = {".png": {}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}[suffix]
+    metadata: dict[str, Any] = dict(date)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=suffix[1:], dpi=dpi, metadata=metadata)
+    return buffer.getvalue()
+
+
+def write_file(path: str | os.PathLike[str], content: bytes) -> Path:
+    """Write a file whole or not at all; missing folders are made.
+
+    Raises:
+        RunError: the file cannot be written.
+    """
+    target = Path(path)
+    with atomic_file(target) as file:
+        file.write(content)
+    return target

@@ -1,0 +1,98 @@
+"""Which learned flow is which transformation? For weakly supervised models."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from flowfactor.data import SequenceBatch
+
+if TYPE_CHECKING:
+    from flowfactor.models.base import SequenceModel
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Matching:
+    """An assignment of flows to transformations, and how well it fits.
+
+    Attributes:
+        counts: ``(transformations, flows)``: sequences of a transformation whose most likely flow
+            is this one.
+        flow_of: for each transformation the index of its flow, all different.
+    """
+
+    counts: Int[Tensor, "n k"]
+    flow_of: tuple[int, ...]
+
+    @property
+    def accuracy(self) -> float:
+        """The part of the sequences whose flow is the one assigned to their transformation."""
+        correct = sum(int(self.counts[k, flow]) for k, flow in enumerate(self.flow_of))
+        return correct / int(self.counts.sum())
+
+    @property
+    def purity(self) -> float:
+        """The part of the sequences that have the most common transformation of their flow.
+
+        Unlike the accuracy it does not suffer when several flows share one transformation.
+        """
+        return int(self.counts.max(dim=0).values.sum()) / int(self.counts.sum())
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        """All flows, those assigned first, in the order of the transformations."""
+        spare = [k for k in range(self.counts.shape[1]) if k not in self.flow_of]
+        return (*self.flow_of, *spare)
+
+
+@torch.no_grad()
+def match_flows(
+    model: SequenceModel, batches: Iterable[SequenceBatch], transformations: int
+) -> Matching:
+    """Assign the flows of a model to the transformations that sequences truly undergo.
+
+    Each sequence counts for its transformation and the flow that the model finds most likely. The
+    assignment maximises the number of sequences on it (Hungarian method).
+
+    Args:
+        model: in evaluation mode, with at least as many flows as there are transformations.
+        batches: labelled sequences, not trained on.
+        transformations: how many there are.
+
+    Raises:
+        ValueError: too few flows, or a sequence without its label.
+
+    Source: Kuhn, "The Hungarian method for the assignment problem", 1955, by SciPy's
+    ``linear_sum_assignment``.
+
+    Example:
+        >>> import torch
+        >>> from flowfactor.data import SequenceBatch
+        >>> from flowfactor.models import WeakFlowVAE
+        >>> model = WeakFlowVAE.build(("a", "b"), latent_dim=4, width=8).eval()
+        >>> batch = SequenceBatch.full(torch.rand(6, 9, 3, 28, 28), torch.tensor([0, 1] * 3))
+        >>> matching = match_flows(model, [batch], 2)
+        >>> sorted(matching.flow_of), int(matching.counts.sum())
+        ([0, 1], 6)
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    flows = len(model.names)
+    if transformations > flows:
+        raise ValueError(
+            f"transformations: {transformations} cannot each have a flow; the model has {flows}"
+        )
+    counts = torch.zeros(transformations, flows, dtype=torch.long)
+    for batch in batches:
+        labels = None if batch.labels is None else batch.labels.cpu()
+        if labels is None or not 0 <= int(labels.min()) <= int(labels.max()) < transformations:
+            raise ValueError("batches: all sequences must have a label")
+        pairs = labels * flows + model.choose(batch.to(model.device)).cpu()
+        counts += torch.bincount(pairs, minlength=transformations * flows).view_as(counts)
+    _, columns = linear_sum_assignment(counts.numpy(), maximize=True)
+    return Matching(counts, tuple(columns.tolist()))

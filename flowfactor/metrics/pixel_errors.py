@@ -1,0 +1,311 @@
+"""Errors of decoded frames against true ones, and the equivariance error of every flow."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from flowfactor.data import SequenceBatch, SequenceDataset
+from flowfactor.models import SequenceModel
+from flowfactor.tables import Column, Row, Table
+from solvers import Method
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class EquivarianceError:
+    """Errors of one transformation, or of several; sums of absolute pixel errors, pixels in [0, 1].
+
+    Attributes:
+        flow: ``(images, T)``: ``sum_{channels, pixels} |x_t - decode(z_t)|`` for t = 1..T, where
+            ``z_t = flow(z_0, k, t)``.
+        identity: ``(images, T)``: the same with ``z_t = z_0``, a model that moves nothing.
+        reconstruction: ``(images,)``: the error of decoding frame 0 from its own latent.
+        pixels: channels times pixels of a frame.
+    """
+
+    flow: Float[Tensor, "n t"]
+    identity: Float[Tensor, "n t"]
+    reconstruction: Float[Tensor, "n"]
+    pixels: int
+
+    @property
+    def error(self) -> float:
+        """``E_k``: the mean over images of the sum over t."""
+        return float(self.flow.sum(1).mean())
+
+    @property
+    def standard_error(self) -> float:
+        """Of ``E_k``, from its spread over images; 0 for a single image."""
+        totals = self.flow.sum(1)
+        return float(totals.std() / len(totals) ** 0.5) if len(totals) > 1 else 0.0
+
+    @property
+    def identity_error(self) -> float:
+        """``E_k`` of a model whose latent stays where it is."""
+        return float(self.identity.sum(1).mean())
+
+    @property
+    def floor(self) -> float:
+        """T times the error of decoding ``x_0`` from ``z_0``: what the autoencoder alone costs."""
+        return float(self.reconstruction.mean()) * self.flow.shape[1]
+
+    @property
+    def per_frame_and_pixel(self) -> float:
+        """``E_k`` per frame, channel and pixel: the mean absolute error of a pixel."""
+        return self.error / (self.flow.shape[1] * self.pixels)
+
+
+@dataclasses.dataclass(frozen=True)
+class ErrorSummary:
+    """The numbers of an :class:`EquivarianceError`; ``per_frame`` are means over images."""
+
+    error: float
+    standard_error: float
+    identity: float
+    floor: float
+    per_frame_and_pixel: float
+    per_frame: list[float]
+    identity_per_frame: list[float]
+
+    @classmethod
+    def of(cls, error: EquivarianceError) -> ErrorSummary:
+        """Return the numbers of an error."""
+        return cls(
+            error.error,
+            error.standard_error,
+            error.identity_error,
+            error.floor,
+            error.per_frame_and_pixel,
+            error.flow.mean(0).tolist(),
+            error.identity.mean(0).tolist(),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class ErrorSummaries:
+    """Errors by the name of the transformation, or of several.
+
+    Attributes:
+        mean_error: the mean of ``E``.
+        errors: by name.
+    """
+
+    mean_error: float
+    errors: dict[str, ErrorSummary]
+
+    @classmethod
+    def of(cls, errors: Mapping[str, EquivarianceError]) -> ErrorSummaries:
+        """Return the numbers of errors."""
+        return cls(mean_error(errors), summarize(errors))
+
+    @property
+    def mean_identity(self) -> float:
+        """The mean error of latents that stay where they are."""
+        return sum(error.identity for error in self.errors.values()) / len(self.errors)
+
+
+def summarize(errors: Mapping[str, EquivarianceError]) -> dict[str, ErrorSummary]:
+    """Return the numbers of each error."""
+    return {name: ErrorSummary.of(error) for name, error in errors.items()}
+
+
+def error_table(
+    summaries: ErrorSummaries,
+    title: str,
+    label: str = "transformation",
+    extra: Mapping[Column, Mapping[str, float]] | None = None,
+) -> Table:
+    """Return a table of errors with their mean in the last row.
+
+    Args:
+        summaries: of the errors.
+        title: of the table.
+        label: what the names of the errors are.
+        extra: further columns, with a number by name.
+    """
+    extra = extra or {}
+    columns = [
+        Column("E", bold=True),
+        Column("± s.e."),
+        Column("identity"),
+        Column("floor"),
+        *extra,
+    ]
+    rows = [
+        Row(
+            name,
+            [error.error, error.standard_error, error.identity, error.floor]
+            + [numbers.get(name) for numbers in extra.values()],
+        )
+        for name, error in summaries.errors.items()
+    ]
+    if len(rows) > 1:
+        means = [summaries.mean_error, None, summaries.mean_identity, *[None] * (1 + len(extra))]
+        rows.append(Row("mean", means, ruled=True))
+    return Table(columns, rows, title, label)
+
+
+@torch.no_grad()
+def equivariance_error(
+    model: SequenceModel,
+    data: SequenceDataset,
+    indices: Tensor | Sequence[int] | None = None,
+    *,
+    frames: int = 7,
+    method: Method | None = None,
+    flows: Callable[[SequenceBatch], Int[Tensor, "b"]] | None = None,
+    batch_size: int = 250,
+) -> dict[str, EquivarianceError]:
+    r"""Return the equivariance error of every transformation.
+
+    .. code-block:: text
+
+        E_k = mean_{images} sum_{t=1..T} sum_{channels, pixels} |x_t - decode(flow(z_0, k, t))|
+
+    with ``z_0`` the mean of ``q(z_0 | x_0)``. ``T = 7`` and a training to ``t = 8`` is the protocol
+    of Song et al., arXiv:2309.13167.
+
+    Args:
+        model: in evaluation mode.
+        data: held-out images; its transformations are the model's first ones.
+        indices: which images; None is all of them.
+        frames: T.
+        method: another solver than the model's.
+        flows: returns the flow that each sequence of a batch follows, for instance
+            ``model.choose``; by default that of its transformation.
+        batch_size: images at a time; it does not change the result.
+
+    Returns:
+        The error by the name of the transformation; one that none of the recordings undergoes is
+        left out.
+
+    Raises:
+        ValueError: the data has other transformations than the model, or too few frames.
+
+    Example:
+        >>> import torch, flowfactor
+        >>> from flowfactor.data import TransformedImages
+        >>> data = TransformedImages(torch.randint(256, (4, 1, 28, 28), dtype=torch.uint8))
+        >>> model = flowfactor.FlowVAE.build(data.names, latent_dim=4, width=8).eval()
+        >>> errors = equivariance_error(model, data)
+        >>> errors["rotation"].flow.shape
+        torch.Size([4, 7])
+    """
+    check_comparable(model, data, frames)
+    parts = defaultdict(list)
+    for k, batch in batches(data, indices, batch_size):
+        sequences = data.sample(batch, k).to(model.device)
+        x = sequences.frames[:, : frames + 1]
+        z0 = model.represent(x[:, 0])
+        followed = k if flows is None else flows(sequences)
+        path = model.flow(z0, followed, frame_times(frames, z0), method=method)
+        parts[data.names[k]].append(frame_errors(model, x, path))
+    return {name: concatenate_errors(errors) for name, errors in parts.items()}
+
+
+def selected_indices(
+    data: SequenceDataset, indices: Tensor | Sequence[int] | None
+) -> Int[Tensor, "n"]:
+    """Return numbers of samples as a tensor on the CPU; None is all of them."""
+    return torch.arange(len(data)) if indices is None else torch.as_tensor(indices).cpu()
+
+
+def batches(
+    data: SequenceDataset, indices: Tensor | Sequence[int] | None, size: int
+) -> Iterator[tuple[int, Int[Tensor, "_"]]]:
+    """Yield every transformation with batches of the samples that can undergo it.
+
+    All samples can, unless they were recorded. Transformations that none undergoes are left out.
+
+    Args:
+        data: of the samples.
+        indices: which samples; None is all of them.
+        size: of a batch, at most.
+
+    Raises:
+        ValueError: no sample undergoes any transformation.
+    """
+    selected = selected_indices(data, indices)
+    undergone = 0
+    for k in range(len(data.names)):
+        rows = torch.isin(selected, data.samples_undergoing(k).cpu())
+        undergone += int(rows.sum())
+        for batch in selected[rows].split(size) if rows.any() else ():
+            yield k, batch
+    if not undergone:
+        raise ValueError(f"none of the samples undergoes {' or '.join(data.names)}")
+
+
+def check_comparable(model: SequenceModel, data: SequenceDataset, frames: int) -> None:
+    """Refuse data that a model cannot be measured on.
+
+    Raises:
+        ValueError: other transformations than the model's, another image shape, too few frames.
+    """
+    # Flows to spare, which weak supervision may leave, come last.
+    known = model.names if model.supervised else model.names[: len(data.names)]
+    if data.names != known:
+        raise ValueError(
+            f"the transformations of the data are {', '.join(data.names)}, those of the model "
+            f"{', '.join(model.names)}; they must be the same, in the same order"
+        )
+    if tuple(data.image_shape) != tuple(model.image_shape):
+        raise ValueError(
+            f"image_shape: the data has {tuple(data.image_shape)}, the model takes "
+            f"{tuple(model.image_shape)}"
+        )
+    if not 1 <= frames <= data.horizon:
+        raise ValueError(f"frames must be in 1..{data.horizon}; it is {frames}")
+
+
+def frame_times(horizon: int, like: Tensor) -> Float[Tensor, "t"]:
+    """Return the times 0..T of frames, of the type and on the device of a latent."""
+    return torch.arange(horizon + 1, dtype=like.dtype, device=like.device)
+
+
+def frame_errors(
+    model: SequenceModel, x: Float[Tensor, "b f c h w"], z: Float[Tensor, "f b d"]
+) -> EquivarianceError:
+    """Return the errors of frames decoded from a path against the true ones.
+
+    Args:
+        model: decodes.
+        x: the true frames.
+        z: the path; it starts at the latent of the first frame, which is what an unmoved latent
+            decodes to.
+    """
+    moved = model.decode(rearrange(z, "f b d -> (f b) d"))
+    moved = rearrange(moved, "(f b) c h w -> b f c h w", f=len(z))
+    flow, identity = (
+        rearrange((x - decoded).abs(), "b f c h w -> b f (c h w)").sum(-1).double().cpu()
+        for decoded in (moved, moved[:, :1])
+    )
+    return EquivarianceError(flow[:, 1:], identity[:, 1:], flow[:, 0], x[0, 0].numel())
+
+
+def concatenate_errors(parts: Sequence[EquivarianceError]) -> EquivarianceError:
+    """Return the errors of all images of some batches."""
+    return EquivarianceError(
+        torch.cat([part.flow for part in parts]),
+        torch.cat([part.identity for part in parts]),
+        torch.cat([part.reconstruction for part in parts]),
+        parts[0].pixels,
+    )
+
+
+def mean_error(errors: Mapping[Any, EquivarianceError]) -> float:
+    """Return the mean of ``E_k`` over the transformations, or over pairs of them."""
+    return sum(error.error for error in errors.values()) / len(errors)
+
+
+def mean_of(values: Iterable[float]) -> float | None:
+    """Return the mean of some numbers, None if there are none."""
+    numbers = list(values)
+    return sum(numbers) / len(numbers) if numbers else None

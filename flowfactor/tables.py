@@ -1,0 +1,399 @@
+"""Tables of numbers: one description, rendered as Markdown, LaTeX, CSV, HTML or for the console."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import html
+import io
+import math
+import re
+import statistics
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import rich.table
+
+# LaTeX sets tables with more columns than this in smaller type.
+_WIDE = 6
+
+_ARROWS = {"lower": " ↓", "higher": " ↑", None: ""}
+_SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
+# An underscore within a word is an ordinary character.
+_MARKDOWN = re.compile(r"[\\`*|<>\[\]]|(?<![^\W_])_|_(?![^\W_])")
+_LATEX = str.maketrans(
+    {
+        **{special: f"\\{special}" for special in "{}&%$#_"},
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+        "|": r"\textbar{}",
+        '"': r"\textquotedbl{}",
+        "–": "--",
+        "—": "---",
+        "−": "$-$",
+        "±": r"$\pm$",
+        "×": r"$\times$",
+        "↓": r"$\downarrow$",
+        "↑": r"$\uparrow$",
+        "α": r"$\alpha$",
+        "β": r"$\beta$",
+        "γ": r"$\gamma$",
+        "λ": r"$\lambda$",
+        "σ": r"$\sigma$",
+    }
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Spread:
+    """A number measured for several seeds.
+
+    Attributes:
+        values: one for each seed, at least one.
+        seeds: of the values.
+
+    Example:
+        >>> spread = Spread((1.0, 3.0), (0, 1))
+        >>> spread.mean, round(spread.deviation, 2), len(spread.values)
+        (2.0, 1.41, 2)
+    """
+
+    values: tuple[float, ...]
+    seeds: tuple[int, ...]
+
+    @property
+    def mean(self) -> float:
+        """The mean, NaN if a value is not finite."""
+        finite = all(map(math.isfinite, self.values))
+        return statistics.fmean(self.values) if finite else math.nan
+
+    @property
+    def deviation(self) -> float | None:
+        """The standard deviation of the sample; None for a single value or one not finite."""
+        if len(self.values) < 2 or math.isnan(self.mean):
+            return None
+        return statistics.stdev(self.values)
+
+
+Value = str | float | Spread | None
+"""What a cell holds: text, a number, a number for several seeds, or nothing."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """A number that tables show, and how.
+
+    Attributes:
+        key: a short name: the heading in CSV, and what configurations call the column.
+        heading: the heading elsewhere; the key if it is empty.
+        better: which values are better, if any; the best of a column is set in bold.
+        format: a format specification of Python, such as ``".1f"`` or ``".2%"``.
+        value: returns the number of a result, None if it has none.
+        shown: whether tables that nobody chose columns for show it.
+        deviates: whether seeds can differ in it, so that a deviation is informative.
+        bold: whether all of its numbers are set in bold.
+    """
+
+    key: str
+    heading: str = ""
+    better: Literal["lower", "higher"] | None = None
+    format: str = ".1f"
+    value: Callable[[Any], float | None] | None = None
+    shown: bool = True
+    deviates: bool = True
+    bold: bool = False
+
+    @property
+    def title(self) -> str:
+        """The heading, with an arrow that points where values get better."""
+        return (self.heading or self.key) + _ARROWS[self.better]
+
+    def write(self, number: float) -> str:
+        """Return a number as text; zeros have no minus sign."""
+        if not math.isfinite(number):
+            return "not finite"
+        sign = "+" if self.format.startswith("+") else ""
+        return f"{number:{sign}z{self.format.removeprefix('+')}}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A line of a table.
+
+    Attributes:
+        label: its first cell.
+        values: one for each column.
+        footnote: shown below the table, with a mark behind the label.
+        ruled: whether a rule separates it from the row above.
+    """
+
+    label: str
+    values: Sequence[Value]
+    footnote: str = ""
+    ruled: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class _Cell:
+    """A cell as text, before it is escaped."""
+
+    text: str
+    deviation: str = ""
+    bold: bool = False
+    number: bool = False
+
+    def render(self, bold: str, escape: Callable[[str], str]) -> str:
+        text = bold.format(escape(self.text)) if self.bold else escape(self.text)
+        return f"{text} ± {self.deviation}" if self.deviation else text
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Rows of numbers below headings.
+
+    Attributes:
+        columns: of the numbers.
+        rows: each has a label and a value for every column.
+        title: what the table shows.
+        label: the heading of the rows' labels.
+        notes: sentences below the table.
+        missing: what stands for a value that is None, except in CSV.
+
+    Raises:
+        ValueError: a row has another number of values than there are columns.
+
+    Example:
+        >>> columns = [Column("error", "E", "lower"), Column("steps", format=",.0f")]
+        >>> table = Table(columns, [Row("a", (3.21, 4000)), Row("b", (2.5, None))], label="model")
+        >>> print(table.to_markdown(), end="")
+        | model | E ↓ | steps |
+        |---|---:|---:|
+        | a | 3.2 | 4,000 |
+        | b | **2.5** | |
+        >>> print(table.to_csv(), end="")
+        model,error,steps
+        a,3.21,4000
+        b,2.5,
+    """
+
+    columns: Sequence[Column]
+    rows: Sequence[Row]
+    title: str = ""
+    label: str = ""
+    notes: str = ""
+    missing: str = ""
+
+    def __post_init__(self) -> None:
+        for row in self.rows:
+            if len(row.values) != len(self.columns):
+                raise ValueError(
+                    f"the row {row.label!r} has {len(row.values)} values for "
+                    f"{len(self.columns)} columns"
+                )
+
+    def to_markdown(self) -> str:
+        """Return the table and its notes, without the title, ended by a line feed."""
+        head, *lines = self._grid("**{}**", _markdown)
+        rows = [head, *lines]
+        texts = ["|" + "".join(f" {cell} |" if cell else " |" for cell in row) for row in rows]
+        texts.insert(1, f"|---|{'---:|' * len(self.columns)}")
+        parts = ["\n".join(texts)]
+        parts += [
+            f"{mark.translate(_SUPERSCRIPTS)} {_markdown(text)}"
+            for mark, text in self._footnotes().items()
+        ]
+        parts += [_markdown(self.notes)] if self.notes else []
+        return "\n\n".join(parts) + "\n"
+
+    def to_latex(self, label: str = "") -> str:
+        r"""Return a floating table with the rules of ``booktabs``, and its notes below.
+
+        Args:
+            label: for ``\ref``.
+        """
+        count = len(self.columns)
+        lines = [
+            r"% \usepackage{booktabs}",
+            r"\begin{table}",
+            r"  \centering",
+            *([r"  \small", r"  \setlength{\tabcolsep}{4pt}"] if count > _WIDE else []),
+            *([rf"  \caption{{{_latex(self.title)}}}"] if self.title else []),
+            *([rf"  \label{{{label}}}"] if label else []),
+            rf"  \begin{{tabular}}{{l{'r' * count}}}",
+            r"    \toprule",
+            f"    {' & '.join(_latex(text) for text in self._head())} \\\\",
+            r"    \midrule",
+        ]
+        for row, mark, cells in zip(self.rows, self._marks(), self._cells(), strict=True):
+            name = _latex(row.label) + (f"$^{{{mark}}}$" if mark else "")
+            content = " & ".join(map(_latex_cell, cells))
+            texts = set(row.values)
+            if count > 1 and len(texts) == 1 and isinstance(row.values[0], str):
+                content = rf"\multicolumn{{{count}}}{{c}}{{{_latex(cells[0].text)}}}"
+            lines += [r"    \midrule"] if row.ruled else []
+            lines.append(f"    {name} & {content} \\\\")
+        lines += [r"    \bottomrule", r"  \end{tabular}"]
+        below = [f"$^{{{mark}}}$ {_latex(text)}" for mark, text in self._footnotes().items()]
+        below += [_latex(self.notes)] if self.notes else []
+        if below:
+            paragraphs = r" \par ".join(below)
+            lines += [r"  \par\smallskip", rf"  {{\footnotesize {paragraphs}\par}}"]
+        return "\n".join([*lines, r"\end{table}"]) + "\n"
+
+    def to_csv(self, *, tidy: bool = False) -> str:
+        """Return the numbers, not rounded, separated by commas; what is missing is empty.
+
+        Args:
+            tidy: write one number per line: label, seed, metric, value. Otherwise a line holds a
+                row. Columns of several seeds are then three: the mean, the standard deviation
+                ``KEY_sd`` and the number of seeds ``KEY_n``.
+        """
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        if tidy:
+            writer.writerow([self.label, "seed", "metric", "value"])
+            for row in self.rows:
+                for column, value in zip(self.columns, row.values, strict=True):
+                    if isinstance(value, Spread):
+                        for seed, number in zip(value.seeds, value.values, strict=True):
+                            writer.writerow([row.label, seed, column.key, number])
+                    elif isinstance(value, float | int):
+                        writer.writerow([row.label, "", column.key, value])
+            return text.getvalue()
+        spread = any(isinstance(value, Spread) for row in self.rows for value in row.values)
+        ends = ("", "_sd", "_n") if spread else ("",)
+        writer.writerow([self.label, *(c.key + end for c in self.columns for end in ends)])
+        for row in self.rows:
+            numbers: list[str | float | None] = []
+            for value in row.values:
+                if isinstance(value, Spread):
+                    numbers += [value.mean, value.deviation, len(value.values)]
+                elif spread:
+                    numbers += [None if isinstance(value, str) else value, None, 0]
+                else:
+                    numbers.append(value)
+            writer.writerow([row.label, *numbers])
+        return text.getvalue()
+
+    def to_html(self) -> str:
+        """Return a ``<table>``; cells with numbers have the class ``number``."""
+        head, *lines = self._grid("<b>{}</b>", html.escape)
+        numeric = [False] * (1 + len(self.columns))
+        for row in self.rows:
+            for i, value in enumerate(row.values, start=1):
+                numeric[i] |= isinstance(value, float | int | Spread)
+        kinds = [' class="number"' if number else "" for number in numeric]
+
+        def line(cells: Sequence[str], tag: str, scope: str = "") -> str:
+            pairs = zip(cells, kinds, strict=True)
+            return f"<tr>{''.join(f'<{tag}{scope}{kind}>{c}</{tag}>' for c, kind in pairs)}</tr>"
+
+        header = line(head, "th", ' scope="col"')
+        caption = f"<caption>{html.escape(self.title)}</caption>" if self.title else ""
+        body = "".join(line(cells, "td") for cells in lines)
+        return f"<table>{caption}<thead>{header}</thead><tbody>{body}</tbody></table>"
+
+    def to_rich(self, *, transposed: bool = False) -> rich.table.Table:
+        """Return the table for a console of ``rich``.
+
+        Args:
+            transposed: show rows side by side, a line for each column.
+        """
+        import rich.markup
+        import rich.table
+        import rich.text
+
+        grid = self._grid("[bold]{}[/]", rich.markup.escape)
+        ruled = [row.ruled for row in self.rows]
+        if transposed:
+            grid, ruled = [list(line) for line in zip(*grid, strict=True)], [False] * len(grid[0])
+        table = rich.table.Table(title=rich.markup.escape(self.title) or None, title_justify="left")
+        for i, heading in enumerate(grid[0]):
+            # Neither names nor numbers are ever cut: headings break instead.
+            cells = [rich.text.Text.from_markup(line[i]) for line in grid[1:]]
+            width = max((cell.cell_len for cell in cells), default=0)
+            justify: Literal["left", "right"] = "right" if i else "left"
+            table.add_column(
+                heading, justify=justify, no_wrap=not i, min_width=width, overflow="fold"
+            )
+        for row, rule in zip(grid[1:], ruled, strict=False):
+            if rule:
+                table.add_section()
+            table.add_row(*row)
+        return table
+
+    def _head(self) -> list[str]:
+        return [self.label, *(column.title for column in self.columns)]
+
+    def _grid(self, bold: str, escape: Callable[[str], str]) -> list[list[str]]:
+        """Return the heading and every row as text."""
+        return [
+            [escape(text) for text in self._head()],
+            *(
+                [escape(row.label + mark.translate(_SUPERSCRIPTS))]
+                + [cell.render(bold, escape) for cell in cells]
+                for row, mark, cells in zip(self.rows, self._marks(), self._cells(), strict=True)
+            ),
+        ]
+
+    def _cells(self) -> list[list[_Cell]]:
+        """Return the cells of each row as text."""
+        columns = [
+            _column_cells(column, [row.values[i] for row in self.rows], self.missing)
+            for i, column in enumerate(self.columns)
+        ]
+        return [[cells[i] for cells in columns] for i in range(len(self.rows))]
+
+    def _footnotes(self) -> dict[str, str]:
+        texts = dict.fromkeys(row.footnote for row in self.rows if row.footnote)
+        return {str(number): text for number, text in enumerate(texts, start=1)}
+
+    def _marks(self) -> list[str]:
+        marks = {text: mark for mark, text in self._footnotes().items()}
+        return [marks.get(row.footnote, "") for row in self.rows]
+
+
+def _column_cells(column: Column, values: Sequence[Value], missing: str) -> list[_Cell]:
+    """Return the cells of a column.
+
+    The best number and all that look the same are bold, unless the column shows no other.
+    """
+    means = [value.mean if isinstance(value, Spread) else value for value in values]
+    finite = [mean for mean in means if isinstance(mean, float | int) and math.isfinite(mean)]
+    best = None
+    if column.better and len({column.write(mean) for mean in finite}) > 1:
+        best = column.write(min(finite) if column.better == "lower" else max(finite))
+    cells = []
+    for value, mean in zip(values, means, strict=True):
+        if mean is None or isinstance(mean, str):
+            cells.append(_Cell(missing if mean is None else mean))
+            continue
+        text, deviation = column.write(mean), ""
+        if column.deviates and isinstance(value, Spread) and value.deviation is not None:
+            deviation = column.write(value.deviation)
+        cells.append(_Cell(text, deviation, column.bold or text == best, math.isfinite(mean)))
+    return cells
+
+
+def _markdown(text: str) -> str:
+    """Return plain text as Markdown, in one line."""
+    return " ".join(_MARKDOWN.sub(r"\\\g<0>", text).split())
+
+
+def _latex(text: str) -> str:
+    """Return plain text as LaTeX, in one line."""
+    return " ".join(text.split()).translate(_LATEX)
+
+
+def _latex_cell(cell: _Cell) -> str:
+    if not cell.number:
+        return _latex(cell.text)
+    number, deviation = (
+        text.replace(",", "{,}").replace("%", r"\%") for text in (cell.text, cell.deviation)
+    )
+    bold = rf"\mathbf{{{number}}}" if cell.bold else number
+    return f"${bold} \\pm {deviation}$" if deviation else f"${bold}$"

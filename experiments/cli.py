@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NoReturn
 
 import typer
 
@@ -16,7 +16,9 @@ from experiments.console import (
     error_console,
     log_to_console,
     out_console,
+    prepare,
     say,
+    show_stage,
     training_bar,
 )
 
@@ -30,6 +32,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+# Columns of a console below which lists are no tables.
+_NARROW = 60
 
 ConfigName = Annotated[
     str, typer.Argument(help="A YAML file, or the name of a configuration that ships.")
@@ -51,6 +56,9 @@ Out = Annotated[
     Path | None, typer.Option("--out", help="The run folder; default: runs/<configuration>.")
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the training in the folder.")]
+CheckData = Annotated[
+    bool, typer.Option("--check-data", help="Read every sample before the training begins.")
+]
 Split = Annotated[
     Literal["validation", "test"] | None,
     typer.Option(help="Which held-out samples; default: what the configuration says."),
@@ -78,9 +86,10 @@ def train(
     plugin: Plugins = None,
     out: Out = None,
     resume: Resume = False,
+    check_data: CheckData = False,
 ) -> None:
     """Train a model into a run folder."""
-    run = _train(config, overrides, plugin, out, resume)
+    run = _train(config, overrides, plugin, out, resume=resume, check_data=check_data)
     say(f"Trained: {run}. Next: flowfactor evaluate {run}; flowfactor plot {run}")
 
 
@@ -91,13 +100,9 @@ def evaluate(
     """Measure a run on held-out samples and print the tables."""
     from experiments import runs
 
-    with out_console.status("") as status:
+    with show_stage("Measuring") as show:
         result = runs.evaluate(
-            run,
-            split=split,
-            images=images,
-            plugin_names=plugin or (),
-            on_stage=lambda stage: status.update(f"Measuring {stage}"),
+            run, split=split, images=images, plugin_names=plugin or (), on_stage=show
         )
     for table in result.tables().values():
         out_console.print(table.to_rich())
@@ -109,30 +114,32 @@ def plot(run: RunFolder, plugin: Plugins = None) -> None:
     """Draw the figures of a run and its report."""
     from experiments import plots
 
-    with out_console.status("") as status:
-        report = plots.plot(
-            run,
-            plugin_names=plugin or (),
-            on_stage=lambda stage: status.update(f"Drawing {stage}"),
-        )
+    with show_stage("Drawing") as show:
+        report = plots.plot(run, plugin_names=plugin or (), on_stage=show)
     say(f"Figures: {report.parent / 'figures'}")
     say(f"Report:  {report} (open it in a browser)")
 
 
 @app.command(name="run")
 def run_all(
-    config: ConfigName, overrides: Overrides = None, plugin: Plugins = None, out: Out = None
+    config: ConfigName,
+    overrides: Overrides = None,
+    plugin: Plugins = None,
+    out: Out = None,
+    check_data: CheckData = False,
 ) -> None:
     """Train, evaluate and plot; reuses what exists."""
     from experiments import runs
-    from experiments.yaml_files import read_yaml
-    from flowfactor.checkpoints import STATE_FILE
+    from experiments.config import CONFIG_FILE, read_config
 
-    folder = out or Path("runs") / read_yaml(config).title
+    title, content = read_config(config, overrides or (), plugin_names=plugin or ())
+    folder = out or Path("runs") / title
     if (folder / runs.TRAINING_FILE).is_file():
+        runs.check_resumable(content.replace(data=content.data.resolve()), folder)
         say(f"{folder} is trained already; delete the folder to train it again.")
     else:
-        _train(config, overrides, plugin, folder, (folder / STATE_FILE).is_file())
+        resume = (folder / CONFIG_FILE).is_file()
+        _train(config, overrides, plugin, folder, resume=resume, check_data=check_data)
         if not runs.is_first_process():
             return
     evaluate(folder, plugin=plugin)
@@ -164,7 +171,7 @@ def compare(
     """Put evaluated runs of the same data side by side: a table and film strips."""
     from experiments import compare as comparing
 
-    with out_console.status("") as status:
+    with show_stage("Comparing") as show:
         result = comparing.compare(
             runs,
             labels=labels,
@@ -172,7 +179,7 @@ def compare(
             out=out,
             split=split,
             plugin_names=plugin or (),
-            on_stage=lambda stage: status.update(f"Comparing {stage}"),
+            on_stage=show,
         )
     out_console.print(result.table.to_rich())
     for path in result.files:
@@ -209,7 +216,7 @@ def explore_latent(
     ] = None,
     plugin: Plugins = None,
 ) -> None:
-    """Draw held-out images under every flow, and one of them between two flows."""
+    """Draw held-out images under every flow (ten of many), and one of them between two flows."""
     numbers = _numbers(times)
     from experiments import explore
 
@@ -257,8 +264,8 @@ def fill_table(
         try:
             with cells_bar(len(cells)) as show:
                 sweeps.run_cells(sweep, cells, sweep.executor(processes), on_event=show)
-        except KeyboardInterrupt:
-            _interrupted("The same command continues.")
+        except KeyboardInterrupt as error:
+            _interrupted("Its state is saved; the same command continues.", error)
     elif not render_only:
         error_console.print("Every cell is finished already.")
     with error_console.status("Writing the table"):
@@ -279,6 +286,10 @@ def configs() -> None:
     from experiments.yaml_files import descriptions
 
     for title, kind in (("configuration", ""), ("table", "tables")):
+        if out_console.width < _NARROW:
+            for name, description in descriptions(kind).items():
+                say(f"{name}: {description}")
+            continue
         table = Table(title, "what it is for", box=None, pad_edge=False)
         for name, description in descriptions(kind).items():
             table.add_row(f"[bold]{name}[/]", description)
@@ -314,11 +325,15 @@ def list_options(
     for each in plugin or ():
         plugins.load(each)
     for listing in listings_of(name) if name else [names()]:
-        out_console.print(listing.to_rich())
+        if out_console.width < _NARROW:
+            say("\n".join(" | ".join(filter(None, row)) for row in listing.rows))
+        else:
+            out_console.print(listing.to_rich())
 
 
 def main() -> None:
     """Run the command line."""
+    prepare()
     app(prog_name="flowfactor")
 
 
@@ -330,29 +345,40 @@ def _train(
     overrides: list[str] | None,
     plugin: list[str] | None,
     out: Path | None,
+    *,
     resume: bool,
+    check_data: bool,
 ) -> Path:
     from experiments import runs
     from experiments.config import read_config
+    from flowfactor.checkpoints import STATE_FILE
+    from flowfactor.interrupts import raise_signals
 
     title, content = read_config(config, overrides or (), plugin_names=plugin or ())
     run = out or Path("runs") / title
     log_to_console()
-    try:
-        with training_bar() as show_progress:
-            runs.train(content, run, resume=resume, on_progress=show_progress)
-    except KeyboardInterrupt:
-        words = [f"--set {shlex.quote(each)}" for each in overrides or ()]
-        words += [f"--plugin {shlex.quote(each)}" for each in plugin or ()]
-        _interrupted(
-            " ".join(["Continue with: flowfactor train", config, *words, f"--out {run} --resume"])
-        )
+    with raise_signals():
+        try:
+            with training_bar() as show_progress:
+                runs.train(
+                    content, run, resume=resume, check_data=check_data, on_progress=show_progress
+                )
+        except KeyboardInterrupt as error:
+            if not (run / STATE_FILE).is_file():
+                again = "" if resume or not run.is_dir() else " with --resume"
+                _interrupted(f"Nothing is saved yet; the same command{again} starts again.", error)
+            words = [f"--set {shlex.quote(each)}" for each in overrides or ()]
+            words += [f"--plugin {shlex.quote(each)}" for each in plugin or ()]
+            words += [f"--out {shlex.quote(str(run))} --resume"]
+            advice = " ".join(["Continue with: flowfactor train", shlex.quote(config), *words])
+            _interrupted(f"The state is saved. {advice}", error)
     return run
 
 
-def _interrupted(advice: str) -> None:
-    error_console.print(f"Interrupted; the state is kept. {advice}", soft_wrap=True, markup=False)
-    raise typer.Exit(130)
+def _interrupted(advice: str, error: KeyboardInterrupt) -> NoReturn:
+    """Say how to go on, and end with the exit code of the signal."""
+    say(f"Interrupted. {advice}", error_console)
+    raise typer.Exit(getattr(error, "exit_code", 130))
 
 
 def _numbers(text: str | None) -> list[float] | None:

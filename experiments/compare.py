@@ -11,7 +11,7 @@ from torch import Tensor
 
 from experiments.comparison import Method, choose_columns, comparison_table, curve_of
 from experiments.comparison_figures import column_figure, error_figure, time_figure
-from experiments.runs import Run, one_of_each_class, open_run
+from experiments.runs import Run, choose_few, one_of_each_class, open_run
 from flowfactor import diagnostics
 from flowfactor.data import SequenceDataset
 from flowfactor.diagnostics.io import write_file
@@ -50,7 +50,7 @@ def compare(
     Args:
         folders: of the runs, at least two.
         labels: what each is called; None is the folders' names.
-        samples: strips of each transformation.
+        samples: strips of each transformation, or of ten if there are more.
         out: the folder to write into; files of an earlier comparison are replaced.
         split: the one that the runs must have been evaluated on; None is that of the first run.
         plugin_names: plug-ins besides those that the runs name.
@@ -106,7 +106,9 @@ def compare(
     caption = f"{', '.join(groups)}: {split} split of {runs[0].config.source}."
     columns = choose_columns(methods, None)
     table = comparison_table(methods, columns, title=caption)
-    files.append(write_file(out / "table.md", table.to_markdown().encode()))
+    files.append(
+        write_file(out / "table.md", table.to_markdown().encode(errors="backslashreplace"))
+    )
     files += write_comparison(methods, columns, table, "comparison", out)
     return Comparison(table, tuple(files))
 
@@ -131,7 +133,10 @@ def write_comparison(
         "table.csv": table.to_csv(),
         "tidy.csv": table.to_csv(tidy=True),
     }
-    files = [write_file(out / name, text.encode()) for name, text in texts.items()]
+    files = [
+        write_file(out / name, text.encode(errors="backslashreplace"))
+        for name, text in texts.items()
+    ]
     evaluated = any(method.evaluations for method in methods)
     figures = {
         "errors": error_figure(methods) if evaluated else None,
@@ -224,7 +229,7 @@ def _samples(data: SequenceDataset, count: int) -> tuple[Tensor, Tensor]:
     """Return samples and transformations of the strips; the samples differ where they can."""
     samples, labels = [], []
     classes = one_of_each_class(data)
-    for k in range(len(data.names)):
+    for k in map(data.names.index, choose_few(data.names)):
         eligible = data.samples_undergoing(k)
         if len(eligible) == len(data):
             rest = torch.arange(len(data))

@@ -21,6 +21,7 @@ from experiments.comparison import (
     metric_columns,
     reference_column,
 )
+from experiments.runs import choose_few
 from flowfactor.diagnostics.style import (
     FAINT,
     INK,
@@ -30,8 +31,10 @@ from flowfactor.diagnostics.style import (
     draw_grid,
     line_styles,
     new_figure,
+    plain_text,
     styled,
 )
+from flowfactor.names import one_line
 from flowfactor.records import Evaluation
 from flowfactor.tables import Column
 
@@ -80,8 +83,8 @@ def error_figure(methods: Sequence[Method]) -> Figure:
     """Draw the equivariance errors of all methods, a panel for each transformation and the mean.
 
     Each method is a dot, with bars of its standard deviation over seeds where there are several.
-    A dashed line is the error of not moving at all, the lowest of all methods; a short stroke is a
-    method's floor, its reconstruction error.
+    Of more than ten transformations, ten are shown. A dashed line is the error of not moving at
+    all, the lowest of all methods; a short stroke is a method's floor, its reconstruction error.
 
     Args:
         methods: from top to bottom.
@@ -89,15 +92,19 @@ def error_figure(methods: Sequence[Method]) -> Figure:
     panels = []
     floors, identities = [], []
     columns = error_columns(methods)
+    shown = choose_few([column.key for column in columns])
     for column in columns:
         name = column.key.removeprefix("error.")
         floors.append(reference_column(name, "floor"))
         identities.append(lowest(methods, reference_column(name, "identity")))
-        panels.append(_Panel(column, name, floors[-1], identities[-1]))
+        if column.key not in shown:
+            continue
+        panels.append(_Panel(column, plain_text(name, _LINE), floors[-1], identities[-1]))
     if len(columns) != 1:
+        title = "mean" if len(shown) == len(columns) else f"mean of all {len(columns)}"
         known = [identity for identity in identities if identity is not None]
         mean = sum(known) / len(known) if known else None
-        panels.append(_Panel(_mean_column(columns), "mean", _mean_column(floors), mean))
+        panels.append(_Panel(_mean_column(columns), title, _mean_column(floors), mean))
     figure = _draw_panels(methods, panels, "error $E$")
     figure.legend(
         handles=[
@@ -126,7 +133,7 @@ def column_figure(methods: Sequence[Method], columns: Sequence[Column]) -> Figur
         The figure; None if nothing is left.
     """
     panels = [
-        _Panel(column, textwrap.fill(column.title, _LINE))
+        _Panel(column, _wrap(column.title))
         for column in metric_columns(methods, columns)
         if any(method.spread(column) for method in methods)
     ]
@@ -290,4 +297,5 @@ def _log_if_wide(axes: Axes, values: Sequence[float]) -> None:
 
 
 def _wrap(label: str) -> str:
-    return "\n".join(textwrap.wrap(label, _LINE)) or label
+    """Return a label of a few short lines."""
+    return "\n".join(map(plain_text, textwrap.wrap(one_line(label, 4 * _LINE), _LINE)))

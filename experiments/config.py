@@ -15,7 +15,7 @@ from flowfactor import plugins, registries
 from flowfactor.data import DataOptions
 from flowfactor.errors import ConfigError
 from flowfactor.evaluation import EvaluationOptions
-from flowfactor.options import NonNegativeInt, dump, options, parse
+from flowfactor.options import NonNegativeInt, dump, options, parse, shorten
 from flowfactor.registries import DATA, MODELS
 from flowfactor.training import TrainingOptions
 from solvers.registry import Registry, UnknownNameError, suggest
@@ -34,6 +34,8 @@ REGISTRIES = [
 ]
 """What holds the names that configurations use."""
 
+# How many wrong keys an error lists.
+_SHOWN = 20
 # By these files a folder is known to be a run's, whose plug-ins are not executed.
 _RUN_FILES = ("model.pt", "checkpoint.pt", "metrics.jsonl", "train.log")
 
@@ -228,7 +230,7 @@ def _parse_section(section: str, content: Mapping[str, Any]) -> Any:
     below = content.get(section)
     below = {} if below is None else below
     if not isinstance(below, dict):
-        raise ConfigError(f"{section}: must be a section with keys below it (it is {below!r})")
+        raise ConfigError(f"{section}: must be a section with keys below it")
     key, kind = _KINDS.get(section, ("", ""))
     if key:
         kind, below = below.get(key, kind), {k: v for k, v in below.items() if k != key}
@@ -240,7 +242,9 @@ def _parse_section(section: str, content: Mapping[str, Any]) -> Any:
 
 
 def _refuse(source: str, problems: list[str]) -> None:
-    listed = "\n".join(f"  {problem}" for problem in problems)
+    listed = "\n".join(f"  {shorten(problem, 1000)}" for problem in problems[:_SHOWN])
+    if len(problems) > _SHOWN:
+        listed += f"\n  and {len(problems) - _SHOWN:,} more"
     raise ConfigError(f"{source} is no valid configuration:\n{listed}")
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 import typer
 from rich.console import Console
@@ -20,49 +21,132 @@ if TYPE_CHECKING:
 
 DEBUG = "FLOWFACTOR_DEBUG"
 
+# Of typer's own copy of click, or of click.
+_UsageError: Any = typer.BadParameter.__base__
+
 out_console = Console()
 error_console = Console(stderr=True)
 
 
-def say(text: object, **style: Any) -> None:
-    """Print a line for the user, as it is."""
-    out_console.print(str(text), markup=False, highlight=False, soft_wrap=True, **style)
+def say(text: object, console: Console | None = None, style: str | None = None) -> None:
+    """Print text for the user as it is: no markup, and no line is broken.
+
+    Args:
+        text: what to print.
+        console: where; None is standard output.
+        style: of ``rich``.
+    """
+    from flowfactor.names import show_invisible
+
+    (console or out_console).print(
+        show_invisible(str(text)),
+        style=style,
+        markup=False,
+        highlight=False,
+        emoji=False,
+        soft_wrap=True,
+    )
+
+
+@contextlib.contextmanager
+def show_stage(verb: str) -> Iterator[Callable[[str], None]]:
+    """Show what a command is doing; on a terminal only.
+
+    Args:
+        verb: comes before each stage.
+    """
+    from rich.text import Text
+
+    from flowfactor.names import one_line
+
+    with out_console.status("") as status:
+        yield lambda stage: status.update(Text(f"{verb} {one_line(stage, 60)}"))
+
+
+def prepare() -> None:
+    """Let letters that the terminal lacks be printed as escapes, and require a working folder."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        os.getcwd()
+    except OSError:  # libraries end the process without a word
+        error_console.print("[bold red]Error:[/] The working folder does not exist any more.")
+        sys.exit(2)
 
 
 def run_script(function: Callable[..., None]) -> None:
     """Run a function as a program: its parameters are the command line."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command(cls=Command)(function)
+    prepare()
     app()
 
 
 class _ReportsErrors:
-    """A command that turns the errors a user can cause into one paragraph and exit code 2.
+    """A command that turns errors that a user can help into one paragraph and exit code 2.
 
     Attributes:
-        others: classes of errors that a user can cause, besides those of the packages.
+        others: classes of such errors, besides those that :func:`flowfactor.errors.explain` knows.
     """
 
     others: ClassVar[tuple[type[Exception], ...]] = ()
 
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        """Read the command line, or print the help."""
+        with self._reporting():
+            return super().make_context(*args, **kwargs)  # type: ignore[misc]
+
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
+        with self._reporting():
+            result = super().invoke(ctx)  # type: ignore[misc]
+            if sys.stdout is not None:
+                sys.stdout.flush()
+            return result
+
+    @contextlib.contextmanager
+    def _reporting(self) -> Iterator[None]:
         try:
-            return super().invoke(ctx)  # type: ignore[misc]
-        except Exception as error:
-            # Unless they have been imported, it is none of these; importing them takes seconds.
-            if "flowfactor" not in sys.modules:
+            yield
+        except _UsageError as error:
+            if not error.format_message():  # no word at all: the help has been printed
                 raise
-            from flowfactor.errors import FlowFactorError
+            _end(_usage(error))
+        except (BrokenPipeError, typer.Exit):  # whoever reads has enough; the end of a command
+            raise
+        except Exception as error:
+            from flowfactor.errors import explain
             from solvers import SolverError
 
-            reported = (FlowFactorError, SolverError, *self.others)
-            if not isinstance(error, reported) or os.environ.get(DEBUG):
+            if os.environ.get(DEBUG):
                 raise
-            error_console.print("[bold red]Error:[/]", end=" ")
-            text = str(error.args[0]) if isinstance(error, KeyError) else str(error)
-            error_console.print(text, markup=False, highlight=False, soft_wrap=True)
-            raise typer.Exit(2) from None
+            text = explain(error)
+            if text is None and isinstance(error, (SolverError, *self.others)):
+                text = str(error.args[0]) if isinstance(error, KeyError) else str(error)
+            if text is None:
+                raise
+            _end(text)
+
+
+def _usage(error: Any) -> str:
+    """Return what is wrong with the words of a command line."""
+    text = str(error.format_message())
+    path = error.ctx.command_path if error.ctx is not None else ""
+    return f"{text}\n`{path} --help` lists what may be given." if path else text
+
+
+def _end(text: str) -> NoReturn:
+    """Say what is wrong, and end."""
+    with contextlib.suppress(OSError):
+        error_console.print("[bold red]Error:[/]", end=" ")
+        say(text, error_console)
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:  # it would be tried once more at the end of the process
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    raise typer.Exit(2) from None
 
 
 class Command(_ReportsErrors, TyperCommand):
@@ -106,6 +190,8 @@ def training_bar() -> Iterator[Callable[[Progress], None]]:
 @contextlib.contextmanager
 def cells_bar(count: int) -> Iterator[Callable[[Event], None]]:
     """Show which cells run and how far they are; what has ended is a line of its own."""
+    from flowfactor.names import one_line
+
     bar = _bar("{task.description}")
     with bar:
         whole = bar.add_task("cells", total=count, text="")
@@ -115,7 +201,7 @@ def cells_bar(count: int) -> Iterator[Callable[[Event], None]]:
         def show(event: Event) -> None:
             cell = event.cell
             if cell not in tasks:
-                tasks[cell] = bar.add_task(cell.name, total=1.0, text="")
+                tasks[cell] = bar.add_task(one_line(cell.name, 60), total=1.0, text="")
             if event.kind == "progress":
                 bar.update(tasks[cell], completed=event.fraction, text=event.text)
                 return
@@ -124,27 +210,31 @@ def cells_bar(count: int) -> Iterator[Callable[[Event], None]]:
             failed = f", {ended['fail']} failed" if ended["fail"] else ""
             done = sum(ended.values())
             bar.update(whole, completed=done, text=f"{done} of {count} done{failed}")
-            error_console.print(
-                f"{cell.name}: "
-                + (f"failed: {event.text}" if event.kind == "fail" else "finished"),
-                style="red" if event.kind == "fail" else None,
-                markup=False,
-                highlight=False,
-                soft_wrap=True,
-            )
+            if event.kind == "fail":
+                say(f"{cell.name}: failed: {event.text}", error_console, "red")
+            else:
+                say(f"{cell.name}: finished", error_console)
 
         yield show
 
 
+class _ConsoleHandler(logging.Handler):
+    """Prints what is logged, a line each that is never broken."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a record."""
+        with contextlib.suppress(OSError):
+            say(self.format(record), error_console)
+
+
 def log_to_console() -> None:
     """Show what the packages log."""
-    from rich.logging import RichHandler
-
     for name in ("flowfactor", "experiments"):
         logger = logging.getLogger(name)
         logger.setLevel(logging.INFO)
-        if not any(isinstance(handler, RichHandler) for handler in logger.handlers):
-            handler = RichHandler(console=error_console, show_path=False, show_level=False)
+        if not any(isinstance(handler, _ConsoleHandler) for handler in logger.handlers):
+            handler = _ConsoleHandler()
+            handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
             logger.addHandler(handler)
 
 

@@ -9,12 +9,13 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from experiments.runs import FIGURES, first_frames, one_of_each_class, open_run
+from experiments.runs import FIGURES, choose_few, first_frames, one_of_each_class, open_run
 from flowfactor import diagnostics
 from flowfactor.data import SequenceDataset
 from flowfactor.diagnostics.io import FORMATS
 from flowfactor.errors import DataError, RunError
 from flowfactor.models import PotentialModel, SequenceModel
+from flowfactor.names import file_names
 
 
 def explore_latent(
@@ -28,6 +29,8 @@ def explore_latent(
     plugin_names: Iterable[str] = (),
 ) -> list[Path]:
     """Draw held-out images under every flow of a run, and one of them between two flows.
+
+    Of more than ten flows, ten are drawn.
 
     Where the training has random starts, the images have undergone every transformation at random.
 
@@ -61,16 +64,19 @@ def explore_latent(
         starts = data.random_starts(len(indices), generator)
     if animated:
         assert out is not None
-        diagnostics.animate(model, first_frames(data, indices)).save(out)
+        pictures = first_frames(data, indices)
+        diagnostics.animate(model, pictures, names=choose_few(model.names)).save(out)
         return [out]
     first = first_frames(data, indices, starts)
     target = out or folder / FIGURES / "latent_grid.png"
     try:
-        grid = diagnostics.explore_latent(model, first, times=times)
+        grid = diagnostics.explore_latent(model, first, names=choose_few(model.names), times=times)
         files = [diagnostics.save(grid, target)]
         if pair is not None:
             between = diagnostics.plot_weights(run.potential_model, first[0], pair, times=times)
-            beside = target.with_name(f"latent_weights_{pair[0]}_{pair[1]}{target.suffix}")
+            names = file_names(run.model.names)
+            ends = f"{names[pair[0]]}_{names[pair[1]]}"
+            beside = target.with_name(f"latent_weights_{ends}{target.suffix}")
             files.append(diagnostics.save(between, beside))
     except ValueError as error:  # times that do not increase, images of another shape
         raise RunError(f"{error}") from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +14,29 @@ from torch import Tensor
 
 from experiments.comparison import Method, choose_columns
 from experiments.comparison_figures import column_figure
-from experiments.runs import FIGURES, Run, first_frames, one_of_each_class, open_run
+from experiments.runs import (
+    FIGURES,
+    Run,
+    choose_few,
+    first_frames,
+    one_of_each_class,
+    open_run,
+)
 from flowfactor import diagnostics
 from flowfactor.data import SequenceDataset
 from flowfactor.diagnostics import ErrorCurve, FilmStrips, Illustration, Section
 from flowfactor.errors import DataError
 from flowfactor.metrics import Composition, Equivariance
-from flowfactor.models import PotentialModel
+from flowfactor.models import PotentialModel, SequenceModel
+from flowfactor.names import file_names
 from flowfactor.tables import Column, Row, Table
 from flowfactor.training import read_metrics
 
 # Of flows that are drawn together.
 _PAIRS = 3
+
+# Points of a curve over time, about, however long the sequences are.
+_POINTS = 128
 
 Draw = Callable[[Figure, str, str], Illustration]
 
@@ -121,15 +132,23 @@ def _overview(run: Run, data: SequenceDataset, draw: Draw) -> Section:
 
 def _film_strips(run: Run, data: SequenceDataset, draw: Draw) -> Section:
     model, samples = run.model, one_of_each_class(data)
+    names = choose_few(data.names)
+    few = (
+        ""
+        if len(names) == len(data.names)
+        else f" {len(names)} of {len(data.names)} transformations."
+    )
     # A different sample for each strip, two strips for each transformation.
-    indices, labels = _two_of_each(data, samples)
+    indices, labels = _two_of_each(data, names, samples)
     strips = diagnostics.plot_film_strips(model, data.sample(indices, labels))
     try:
         longer = data.with_horizon(data.horizon + 4)
     except DataError:  # a grid or a recording that ends: nothing to compare later frames with
         longer = data
     later = longer.sample(indices[::2], labels[::2])
-    animation = diagnostics.animate(model, first_frames(data, samples[:6]))
+    animation = diagnostics.animate(
+        model, first_frames(data, samples[:6]), names=choose_few(model.names)
+    )
     file = animation.save(run.path / FIGURES / "flows.gif")
     return Section(
         "Film strips",
@@ -139,16 +158,16 @@ def _film_strips(run: Run, data: SequenceDataset, draw: Draw) -> Section:
         "of the training; such frames have a coloured rim, and nothing has taught the model what "
         "they look like.",
         [
-            Illustration(animation, "Up to six held-out samples along each flow, and back.", file),
+            Illustration(animation, f"Up to six held-out samples along each flow.{few}", file),
             draw(
                 strips,
                 "film_strips",
-                "Truth and flow, two held-out samples for each transformation.",
+                f"Truth and flow, two held-out samples for each transformation.{few}",
             ),
             draw(
                 diagnostics.plot_film_strips(model, later, before=3),
                 "extrapolation",
-                "Before the first and beyond the last frame of the training.",
+                f"Before the first and beyond the last frame of the training.{few}",
             ),
         ],
     )
@@ -177,21 +196,26 @@ def _landscapes(run: Run, data: SequenceDataset, draw: Draw) -> Section:
     model, samples = run.model, one_of_each_class(data)
     assert isinstance(model, PotentialModel)
     shown = []
-    for k, name in enumerate(model.names):
+    files = file_names(model.names)
+    names = choose_few(model.names)
+    few = _count(names, model)
+    for k, name in enumerate(names):
         images = first_frames(data, samples[[(2 + k) % len(samples)]])
         figure = diagnostics.plot_landscape(model, images, name)
         caption = f"The potential of {name} along a sample's trajectory."
-        shown.append(draw(figure, f"landscape_{name}", caption))
+        shown.append(draw(figure, f"landscape_{files[name]}", caption))
     count = min(24, len(data))
-    trajectories = diagnostics.plot_trajectories(model, first_frames(data, torch.arange(count)))
-    caption = f"{count} held-out samples under every transformation."
+    images = first_frames(data, torch.arange(count))
+    paths = diagnostics.trajectory_data(model, images, names=names, substeps=_substeps(model))
+    trajectories = diagnostics.draw_trajectories(paths)
+    caption = f"{count} held-out samples under every transformation.{few}"
     shown.append(draw(trajectories, "trajectories", caption))
     return Section(
         "Potential landscapes",
         "A plane through a sample's trajectory in latent space: the potential as colour, its "
         "gradient, along which the latent moves, as arrows, and decoded frames beside the path. "
         "The potential depends on time, so each panel shows it at one time. The axes are principal "
-        "directions of the trajectory, with the share of its variance that they explain.",
+        f"directions of the trajectory, with the share of its variance that they explain.{few}",
         shown,
     )
 
@@ -199,24 +223,34 @@ def _landscapes(run: Run, data: SequenceDataset, draw: Draw) -> Section:
 def _transport(run: Run, data: SequenceDataset, draw: Draw) -> Section:
     assert isinstance(run.model, PotentialModel)
     images = first_frames(data, torch.arange(min(200, len(data))))
-    figure = diagnostics.plot_transport(run.model, images)
+    names = choose_few(run.model.names)
+    figure = diagnostics.plot_transport(
+        run.model, images, names=names, substeps=_substeps(run.model)
+    )
+    caption = "Hamilton-Jacobi residual and kinetic energy over time."
     return Section(
         "Optimal transport",
         "The residual of the Hamilton-Jacobi equation, du/dt + 1/2 |grad u|^2, and the kinetic "
         "energy 1/2 |grad u|^2 along held-out trajectories. Where the residual is small against "
         "the energy, paths are close to straight lines at constant speed.",
-        [draw(figure, "transport", "Hamilton-Jacobi residual and kinetic energy over time.")],
+        [draw(figure, "transport", caption + _count(names, run.model))],
     )
 
 
 def _numbers(run: Run, data: SequenceDataset, draw: Draw) -> Section:
     evaluation = run.evaluation
+    measured = evaluation.result(Equivariance).errors
+    names = choose_few(tuple(measured))
     curves = {
         name: ErrorCurve(error.per_frame, error.identity_per_frame, error.floor / evaluation.frames)
-        for name, error in evaluation.result(Equivariance).errors.items()
+        for name, error in measured.items()
+        if name in names
     }
+    caption = "Error of each frame, with identity and floor."
+    if len(names) < len(measured):
+        caption += f" {len(names)} of {len(measured)} transformations."
     errors = diagnostics.plot_errors(curves, horizon=run.model.horizon)
-    shown = [draw(errors, "errors", "Error of each frame, with identity and floor.")]
+    shown = [draw(errors, "errors", caption)]
     if metrics := read_metrics(run.path):
         figure = diagnostics.plot_training(metrics)
         shown.append(draw(figure, "training", "Terms of the objective during training."))
@@ -245,10 +279,23 @@ def _facts(seed: int, facts: Any) -> Table:
     return Table([Column("value")], rows, label="training")
 
 
-def _two_of_each(data: SequenceDataset, samples: Tensor) -> tuple[Tensor, Tensor]:
-    """Return two samples for each transformation, different ones if possible."""
+def _count(names: Sequence[str], model: SequenceModel) -> str:
+    """Return a sentence on how many flows are shown, if these are not all."""
+    total = len(model.names)
+    return "" if len(names) == total else f" {len(names)} of {total} flows."
+
+
+def _substeps(model: SequenceModel) -> int:
+    """Return the points per frame of a curve."""
+    return max(1, min(4, _POINTS // model.horizon))
+
+
+def _two_of_each(
+    data: SequenceDataset, names: Sequence[str], samples: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return two samples for each of some transformations, different ones if possible."""
     indices, labels = [], []
-    for k in range(len(data.names)):
+    for k in map(data.names.index, names):
         eligible = data.samples_undergoing(k)
         if not len(eligible):
             continue

@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +21,36 @@ from torch import Tensor
 
 import flowfactor
 from experiments import environment
-from experiments.config import CONFIG_FILE, Config, differences, read_config, to_yaml
+from experiments.config import (
+    CONFIG_FILE,
+    Config,
+    differences,
+    flatten,
+    read_config,
+    to_dict,
+    to_yaml,
+)
 from flowfactor import checkpoints
-from flowfactor.checkpoints import STATE_FILE
+from flowfactor.checkpoints import MODEL_FILE, STATE_FILE
 from flowfactor.data import SequenceDataset
-from flowfactor.errors import ConfigError, RunError
+from flowfactor.errors import ConfigError, DataError, RunError
 from flowfactor.evaluation import check_metrics
 from flowfactor.evaluation import evaluate as evaluate_model
 from flowfactor.metrics import infer_labels
 from flowfactor.models import PotentialModel, SequenceModel
 from flowfactor.records import Evaluation
 from flowfactor.registries import METRICS, MODELS
-from flowfactor.training import Progress, TrainingResult, fit, make_fabric, validation_batches
+from flowfactor.training import (
+    MAY_CHANGE,
+    Progress,
+    TrainingResult,
+    check_samples,
+    fit,
+    lock_of,
+    make_fabric,
+    read_metrics,
+    validation_batches,
+)
 
 TRAINING_FILE = "training.json"
 EVALUATION_FILE = "evaluation.json"
@@ -46,16 +64,9 @@ _MAY_CHANGE = (
     "evaluation.",
     "data.root",
     "data.path",
+    "data.labels",
     "data.test",
-    "training.steps",
-    "training.max_minutes",
-    "training.learning_rate",
-    "training.clip",
-    "training.log_every",
-    "training.validate_every",
-    "training.checkpoint_every",
-    "training.accelerator",
-    "training.loggers",
+    *(f"training.{key}" for key in MAY_CHANGE),
 )
 
 logger = logging.getLogger(__name__)
@@ -69,6 +80,7 @@ def train(
     run: Path,
     *,
     resume: bool = False,
+    check_data: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> TrainingResult:
     """Train a configuration into a run folder.
@@ -76,7 +88,9 @@ def train(
     Args:
         config: what to train.
         run: the folder; new or empty, unless resumed.
-        resume: continue the training in the folder.
+        resume: continue the training in the folder, or start it again if it was ended before its
+            first checkpoint.
+        check_data: read every sample before the training begins.
         on_progress: called at every log and validation.
 
     Raises:
@@ -84,10 +98,8 @@ def train(
         DataError, ConfigError, TrainingError: as their names say.
     """
     config = config.replace(data=config.data.resolve())
-    if resume:
-        _check_resumable(config, run)
-    else:
-        _check_free(run)
+    check_folder = check_resumable if resume else _check_free
+    check_folder(config, run)
     # Everything that can be wrong with data and model is found before the folder is made.
     training, validation = (
         config.data.load(split, config.seed) for split in ("train", "validation")
@@ -98,14 +110,34 @@ def train(
         validation.require_labels()
     check_frames(config, training.horizon)
     check_metrics(model, validation, config.evaluation)
+    if check_data:
+        check_splits(train=training, validation=validation)
     fabric = make_fabric(config.training)
+    with lock_of(run, fabric):
+        if fabric.is_global_zero:
+            check_folder(config, run)  # others had it in the meantime
+        return _train(config, run, model, training, validation, fabric, resume, on_progress)
 
+
+def _train(
+    config: Config,
+    run: Path,
+    model: SequenceModel,
+    training: SequenceDataset,
+    validation: SequenceDataset,
+    fabric: Any,
+    resume: bool,
+    on_progress: Callable[[Progress], None] | None,
+) -> TrainingResult:
+    again = resume and not is_begun(run)
+    fingerprint = config.data.fingerprint()
     if fabric.is_global_zero:
-        run.mkdir(parents=True, exist_ok=True)
         write_text(run / CONFIG_FILE, to_yaml(config))
     parameters = sum(parameter.numel() for parameter in model.parameters())
     with _log_to(run / LOG_FILE, enabled=fabric.is_global_zero):
         logger.info("%s", environment.command())
+        if again:
+            logger.info("%s was ended before its first checkpoint and starts again", run)
         logger.info(
             "%d training samples from %s, %d held out for validation; %d parameters",
             len(training),
@@ -124,9 +156,15 @@ def train(
             config.training,
             run,
             fabric=fabric,
-            resume=resume,
+            resume=resume and not again,
             seed=config.seed,
             on_progress=on_progress if fabric.is_global_zero else None,
+            settings={
+                key: value
+                for key, value in flatten(to_dict(config)).items()
+                if key.startswith("data.") and not key.startswith(_MAY_CHANGE)
+            }
+            | {f"checksum of data.{key}": value for key, value in fingerprint.items()},
         )
         logger.info("finished: %d steps in %.0f s", result.steps, result.seconds)
         if fabric.is_global_zero:
@@ -138,11 +176,29 @@ def train(
                 "best_validation_loss": result.best_validation,
                 "parameters": parameters,
                 "training_samples": len(training),
+                "data_fingerprint": fingerprint,
                 **environment.describe(fabric.device),
                 **_finish(run, training, validation, config.training.validation_sequences),
             }
             write_json(run / TRAINING_FILE, facts)
     return result
+
+
+def check_splits(**splits: SequenceDataset) -> None:
+    """Read every sample.
+
+    Args:
+        splits: data sets by the names of their splits.
+
+    Raises:
+        DataError: the first sample that cannot be read.
+    """
+    for name, data in splits.items():
+        try:
+            check_samples(data, range(len(data)))
+        except DataError as error:
+            raise DataError(f"{name}: {error}") from error
+        logger.info("%s: all %d samples can be read", name, len(data))
 
 
 def build_model(config: Config, data: SequenceDataset) -> SequenceModel:
@@ -193,33 +249,56 @@ def _finish(
     run: Path, training: SequenceDataset, validation: SequenceDataset, count: int
 ) -> dict[str, Any]:
     """Let the best model learn what it learns after the training, and save it."""
+    saved = checkpoints.read(run / MODEL_FILE)["facts"]
+    if saved is not None:  # the training ended after the model was finished
+        return dict(saved)
     model = flowfactor.load(run)
     if validation.labels is not None and bool((known := validation.labels >= 0).any()):
         validation = validation.subset(known.nonzero()[:, 0])
     batches = validation_batches(training, len(training)), validation_batches(validation, count)
     if facts := model.finish(*batches):
-        checkpoints.save_model(model, run)
+        checkpoints.save_model(model, run, facts)
     return facts
 
 
-def _check_free(run: Path) -> None:
+def is_begun(run: Path) -> bool:
+    """Return whether a run has something to resume: it was trained to its first checkpoint."""
+    return (run / STATE_FILE).is_file() or (run / TRAINING_FILE).is_file()
+
+
+def _check_free(config: Config, run: Path) -> None:
     if run.exists() and not run.is_dir():
         raise RunError(f"{run} is a file; a run needs a folder. Choose another one with --out.")
-    if (run / CONFIG_FILE).is_file() and not (run / STATE_FILE).is_file():
+    if not run.is_dir() or checkpoints.is_empty(run):
+        return
+    if (run / CONFIG_FILE).is_file() and not is_begun(run):
         raise RunError(
-            f"{run} holds a training that was ended before its first checkpoint: there is nothing "
-            f"to continue, and nothing in it was changed. Delete the folder to start again, or "
-            f"choose another one with --out."
+            f"{run} holds a training without a checkpoint, and nothing in it was changed. Start it "
+            f"again with --resume, or choose another folder with --out."
         )
-    if run.is_dir() and any(run.iterdir()):
-        raise RunError(
-            f"{run} exists and is not empty, and nothing in it was changed. Continue its training "
-            f"with --resume, or choose another folder with --out."
-        )
+    raise RunError(
+        f"{run} exists and is not empty, and nothing in it was changed. Continue its training with "
+        f"--resume, or choose another folder with --out."
+    )
 
 
-def _check_resumable(config: Config, run: Path) -> None:
+def check_resumable(config: Config, run: Path) -> None:
+    """Refuse to resume a run with another configuration.
+
+    Raises:
+        RunError: with what differs; or the folder is no run, or its checkpoint is gone.
+        ConfigError: its configuration is damaged.
+    """
+    if run.is_dir() and checkpoints.is_empty(run):
+        return
     before = read_run_config(run, config.general.plugins)
+    if not (run / STATE_FILE).is_file():
+        lines = read_metrics(run)
+        if lines and lines[-1]["step"] > before.training.checkpoint_every:
+            raise RunError(
+                f"{run} was trained beyond its first checkpoint, but its {STATE_FILE} is missing, "
+                f"and nothing was changed. Restore it, or train into another folder with --out."
+            )
     changed = [
         change for change in differences(before, config) if not change.startswith(_MAY_CHANGE)
     ]
@@ -277,8 +356,9 @@ class Run:
             held_out: take what the configuration keeps from the training.
 
         Raises:
-            DataError: they cannot be read, or nothing was kept.
+            DataError: they cannot be read, are not those of the training, or nothing was kept.
         """
+        self.config.data.check_fingerprint(read_training(self.path).get("data_fingerprint"))
         load = self.config.data.load_held_out if held_out else self.config.data.load
         data = load(split or self.config.evaluation.split, self.config.seed)
         return infer_labels(self.model, data)
@@ -335,6 +415,16 @@ def read_evaluation(run: Path) -> Evaluation:
     return Evaluation.read(run / EVALUATION_FILE)
 
 
+def read_training(run: Path) -> dict[str, Any]:
+    """Return the facts of a training that has ended, none of another.
+
+    Raises:
+        RunError: the file is damaged.
+    """
+    path = run / TRAINING_FILE
+    return read_json(path) if path.is_file() else {}
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Return a JSON object of a run.
 
@@ -362,7 +452,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically."""
     with checkpoints.atomic_file(path) as file:
-        file.write(text.encode())
+        file.write(text.encode(errors="backslashreplace"))
 
 
 # ---- evaluation
@@ -394,7 +484,8 @@ def evaluate(
     changes = {"split": split, "images": images}
     given: dict[str, Any] = {key: value for key, value in changes.items() if value is not None}
     options = dataclasses.replace(config.evaluation, **given)
-    training = read_json(folder / TRAINING_FILE) if (folder / TRAINING_FILE).is_file() else {}
+    training = read_training(folder)
+    config.data.check_fingerprint(training.get("data_fingerprint"))
     unseen = config.data.describe_held_out()
     evaluation = evaluate_model(
         model,
@@ -453,6 +544,18 @@ def one_of_each_class(data: SequenceDataset) -> Tensor:
     return torch.stack([(data.classes == each).nonzero()[0, 0] for each in classes]).cpu()
 
 
+def choose_few(names: Sequence[str], count: int = 10) -> tuple[str, ...]:
+    """Return names for a figure: all, or of many some from everywhere.
+
+    Example:
+        >>> choose_few([f"move {i}" for i in range(200)], 3)
+        ('move 0', 'move 100', 'move 199')
+    """
+    if len(names) <= count:
+        return tuple(names)
+    return tuple(names[round(i * (len(names) - 1) / (count - 1))] for i in range(count))
+
+
 def first_frames(data: SequenceDataset, indices: Tensor, starts: Tensor | None = None) -> Tensor:
     """Return frame 0 of samples, whatever they undergo then."""
     times = torch.zeros(len(indices), 1, dtype=torch.long)
@@ -465,7 +568,7 @@ def _log_to(path: Path, *, enabled: bool) -> Iterator[None]:
     if not enabled:
         yield
         return
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     loggers = [logging.getLogger(name) for name in ("flowfactor", "experiments")]
     levels = [each.level for each in loggers]

@@ -10,10 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import logging
 import os
-import re
-import shutil
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, wait
@@ -40,8 +37,10 @@ from experiments.executors import LocalExecutor, count_processors
 from experiments.yaml_files import read_yaml
 from flowfactor import plugins
 from flowfactor.checkpoints import STATE_FILE
-from flowfactor.errors import ConfigError, FlowFactorError, RunError
+from flowfactor.errors import ConfigError, RunError, explain
+from flowfactor.names import file_names
 from flowfactor.options import NonNegativeInt, PositiveInt, dump, options, parse
+from flowfactor.tables import markdown_text
 from flowfactor.training import METRICS_FILE
 from solvers.registry import suggest
 
@@ -52,8 +51,6 @@ _ONLY_EVALUATED = ("description:", "plugins:", "evaluation.")
 
 _LOCK_SECONDS = 60
 _POLL_SECONDS = 0.2
-
-logger = logging.getLogger(__name__)
 
 
 # ---- the plan
@@ -98,16 +95,7 @@ class TableOptions:
         """Refuse rows that would be one."""
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError("seeds: one of them occurs twice")
-        labels: dict[str, str] = {}
         for label, method in self.methods.items():
-            folder = slug(label)
-            if not folder:
-                raise ValueError(f"methods: the name {label!r} needs a letter or a digit")
-            if folder in labels:
-                raise ValueError(
-                    f"methods: {labels[folder]!r} and {label!r} share a folder, {folder}"
-                )
-            labels[folder] = label
             if self.config is None and (method is None or method.config is None):
                 raise ValueError(f"methods: {label!r} has no `config`, and neither has the table")
 
@@ -202,16 +190,6 @@ class Sweep:
         return LocalExecutor(count, threads=threads, log=self.out / "cells.log")
 
 
-def slug(label: str) -> str:
-    """Return the name of a method's folder: ``flow model, weak`` is in ``flow_model_weak``.
-
-    Example:
-        >>> slug("β-VAE (4)")
-        'β_vae_4'
-    """
-    return re.sub(r"\W+", "_", label.lower()).strip("_")
-
-
 def plan(
     name: str,
     *,
@@ -253,8 +231,9 @@ def plan(
             configs[label] = _config_of(table, label, overrides, loaded, file.folder)
         except ConfigError as error:
             raise ConfigError(f"{name}, method {label!r}: {error}") from error
+    folders = {label: name.lower() for label, name in file_names(configs).items()}
     cells = tuple(
-        Cell(label, seed, out / "cells" / slug(label) / f"seed_{seed}", config.with_seed(seed))
+        Cell(label, seed, out / "cells" / folders[label] / f"seed_{seed}", config.with_seed(seed))
         for seed in table.seeds
         for label, config in configs.items()
     )
@@ -337,9 +316,9 @@ def run_cell(run: str, content: dict[str, Any]) -> None:
             f"ended, or end it; then run the table again."
         ) from error
     except Exception as error:
-        kind = "" if isinstance(error, FlowFactorError) else f"{type(error).__name__}: "
-        reason = " ".join(str(error).split())
-        error_file.write_text(f"{traceback.format_exc()}\n{kind}{reason}\n", encoding="utf-8")
+        text = f"{traceback.format_exc()}\n{_one_line(error)}\n"
+        with contextlib.suppress(OSError):  # the disk may be full
+            error_file.write_text(text, encoding="utf-8", errors="backslashreplace")
         raise
 
 
@@ -377,11 +356,8 @@ def state_of(run: Path, config: Config) -> State:
 
 def _fill(run: Path, config: Config) -> None:
     state = state_of(run, config)
-    if state == "empty":
-        logger.info("%s was ended before its first checkpoint and starts again", run)
-        shutil.rmtree(run)
     if state in ("new", "empty", "begun"):
-        runs.train(config, run, resume=state == "begun")
+        runs.train(config, run, resume=state != "new")
     if state != "finished":
         runs.write_text(run / CONFIG_FILE, to_yaml(config))
         runs.evaluate(run, plugin_names=config.general.plugins)
@@ -478,7 +454,8 @@ def _follow(submitted: Mapping[Future[Any], Cell], report: Callable[[Event], Non
         for future in done:
             cell, reason = submitted[future], _reason(future)
             if reason is not None and cell.failure() is None:  # it could not say so itself
-                _error_file(cell.run).write_text(f"{reason}\n", encoding="utf-8")
+                with contextlib.suppress(OSError):
+                    _error_file(cell.run).write_text(f"{reason}\n", encoding="utf-8")
             report(Event("finish", cell) if reason is None else Event("fail", cell, reason))
         for future in pending:
             if future.running():
@@ -494,11 +471,14 @@ def _reason(future: Future[Any]) -> str | None:
         return "cancelled"
     except KeyboardInterrupt:
         return "interrupted"
-    except FlowFactorError as error:
-        return " ".join(str(error).split())
     except Exception as error:
-        return f"{type(error).__name__}: {' '.join(str(error).split())}"
+        return _one_line(error)
     return None
+
+
+def _one_line(error: Exception) -> str:
+    """Return what went wrong, in one line."""
+    return " ".join((explain(error) or f"{type(error).__name__}: {error}").split())
 
 
 # ---- what comes out
@@ -553,9 +533,11 @@ def write(sweep: Sweep) -> Written:
             "cells": records,
         },
     )
-    files = [out / "table.json", *write_comparison(methods, columns, table, slug(sweep.name), out)]
+    files = [out / "table.json", *write_comparison(methods, columns, table, sweep.name, out)]
     pictures = [f"![{path.stem}]({path.name})" for path in files if path.suffix == ".png"]
-    parts = [f"# {title}", sweep.options.description, markdown.strip(), *notes, *pictures]
+    below = ["\n".join(map(markdown_text, note.split("\n"))) for note in notes]
+    heading = f"# {markdown_text(title)}"
+    parts = [heading, sweep.options.description, markdown.strip(), *below, *pictures]
     runs.write_text(out / "table.md", "\n\n".join(part for part in parts if part) + "\n")
     return Written(markdown, notes, (out / "table.md", *files))
 

@@ -10,7 +10,16 @@ from typing import Any
 import yaml
 
 from flowfactor.errors import ConfigError
+from flowfactor.options import shorten
 from solvers.registry import suggest
+
+# What a file may hold, so that one of a stranger's is refused before it takes time or memory.
+_MAX_BYTES = 200_000
+_MAX_VALUES = 5000
+_MAX_DEPTH = 32
+_MAX_KEY = 500
+_MAX_NUMBER = 100
+_TOO_MANY = f"it has more than {_MAX_VALUES:,} values"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,9 +53,12 @@ def read_yaml(name: str, *, kind: str = "", folder: Path | None = None) -> YamlF
         path = folder / name
     if path.is_file():
         try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path} cannot be read as text: {error}.") from error
+            with path.open("rb") as file:
+                text = file.read(_MAX_BYTES + 1).decode("utf-8-sig", "strict")
+        except OSError as error:
+            raise ConfigError(f"{path} cannot be read: {error.strerror}.") from error
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{path} is no text in UTF-8: {error.reason}.") from error
         return YamlFile(path.stem, path.resolve().parent, _mapping(text, name))
     title = name.removesuffix(".yaml")
     candidate = _shipped(kind) / f"{title}.yaml"
@@ -68,15 +80,21 @@ def descriptions(kind: str = "") -> dict[str, str]:
 
 
 def parse_yaml(text: str) -> Any:
-    """Return what YAML says; a key that occurs twice is an error.
+    """Return what YAML says.
+
+    Keys are names, and one that occurs twice is an error. Anchors and aliases are expanded; size,
+    depth and the number of values, as expanded, are limited.
 
     Raises:
-        ConfigError: it is no YAML.
+        ConfigError: it is no YAML, or too large.
     """
+    if len(text.encode("utf-8", "replace")) > _MAX_BYTES:
+        raise ConfigError(f"not valid YAML: it has more than {_MAX_BYTES:,} bytes")
     try:
         return yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"not valid YAML: {' '.join(str(error).split())}") from error
+    except (yaml.YAMLError, ValueError, OverflowError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"not valid YAML: {shorten(reason, 300)}") from error
 
 
 def apply_override(content: dict[str, Any], override: str) -> None:
@@ -88,12 +106,13 @@ def apply_override(content: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
         raise ConfigError(
-            f"--set {override}: expected key.path=value, for instance `--set training.steps=2000`."
+            f"--set {shorten(override)}: expected key.path=value, for instance "
+            "`--set training.steps=2000`."
         )
     try:
         set_key(content, key.strip(), parse_yaml(text))
     except ConfigError as error:
-        raise ConfigError(f"--set {override}: {error}") from error
+        raise ConfigError(f"--set {shorten(override)}: {error}") from error
 
 
 def set_key(content: dict[str, Any], path: str, value: Any) -> None:
@@ -113,17 +132,80 @@ def set_key(content: dict[str, Any], path: str, value: Any) -> None:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which a key that occurs twice is an error, where the first would be lost."""
+    """YAML whose keys are distinct names, with limits that hold while it is read."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._depth = self._composed = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        self._depth += 1
+        self._composed += 1
+        if self._depth > _MAX_DEPTH:
+            raise _refuse(f"it is nested more than {_MAX_DEPTH} deep", self.peek_event())
+        if self._composed > _MAX_VALUES:
+            raise _refuse(_TOO_MANY, self.peek_event())
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
+
+    def get_single_node(self) -> Any:
+        node = super().get_single_node()
+        if node is not None and _count(node, {}) > _MAX_VALUES:
+            raise _refuse(f"{_TOO_MANY}, as aliases expand", node)
+        return node
+
+    def construct_object(self, node: Any, deep: bool = False) -> Any:
+        try:
+            if isinstance(node, yaml.ScalarNode):
+                node.value.encode()  # half of a surrogate pair cannot be written anywhere
+            return super().construct_object(node, deep)
+        except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
+            # Dates, numbers and tags that PyYAML takes for granted.
+            raise _refuse(f"{_show(node)} is no {node.tag.rpartition(':')[2]}", node) from error
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        keys = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
-        values = [key.value for key in keys]
-        for i, key in enumerate(keys):
-            if values[i] in values[:i]:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key.value!r} occurs twice", key.start_mark
-                )
+        known: set[str] = set()
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            if key.tag == "tag:yaml.org,2002:merge":
+                continue
+            if key.tag != "tag:yaml.org,2002:str" or not isinstance(key.value, str):
+                raise _refuse(f"the key {_show(key)} is no name; put it in quotes", key)
+            if not 0 < len(key.value) <= _MAX_KEY:
+                raise _refuse(f"a key must have 1 to {_MAX_KEY} characters", key)
+            if key.value in known:
+                raise _refuse(f"the key {key.value!r} occurs twice", key)
+            known.add(key.value)
         return super().construct_mapping(node, deep)
+
+    def construct_number(self, node: Any) -> Any:
+        if len(node.value) > _MAX_NUMBER:
+            raise _refuse(f"a number has {len(node.value):,} characters", node)
+        integer = node.tag == "tag:yaml.org,2002:int"
+        return self.construct_yaml_int(node) if integer else self.construct_yaml_float(node)
+
+
+for _kind in ("int", "float"):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _Loader.construct_number)
+
+
+def _refuse(problem: str, place: Any) -> yaml.YAMLError:
+    return yaml.constructor.ConstructorError(None, None, problem, place.start_mark)
+
+
+def _show(node: Any) -> str:
+    plain = isinstance(node.value, str)
+    return shorten(repr(node.value)) if plain else f"of several {node.id} parts"
+
+
+def _count(node: Any, counts: dict[int, int]) -> int:
+    """Return how many values a node has when its aliases are expanded."""
+    if id(node) not in counts:
+        counts[id(node)] = _MAX_VALUES + 1  # what holds itself never ends
+        parts = node.value if isinstance(node, yaml.CollectionNode) else ()
+        pairs = (part if isinstance(part, tuple) else (part,) for part in parts)
+        counts[id(node)] = 1 + sum(_count(part, counts) for pair in pairs for part in pair)
+    return counts[id(node)]
 
 
 def _mapping(text: str, name: str) -> dict[str, Any]:

@@ -1,17 +1,30 @@
-"""Files of a run: models and training states that load without executing code."""
+"""Files of a run: models and training states that load without executing code.
+
+A file is an archive of torch whose comment is the SHA-256 of all bytes before it, so that damage
+anywhere is noticed. What is in it is bounded by the size of the file.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import contextvars
+import hashlib
 import os
-import tempfile
-from collections.abc import Iterator
+import re
+import secrets
+import socket
+import threading
+import zipfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 import torch
+from filelock import FileLock, Timeout
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from flowfactor.errors import RunError
+from flowfactor.errors import RunError, explain
 from flowfactor.models import SequenceModel
 from flowfactor.registries import (
     DECODERS,
@@ -25,7 +38,23 @@ from solvers.registry import Registry
 
 MODEL_FILE = "model.pt"
 STATE_FILE = "checkpoint.pt"
-_FORMAT = 2
+LOCK_FILE = ".training.lock"
+
+_FORMAT = 3
+_SEAL = b"sha256:"
+_SEAL_SIZE = len(_SEAL) + 64
+_END_OF_ARCHIVE = 22
+"""Size of the last record of an archive; its last two bytes are the length of the comment."""
+
+_MOST_NAMES = 10_000
+_LONGEST_NAME = 1000
+_MOST_FRAMES = 1_000_000
+
+_TEMPORARY = re.compile(r"\.(?P<host>.+)-(?P<process>\d+)-[0-9a-f]{8}\.part")
+
+_locked: contextvars.ContextVar[frozenset[Path]] = contextvars.ContextVar(
+    "locked", default=frozenset()
+)
 
 
 def load(
@@ -67,19 +96,24 @@ def load(
         )
     saved = read(path)
     try:
+        weights = saved["weights"]
+        _check_size(weights, path)
         if model is None:
             model = _rebuild(saved, path)
-        model.load_state_dict(saved["weights"])
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        check_tensors(model.state_dict(), weights)
+        model.load_state_dict(weights)
+    except RunError:
+        raise
+    except Exception as error:  # whatever a stranger's file makes a constructor raise
         raise RunError(
-            f"{path} does not describe this model: {error}. The file is damaged or was written by "
-            f"another version or for another model."
+            f"{path} does not describe this model: {_brief(error)}. It was written by another "
+            f"version or for another model."
         ) from error
     return model.to(device).eval()
 
 
 def _rebuild(saved: dict[str, Any], path: Path) -> SequenceModel:
-    """Return the untrained model that a file describes."""
+    """Return the untrained model that a file describes, after checking its sizes."""
     name, spec = saved["model"], saved["spec"]
     if spec is None:
         raise RunError(
@@ -94,12 +128,116 @@ def _rebuild(saved: dict[str, Any], path: Path) -> SequenceModel:
                 f"Load it first: on the command line by --plugin, in Python by "
                 f"flowfactor.plugins.load({plugin!r})."
             )
-    model: SequenceModel = MODELS[name].from_spec(spec)
+    _check_spec(spec)
+    with _at_most(saved["weights"]), contextlib.suppress(RuntimeError):
+        # Allocates nothing. A model of one's own may not be able to do without.
+        with torch.device("meta"):
+            blueprint = MODELS[name].from_spec(spec)
+        check_tensors(blueprint.state_dict(), saved["weights"])
+    with _at_most(saved["weights"]):
+        model: SequenceModel = MODELS[name].from_spec(spec)
     return model
 
 
-def save_model(model: SequenceModel, run: str | os.PathLike[str]) -> None:
+def _check_spec(spec: dict[str, Any]) -> None:
+    """Refuse names, images and horizons of impossible sizes, before anything is made of them.
+
+    Raises:
+        ValueError: with what is allowed.
+    """
+    for key in ("names", "flows"):
+        names = spec.get(key, [])
+        if not (
+            isinstance(names, list)
+            and len(names) <= _MOST_NAMES
+            and all(isinstance(name, str) and len(name) <= _LONGEST_NAME for name in names)
+        ):
+            raise ValueError(
+                f"{key} must be at most {_MOST_NAMES} names of at most {_LONGEST_NAME} letters"
+            )
+    shape = spec["image_shape"]
+    if len(shape) != 3 or not all(type(size) is int and 0 < size < 2**16 for size in shape):
+        raise ValueError("image_shape must be three integers in 1..65535")
+    if type(spec["horizon"]) is not int or not 0 < spec["horizon"] <= _MOST_FRAMES:
+        raise ValueError(f"horizon must be an integer in 1..{_MOST_FRAMES}")
+
+
+def _check_size(weights: Any, path: Path) -> None:
+    """Refuse tensors that are larger than the file, as those of strides 0 are.
+
+    Raises:
+        ValueError: they are, or these are no tensors by name.
+    """
+    if not isinstance(weights, dict):
+        raise ValueError("the weights are no tensors by name")
+    tensors = [value for value in weights.values() if isinstance(value, Tensor)]
+    if sum(each.numel() * each.element_size() for each in tensors) > path.stat().st_size:
+        raise ValueError("the weights are larger than the file")
+
+
+@contextlib.contextmanager
+def _at_most(weights: Mapping[str, Any]) -> Iterator[None]:
+    """Keep this thread from making a model with far more parameters than ``weights`` holds.
+
+    Raises:
+        ValueError: as soon as it does.
+    """
+    tensors = [value for value in weights.values() if isinstance(value, Tensor)]
+    count, size = 2 * len(tensors) + 100, 2 * sum(each.numel() for each in tensors) + 1000
+    thread = threading.get_ident()
+
+    def register(module: nn.Module, name: str, parameter: Tensor | None) -> None:
+        nonlocal count, size
+        if parameter is not None and threading.get_ident() == thread:
+            count, size = count - 1, size - parameter.numel()
+            if count < 0 or size < 0:
+                raise ValueError("it describes a model with more weights than the file holds")
+
+    hook = register_module_parameter_registration_hook(register)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def check_tensors(expected: Mapping[str, Any], found: Any) -> None:
+    """Require the same names, and tensors of the same shapes and types.
+
+    Raises:
+        ValueError: with what differs first.
+    """
+    if not isinstance(found, dict):
+        raise ValueError("tensors by name are missing")
+    if missing := [name for name in expected if name not in found]:
+        raise ValueError(f"{missing[0]} and {len(missing) - 1} others are missing")
+    if unknown := [name for name in found if name not in expected]:
+        raise ValueError(f"{_brief(unknown[0])} and {len(unknown) - 1} others belong elsewhere")
+    for name, value in expected.items():
+        if isinstance(value, Tensor) and _form(value) != _form(found[name]):
+            raise ValueError(f"{name} is {_form(found[name])}, but must be {_form(value)}")
+
+
+def _form(value: Any) -> str:
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    return f"{str(value.dtype).removeprefix('torch.')} of shape {tuple(value.shape)}"
+
+
+def _brief(error: object, length: int = 300) -> str:
+    text = " ".join(str(error).split()).rstrip(".")
+    return text if len(text) <= length else f"{text[:length]}..."
+
+
+def save_model(
+    model: SequenceModel, run: str | os.PathLike[str], facts: dict[str, Any] | None = None
+) -> None:
     """Write the model file of a run: what :func:`load` reads.
+
+    Args:
+        model: of any class.
+        run: the folder.
+        facts: plain data that :meth:`~flowfactor.models.SequenceModel.finish` returned, if the
+            model is finished.
 
     Raises:
         RunError: the file cannot be written.
@@ -113,6 +251,7 @@ def save_model(model: SequenceModel, run: str | os.PathLike[str]) -> None:
         "class": type(model).__qualname__,
         "spec": spec,
         "plugins": {item: plugin for item, plugin in plugins.items() if plugin is not None},
+        "facts": facts,
         "weights": {key: value.detach().cpu() for key, value in model.state_dict().items()},
     }
     write(content, Path(run) / MODEL_FILE)
@@ -133,19 +272,23 @@ def _named(model: str, spec: dict[str, Any]) -> list[tuple[Registry[Any], str]]:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Read plain data and tensors, checking that the file is whole.
+    """Read plain data and tensors, checking that the file is as it was written.
 
     Raises:
-        RunError: the file is missing, truncated, or no file of this project.
+        RunError: the file is missing, damaged, or no file of this version.
     """
     try:
+        with path.open("rb") as file:
+            _check_seal(file)
+            _check_archive(file)
         saved = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise RunError(f"There is no file {path}.") from error
-    except Exception as error:  # torch.load raises whatever the damage happens to hit
+    except Exception as error:  # torch.load raises whatever a stranger's file happens to hit
+        reason = str(error) if isinstance(error, _DamageError) else type(error).__name__
         raise RunError(
-            f"{path} cannot be read as a checkpoint ({type(error).__name__}). It is damaged or was "
-            f"not written by flowfactor. Nothing was changed: restore it from a copy, or train "
+            f"{path} cannot be read as a checkpoint ({reason}). It is damaged or was not written "
+            f"by this version of flowfactor. Nothing was changed: restore it from a copy, or train "
             f"into a new folder."
         ) from error
     if not isinstance(saved, dict) or saved.get("format") != _FORMAT:
@@ -163,7 +306,68 @@ def write(content: dict[str, Any], path: Path) -> None:
         RunError: the file cannot be written.
     """
     with atomic_file(path) as file:
-        torch.save({"format": _FORMAT, **content}, file)
+        try:
+            torch.save({"format": _FORMAT, **content}, file)
+        except RuntimeError as error:  # what torch makes of an OSError
+            cause = error.__context__ if isinstance(error.__context__, OSError) else None
+            raise OSError(
+                getattr(cause, "errno", None), getattr(cause, "strerror", None) or _brief(error)
+            ) from error
+        _seal(file)
+
+
+class _DamageError(Exception):
+    """What shows that a file is not as it was written."""
+
+
+def _seal(file: IO[bytes]) -> None:
+    """Add the checksum of an archive as its comment."""
+    file.seek(-_END_OF_ARCHIVE, os.SEEK_END)
+    end = file.read()
+    assert end[:4] == b"PK\x05\x06"
+    assert end[-2:] == bytes(2)
+    file.seek(-2, os.SEEK_END)
+    file.write(_SEAL_SIZE.to_bytes(2, "little"))
+    file.seek(0)
+    digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+    file.seek(0, os.SEEK_END)
+    file.write(_SEAL + digest.encode())
+
+
+def _check_seal(file: IO[bytes]) -> None:
+    size = file.seek(0, os.SEEK_END) - _SEAL_SIZE
+    file.seek(max(size, 0))
+    seal = file.read()
+    if size < 0 or not seal.startswith(_SEAL):
+        raise _DamageError("its checksum is missing")
+    file.seek(0)
+    digest = hashlib.sha256()
+    while size > 0:
+        block = file.read(min(size, 2**20))
+        digest.update(block)
+        size -= len(block)
+    if seal != _SEAL + digest.hexdigest().encode():
+        raise _DamageError("its checksum is wrong")
+
+
+def _check_archive(file: IO[bytes]) -> None:
+    """Refuse an archive that unpacks to more than it is."""
+    total = file.seek(0, os.SEEK_END)
+    with zipfile.ZipFile(file) as archive:
+        files = archive.infolist()
+    if any(each.compress_type != zipfile.ZIP_STORED for each in files) or total < sum(
+        each.file_size for each in files
+    ):
+        raise _DamageError("it unpacks to more than it is")
+
+
+# ---- writing into a folder
+
+
+def unwritable(path: str | os.PathLike[str], error: OSError) -> RunError:
+    """Return the error to raise where a file cannot be written."""
+    reason = explain(OSError(error.errno, error.strerror or str(error)))
+    return RunError(f"{os.fspath(path)} cannot be written: {reason}")
 
 
 @contextlib.contextmanager
@@ -173,22 +377,92 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     Raises:
         RunError: the file cannot be written.
     """
-    temporary: str | None = None
+    name = f".{socket.gethostname()[:100]}-{os.getpid()}-{secrets.token_hex(4)}.part"
+    temporary = path.with_name(name)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            dir=path.parent, prefix=f".{path.name}.", delete=False
-        ) as file:
-            temporary = file.name
+        _remove_leftovers(path.parent)
+        with temporary.open("x+b") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
         os.replace(temporary, path)
-        temporary = None
     except OSError as error:
-        raise RunError(f"{path} cannot be written: {error.strerror or error}.") from error
+        raise unwritable(path, error) from error
     finally:
-        if temporary is not None:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def _remove_leftovers(folder: Path, *, all_hosts: bool = False) -> None:
+    """Remove temporary files of processes that were killed while they wrote.
+
+    Args:
+        folder: where they are.
+        all_hosts: also of other machines, of which it is not known whether they still write.
+    """
+    for name in os.listdir(folder):
+        if (match := _TEMPORARY.fullmatch(name)) is None:
+            continue
+        here = match["host"] == socket.gethostname()[:100]
+        if all_hosts if not here else not _is_alive(int(match["process"])):
             with contextlib.suppress(OSError):
-                os.unlink(temporary)
+                (folder / name).unlink()
+
+
+def _is_alive(process: int) -> bool:
+    if os.name != "posix":
+        return True  # nothing can be asked without ending it
+    try:
+        os.kill(process, 0)
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def lock_run(run: str | os.PathLike[str]) -> Iterator[None]:
+    """Keep other trainings out of a run folder, which is made if it is not there.
+
+    The operating system lets go of the lock when the process ends, in whatever way. Within the
+    context the same thread may lock the folder again. Temporary files of killed processes are
+    removed.
+
+    Raises:
+        RunError: another training has the folder, or it cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as run, lock_run(run), lock_run(run):
+        ...     pass
+    """
+    folder = Path(run).resolve()
+    if folder in _locked.get():
+        yield
+        return
+    lock = FileLock(folder / LOCK_FILE, timeout=0)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout as error:
+        raise RunError(
+            f"Another process is training in {run}. Wait until it has ended, or choose another "
+            f"folder."
+        ) from error
+    except OSError as error:
+        raise unwritable(run, error) from error
+    token = _locked.set(_locked.get() | {folder})
+    try:
+        _remove_leftovers(folder, all_hosts=True)
+        yield
+    finally:
+        _locked.reset(token)
+        lock.release()
+
+
+def is_empty(run: Path) -> bool:
+    """Return whether a folder holds nothing but what a killed start may have left."""
+    names = os.listdir(run)
+    return all(name == LOCK_FILE or _TEMPORARY.fullmatch(name) for name in names)

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import pydantic
 import torch
 
+from flowfactor.checks import check_integer, check_type
 from flowfactor.data import SequenceDataset
 from flowfactor.errors import ConfigError, FlowFactorError, RunError
 from flowfactor.metrics import Metric, MetricContext, infer_labels
@@ -101,6 +102,12 @@ def evaluate(
         ['errors', 'log_likelihood']
     """
     options = EvaluationOptions() if options is None else options
+    check_type("model", model, SequenceModel)
+    for name, each in (("data", data), ("held_out", held_out)):
+        if each is not None or name == "data":
+            check_type(name, each, SequenceDataset)
+    check_type("options", options, EvaluationOptions)
+    check_integer("seed", seed, 0)
     context = MetricContext(
         model,
         infer_labels(model, data),

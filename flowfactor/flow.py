@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Literal, NamedTuple
 
@@ -14,6 +14,7 @@ from torch import Tensor
 import solvers
 from flowfactor.potentials import Potential
 from solvers import RK4, Direct, Euler, Gradient, Method, Solution, SolverError, State, Stats
+from solvers.checks import check_sample_times
 
 LogDensity = bool | Literal["discrete"]
 """Whether a path has the change of the log-density, and of which map: see :func:`trace`."""
@@ -27,13 +28,13 @@ class Path(NamedTuple):
         log_det: ``(T, B)`` or None: ``log|det dz_t/dz_0|`` from ``times[0]``, of the exact flow
             (the integral of the Laplacian) or of its Euler steps, as ``log_density`` asked; so
             ``log q_t(z_t) = log q_0(z_0) - log_det[t]``.
-        times: ``(T,)``.
+        times: ``(T,)``; ``(B, T)`` if each latent has its own; where NaN, so is the path.
         stats: what the solver counted (field evaluations, steps).
     """
 
     z: Float[Tensor, "t b d"]
     log_det: Float[Tensor, "t b"] | None
-    times: Float[Tensor, "t"]
+    times: Float[Tensor, "*b t"]
     stats: Stats
 
 
@@ -54,7 +55,10 @@ def trace(
         potential: u.
         t: a number: from time 0 to t. Or times ``(T,)``, increasing or decreasing: from ``t[0]``,
             where the latents are ``z``, through all of them. One frame is one unit of time; a
-            negative time is before the first frame.
+            negative time is before the first frame. A tensor ``(B, T)`` gives each latent times of
+            its own, in each row like ``(T,)`` and filled up by NaN; ``(B, 1)`` a number of its own:
+            from time 0 to there. (``(B,)`` would be the times of all.) These need
+            :class:`solvers.Direct`, and adaptive methods take steps for each sample.
         method: a solver of :mod:`solvers`. The ``steps`` of a fixed-step method count for each
             unit of time here, so that the result at t does not depend on which other times are
             asked for.
@@ -83,6 +87,10 @@ def trace(
     """
     times = _as_times(t, z)
     grid, wanted = _subdivide(times, method)
+    if times.ndim == 2:
+        per_sample = method.is_adaptive
+        if log_density == "discrete":
+            raise ValueError("a discrete log-density needs the same times (T,) for all latents")
     if log_density == "discrete":
         if per_sample:
             raise ValueError("per_sample is for adaptive methods, a discrete log-density is not")
@@ -100,6 +108,10 @@ def trace(
     start: State = (z, z.new_zeros(z.shape[0])) if log_density else z
     solution = _solve(field, start, grid, method, gradient, potential, z, per_sample)
     ys = solution.ys if wanted is None else _index_time(solution.ys, wanted)
+    if times.ndim == 2 and _is_column(t):
+        # From 0 to 0 nothing moves.
+        times = times.where(times.isfinite(), 0.0)
+        ys = _map_parts(lambda y: y.where(y.isfinite(), y[:1]), ys)
     if isinstance(ys, Tensor):
         return Path(ys, None, times, solution.stats)
     return Path(ys[0], ys[1], times, solution.stats)
@@ -117,11 +129,13 @@ def flow(
         z: latents ``(B, D)``.
         potential: u.
         t: a number: from time 0 to t. Or times ``(T,)``: from ``t[0]`` through all of them.
-            ``flow(z, u, [t, 0.0])[-1]`` undoes ``flow(z, u, t)``.
+            ``flow(z, u, [t, 0.0])[-1]`` undoes ``flow(z, u, t)``. Or of each latent: ``(B, 1)`` a
+            number, ``(B, T)`` times, see :func:`trace`.
         options: method, gradient and others of :func:`trace`.
 
     Returns:
-        ``z_t``: ``(B, D)`` for a number t, else ``(T, B, D)``, the first being the start.
+        ``z_t``: ``(B, D)`` for a number t (for all or of each), else ``(T, B, D)``, the first being
+        the start.
 
     Raises:
         ValueError, TypeError, solvers.SolverError: as :func:`trace`.
@@ -139,6 +153,7 @@ def flow(
     """
     path = trace(z, potential, t, **options).z
     number = isinstance(t, (int, float)) or (isinstance(t, Tensor) and t.ndim == 0)
+    number = number or _is_column(t)
     return path[-1] if number else path
 
 
@@ -298,11 +313,24 @@ def _as_times(t: float | Sequence[float] | Tensor, z: Tensor) -> Tensor:
         if bool(times[1] == 0):
             # From 0 to 0: the start itself.
             times = times[:1]
-    if times.ndim != 1 or not len(times):
-        raise ValueError(
-            f"t has the shape {tuple(times.shape)}; give a number or a 1-D tensor of times"
-        )
+    if _is_column(t) and len(times) == len(z):
+        zero = torch.zeros_like(times)
+        return torch.cat([zero, times.where(times != 0, torch.nan)], dim=1)
+    wanted = f"t must be a number, times (T,), or of each latent, ({len(z)}, 1) or ({len(z)}, T)"
+    own = isinstance(t, Tensor) and times.ndim == 2
+    if not (times.ndim == 1 or own) or not times.shape[-1]:
+        raise ValueError(f"{wanted}; it has the shape {tuple(times.shape)}")
+    if own:
+        try:
+            check_sample_times(times, z)
+        except ValueError as error:
+            raise ValueError(f"{wanted}: {error}") from None
     return times
+
+
+def _is_column(t: object) -> bool:
+    """Return whether there is a number for each latent, ``(B, 1)``."""
+    return isinstance(t, Tensor) and t.ndim == 2 and t.shape[1] == 1
 
 
 def _subdivide(times: Tensor, method: Method) -> tuple[Tensor, Tensor | None]:
@@ -312,9 +340,12 @@ def _subdivide(times: Tensor, method: Method) -> tuple[Tensor, Tensor | None]:
         The grid and the places of ``times`` in it; None for all.
     """
     steps = getattr(method, "steps", None)
-    if not isinstance(steps, int) or len(times) < 2:
+    if not isinstance(steps, int) or times.shape[-1] < 2:
         return times, None
-    lengths = times.detach().diff().abs().tolist()
+    if times.ndim == 2:  # each latent's own: the longest counts
+        lengths = times.detach().diff(dim=1).abs().nan_to_num(0.0).amax(0).tolist()
+    else:
+        lengths = times.detach().diff().abs().tolist()
     if not all(math.isfinite(length) for length in lengths):
         return times, None
     # The tolerance keeps an interval of one frame one interval in the face of rounding.
@@ -326,15 +357,20 @@ def _subdivide(times: Tensor, method: Method) -> tuple[Tensor, Tensor | None]:
 
 def _split_intervals(times: Tensor, parts: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Split intervals into equal parts; return the grid and the places of ``times`` in it."""
-    pieces = [times[:1]]
+    pieces = [times[..., :1]]
     for i, part in enumerate(parts):
         inner = torch.arange(1, part, dtype=times.dtype, device=times.device) / part
-        pieces += [times[i] + inner * (times[i + 1] - times[i]), times[i + 1 : i + 2]]
+        start, end = times[..., i : i + 1], times[..., i + 1 : i + 2]
+        pieces += [start + inner * (end - start), end]
     places = torch.tensor([0, *parts], device=times.device).cumsum(0)
-    return torch.cat(pieces), places
+    return torch.cat(pieces, dim=-1), places
 
 
 def _index_time(ys: Tensor | tuple[Tensor, ...], places: Tensor) -> Tensor | tuple[Tensor, ...]:
+    return _map_parts(lambda y: y[places], ys)
+
+
+def _map_parts(function: Callable[[Tensor], Tensor], ys: State) -> State:
     if isinstance(ys, Tensor):
-        return ys[places]
-    return tuple(y[places] for y in ys)
+        return function(ys)
+    return tuple(map(function, ys))

@@ -13,7 +13,8 @@ def make_tensorboard_logger(run: Path) -> Any:
     """Return a logger of event files in ``tensorboard/``."""
     from lightning_fabric.loggers.tensorboard import TensorBoardLogger
 
-    return TensorBoardLogger(root_dir=run, name="", version="tensorboard")
+    # Hides what earlier files hold: a resumed training writes all of its lines again.
+    return TensorBoardLogger(root_dir=run, name="", version="tensorboard", purge_step=0)
 
 
 @LOGGERS.register("csv")

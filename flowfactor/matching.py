@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from flowfactor.checks import check_integer, check_method, check_type
 from flowfactor.data import SequenceBatch
 
 if TYPE_CHECKING:
@@ -82,17 +83,19 @@ def match_flows(
     """
     from scipy.optimize import linear_sum_assignment
 
+    check_method("model", model, "choose")
     flows = len(model.names)
-    if transformations > flows:
-        raise ValueError(
-            f"transformations: {transformations} cannot each have a flow; the model has {flows}"
-        )
+    check_integer("transformations", transformations, 1, flows)
+    check_type("batches", batches, Iterable)
     counts = torch.zeros(transformations, flows, dtype=torch.long)
     for batch in batches:
+        check_type("each of batches", batch, SequenceBatch)
         labels = None if batch.labels is None else batch.labels.cpu()
         if labels is None or not 0 <= int(labels.min()) <= int(labels.max()) < transformations:
             raise ValueError("batches: all sequences must have a label")
         pairs = labels * flows + model.choose(batch.to(model.device)).cpu()
         counts += torch.bincount(pairs, minlength=transformations * flows).view_as(counts)
+    if not int(counts.sum()):
+        raise ValueError("batches must hold at least one sequence; there is none")
     _, columns = linear_sum_assignment(counts.numpy(), maximize=True)
     return Matching(counts, tuple(columns.tolist()))

@@ -28,24 +28,27 @@ from solvers.registry import Registry, suggest
 T = TypeVar("T")
 
 
-def _refuse_bool(value: Any) -> Any:
-    """Refuse ``true``, ``yes`` and ``on`` where a number is asked for."""
+def _check_number(value: Any) -> Any:
+    """Refuse ``true``, ``yes`` and ``on`` where a number is asked for, and what has no 64 bits."""
     if isinstance(value, bool):
         raise ValueError("expected a number, not a truth value")
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise ValueError("expected a number of 64 bits")
     return value
 
 
-_number = BeforeValidator(_refuse_bool)
-Int = Annotated[int, _number]
-PositiveInt = Annotated[int, Field(ge=1), _number]
-NonNegativeInt = Annotated[int, Field(ge=0), _number]
-FiniteFloat = Annotated[float, Field(allow_inf_nan=False), _number]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False), _number]
-Weight = Annotated[float, Field(ge=0, allow_inf_nan=False), _number]
+NUMBER = BeforeValidator(_check_number)
+"""Refuses truth values where a number is asked for: ``Annotated[int, Field(le=9), NUMBER]``."""
+Int = Annotated[int, NUMBER]
+PositiveInt = Annotated[int, Field(ge=1), NUMBER]
+NonNegativeInt = Annotated[int, Field(ge=0), NUMBER]
+FiniteFloat = Annotated[float, Field(allow_inf_nan=False), NUMBER]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False), NUMBER]
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False), NUMBER]
 """The weight of a term of an objective: finite and at least 0."""
-Fraction = Annotated[float, Field(ge=0, le=1), _number]
+Fraction = Annotated[float, Field(ge=0, le=1), NUMBER]
 """A number in [0, 1]."""
-OpenFraction = Annotated[float, Field(gt=0, lt=1), _number]
+OpenFraction = Annotated[float, Field(gt=0, lt=1), NUMBER]
 """A number in (0, 1)."""
 
 _CONFIG = ConfigDict(extra="forbid", use_attribute_docstrings=True, arbitrary_types_allowed=True)
@@ -183,7 +186,7 @@ def nest(error: ValidationError, cls: Any) -> ValidationError:
     problems: list[Any] = []
     for problem in error.errors():
         *parents, key = problem["loc"] or ("",)
-        path = ".".join(map(str, problem["loc"]))
+        path = ".".join(shorten(str(part)) for part in problem["loc"])
         message = describe(problem, cls).removeprefix(f"{path}: ")
         custom = PydanticCustomError("nested", "{message}", {"message": message})
         problems.append({"type": custom, "loc": (*parents, key), "input": None})
@@ -192,7 +195,7 @@ def nest(error: ValidationError, cls: Any) -> ValidationError:
 
 def describe(problem: Any, cls: Any = None, where: str = "") -> str:
     """Return one of pydantic's errors as ``path: what is allowed (it is ...)``."""
-    location = [str(part) for part in problem["loc"]]
+    location = [shorten(str(part)) for part in problem["loc"]]
     path = ".".join(filter(None, [where, *location]))
     if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         return f"{path}: unknown key; {suggest(location[-1], _keys(cls, location[:-1]))}"
@@ -202,7 +205,7 @@ def describe(problem: Any, cls: Any = None, where: str = "") -> str:
     plain = value is None or isinstance(value, str | int | float | bool)
     telling = plain and problem["type"] not in ("missing", "nested")
     shown = f" (it is {_short(value)})" if telling else ""
-    return f"{path}: {message}{shown}" if path else f"{message}{shown}"
+    return shorten(f"{path}: {message}{shown}" if path else f"{message}{shown}", 1000)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -248,6 +251,17 @@ def _keys(cls: Any, location: list[str]) -> list[str]:
     )
 
 
-def _short(value: Any, length: int = 80) -> str:
-    text = repr(value)
+def _short(value: Any) -> str:
+    if isinstance(value, int) and value.bit_length() > 500:
+        return f"a number of {value.bit_length():,} bits"
+    return shorten(repr(value))
+
+
+def shorten(text: str, length: int = 80) -> str:
+    """Return a text of a stranger's for a message: the beginning of one that is long.
+
+    Example:
+        >>> shorten("flow" * 100, 8)
+        'flowflow...'
+    """
     return text if len(text) <= length else f"{text[:length]}..."

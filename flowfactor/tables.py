@@ -9,29 +9,62 @@ import io
 import math
 import re
 import statistics
-from collections.abc import Callable, Sequence
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+from flowfactor.names import one_line
+
 if TYPE_CHECKING:
+    import rich.console
     import rich.table
+    import rich.text
 
 # LaTeX sets tables with more columns than this in smaller type.
 _WIDE = 6
 
 _ARROWS = {"lower": " ↓", "higher": " ↑", None: ""}
+_LETTERS = ("ss", "ae", "AE", "o", "O", "oe", "OE", "l", "L", "i")
 _SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
-# An underscore within a word is an ordinary character.
-_MARKDOWN = re.compile(r"[\\`*|<>\[\]]|(?<![^\W_])_|_(?![^\W_])")
+# On a console: columns that a name has before it is broken, and that a heading has.
+_NAME, _HEADING = 16, 8
+
+# An underscore within a word is an ordinary character, and so is & unless it begins an entity.
+_MARKDOWN = re.compile(r"[\\`*|<>\[\]$~]|(?<![^\W_])_|_(?![^\W_])|&(?=#?\w+;)")
+_REFERENCE = re.compile(r"[^A-Za-z0-9:._-]+")
+# Text that begins with one of these is a formula for a spreadsheet; an apostrophe prevents it.
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+# Of LaTeX: accents by their combining characters, letters, and letters of mathematics by the
+# names that Unicode gives them.
+_ACCENTS = {
+    **dict(zip("\u0300\u0301\u0302\u0303\u0304\u0307\u0308", "`'^~=.\"", strict=True)),
+    **dict(zip("\u0306\u030a\u030b\u030c\u0323\u0327\u0331", "urHvdcb", strict=True)),
+}
+_CAPITALS = frozenset(
+    ("gamma", "delta", "theta", "lambda", "xi", "pi", "sigma", "upsilon", "phi", "psi", "omega")
+)
+_SMALL = _CAPITALS.union(
+    ("alpha", "beta", "epsilon", "zeta", "eta", "iota", "kappa", "mu", "nu", "rho", "tau", "chi")
+)
 _LATEX = str.maketrans(
     {
         **{special: f"\\{special}" for special in "{}&%$#_"},
+        **{letter: f"\\{name}{{}}" for letter, name in zip("ßæÆøØœŒłŁı", _LETTERS, strict=True)},
+        **{digit: f"$^{{{i}}}$" for i, digit in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")},
         "\\": r"\textbackslash{}",
         "~": r"\textasciitilde{}",
         "^": r"\textasciicircum{}",
         "<": r"\textless{}",
         ">": r"\textgreater{}",
         "|": r"\textbar{}",
-        '"': r"\textquotedbl{}",
+        '"': r"\symbol{34}",
+        "`": r"\textasciigrave{}",
+        "…": r"\dots{}",
+        "°": r"$^\circ$",
+        "→": r"$\to$",
+        "≤": r"$\leq$",
+        "≥": r"$\geq$",
+        "\xa0": "~",
         "–": "--",
         "—": "---",
         "−": "$-$",
@@ -39,11 +72,6 @@ _LATEX = str.maketrans(
         "×": r"$\times$",
         "↓": r"$\downarrow$",
         "↑": r"$\uparrow$",
-        "α": r"$\alpha$",
-        "β": r"$\beta$",
-        "γ": r"$\gamma$",
-        "λ": r"$\lambda$",
-        "σ": r"$\sigma$",
     }
 )
 
@@ -150,6 +178,12 @@ class _Cell:
         text = bold.format(escape(self.text)) if self.bold else escape(self.text)
         return f"{text} ± {self.deviation}" if self.deviation else text
 
+    def to_rich(self) -> rich.text.Text:
+        import rich.text
+
+        text = rich.text.Text(one_line(self.text), "bold" if self.bold else "")
+        return text.append(f" ± {self.deviation}", "") if self.deviation else text
+
 
 @dataclasses.dataclass(frozen=True)
 class Table:
@@ -197,23 +231,23 @@ class Table:
 
     def to_markdown(self) -> str:
         """Return the table and its notes, without the title, ended by a line feed."""
-        head, *lines = self._grid("**{}**", _markdown)
+        head, *lines = self._grid("**{}**", markdown_text)
         rows = [head, *lines]
         texts = ["|" + "".join(f" {cell} |" if cell else " |" for cell in row) for row in rows]
         texts.insert(1, f"|---|{'---:|' * len(self.columns)}")
         parts = ["\n".join(texts)]
         parts += [
-            f"{mark.translate(_SUPERSCRIPTS)} {_markdown(text)}"
+            f"{mark.translate(_SUPERSCRIPTS)} {markdown_text(text)}"
             for mark, text in self._footnotes().items()
         ]
-        parts += [_markdown(self.notes)] if self.notes else []
+        parts += [markdown_text(self.notes)] if self.notes else []
         return "\n\n".join(parts) + "\n"
 
     def to_latex(self, label: str = "") -> str:
         r"""Return a floating table with the rules of ``booktabs``, and its notes below.
 
         Args:
-            label: for ``\ref``.
+            label: for ``\ref``; what is not ASCII or a mark of LaTeX becomes ``_`` in it.
         """
         count = len(self.columns)
         lines = [
@@ -222,14 +256,14 @@ class Table:
             r"  \centering",
             *([r"  \small", r"  \setlength{\tabcolsep}{4pt}"] if count > _WIDE else []),
             *([rf"  \caption{{{_latex(self.title)}}}"] if self.title else []),
-            *([rf"  \label{{{label}}}"] if label else []),
+            *([rf"  \label{{{_REFERENCE.sub('_', label)}}}"] if label else []),
             rf"  \begin{{tabular}}{{l{'r' * count}}}",
             r"    \toprule",
-            f"    {' & '.join(_latex(text) for text in self._head())} \\\\",
+            f"    {_first(' & '.join(map(_latex, self._head())))} \\\\",
             r"    \midrule",
         ]
         for row, mark, cells in zip(self.rows, self._marks(), self._cells(), strict=True):
-            name = _latex(row.label) + (f"$^{{{mark}}}$" if mark else "")
+            name = _first(_latex(row.label)) + (f"$^{{{mark}}}$" if mark else "")
             content = " & ".join(map(_latex_cell, cells))
             texts = set(row.values)
             if count > 1 and len(texts) == 1 and isinstance(row.values[0], str):
@@ -247,6 +281,8 @@ class Table:
     def to_csv(self, *, tidy: bool = False) -> str:
         """Return the numbers, not rounded, separated by commas; what is missing is empty.
 
+        Text that a spreadsheet would take for a formula begins with an apostrophe.
+
         Args:
             tidy: write one number per line: label, seed, metric, value. Otherwise a line holds a
                 row. Columns of several seeds are then three: the mean, the standard deviation
@@ -254,19 +290,23 @@ class Table:
         """
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
+
+        def write(*cells: Value) -> None:
+            writer.writerow([_neutral(cell) if isinstance(cell, str) else cell for cell in cells])
+
         if tidy:
-            writer.writerow([self.label, "seed", "metric", "value"])
+            write(self.label, "seed", "metric", "value")
             for row in self.rows:
                 for column, value in zip(self.columns, row.values, strict=True):
                     if isinstance(value, Spread):
                         for seed, number in zip(value.seeds, value.values, strict=True):
-                            writer.writerow([row.label, seed, column.key, number])
+                            write(row.label, seed, column.key, number)
                     elif isinstance(value, float | int):
-                        writer.writerow([row.label, "", column.key, value])
+                        write(row.label, "", column.key, value)
             return text.getvalue()
         spread = any(isinstance(value, Spread) for row in self.rows for value in row.values)
         ends = ("", "_sd", "_n") if spread else ("",)
-        writer.writerow([self.label, *(c.key + end for c in self.columns for end in ends)])
+        write(self.label, *(c.key + end for c in self.columns for end in ends))
         for row in self.rows:
             numbers: list[str | float | None] = []
             for value in row.values:
@@ -276,12 +316,12 @@ class Table:
                     numbers += [None if isinstance(value, str) else value, None, 0]
                 else:
                     numbers.append(value)
-            writer.writerow([row.label, *numbers])
+            write(row.label, *numbers)
         return text.getvalue()
 
     def to_html(self) -> str:
         """Return a ``<table>``; cells with numbers have the class ``number``."""
-        head, *lines = self._grid("<b>{}</b>", html.escape)
+        head, *lines = self._grid("<b>{}</b>", _html)
         numeric = [False] * (1 + len(self.columns))
         for row in self.rows:
             for i, value in enumerate(row.values, start=1):
@@ -293,38 +333,35 @@ class Table:
             return f"<tr>{''.join(f'<{tag}{scope}{kind}>{c}</{tag}>' for c, kind in pairs)}</tr>"
 
         header = line(head, "th", ' scope="col"')
-        caption = f"<caption>{html.escape(self.title)}</caption>" if self.title else ""
+        caption = f"<caption>{_html(self.title)}</caption>" if self.title else ""
         body = "".join(line(cells, "td") for cells in lines)
         return f"<table>{caption}<thead>{header}</thead><tbody>{body}</tbody></table>"
 
-    def to_rich(self, *, transposed: bool = False) -> rich.table.Table:
-        """Return the table for a console of ``rich``.
+    def to_rich(self, *, transposed: bool = False) -> rich.console.RenderableType:
+        """Return the table for a console of ``rich``, for which it is never too wide.
+
+        Neither names nor numbers are cut. On a narrow console headings and long names break, then
+        columns continue in another table, then each row is a block of lines.
 
         Args:
             transposed: show rows side by side, a line for each column.
         """
-        import rich.markup
-        import rich.table
-        import rich.text
-
-        grid = self._grid("[bold]{}[/]", rich.markup.escape)
+        footnotes = [
+            f"{mark.translate(_SUPERSCRIPTS)} {one_line(text)}"
+            for mark, text in self._footnotes().items()
+        ]
+        grid = [
+            [_Cell(text).to_rich() for text in self._head()],
+            *(
+                [_Cell(row.label + mark.translate(_SUPERSCRIPTS)).to_rich()]
+                + [cell.to_rich() for cell in cells]
+                for row, mark, cells in zip(self.rows, self._marks(), self._cells(), strict=True)
+            ),
+        ]
         ruled = [row.ruled for row in self.rows]
         if transposed:
             grid, ruled = [list(line) for line in zip(*grid, strict=True)], [False] * len(grid[0])
-        table = rich.table.Table(title=rich.markup.escape(self.title) or None, title_justify="left")
-        for i, heading in enumerate(grid[0]):
-            # Neither names nor numbers are ever cut: headings break instead.
-            cells = [rich.text.Text.from_markup(line[i]) for line in grid[1:]]
-            width = max((cell.cell_len for cell in cells), default=0)
-            justify: Literal["left", "right"] = "right" if i else "left"
-            table.add_column(
-                heading, justify=justify, no_wrap=not i, min_width=width, overflow="fold"
-            )
-        for row, rule in zip(grid[1:], ruled, strict=False):
-            if rule:
-                table.add_section()
-            table.add_row(*row)
-        return table
+        return _ConsoleTable(one_line(self.title), grid, ruled, footnotes)
 
     def _head(self) -> list[str]:
         return [self.label, *(column.title for column in self.columns)]
@@ -357,6 +394,74 @@ class Table:
         return [marks.get(row.footnote, "") for row in self.rows]
 
 
+@dataclasses.dataclass(frozen=True)
+class _ConsoleTable:
+    """A table that takes the form that the width of the console allows."""
+
+    title: str
+    grid: list[list[rich.text.Text]]
+    ruled: list[bool]
+    footnotes: list[str]
+
+    def __rich_console__(
+        self, console: rich.console.Console, options: rich.console.ConsoleOptions
+    ) -> Iterator[rich.console.RenderableType]:
+        import rich.text
+
+        def widest(place: int, start: int = 0) -> int:
+            return max((line[place].cell_len for line in self.grid[start:]), default=0)
+
+        # A border and a space on each side of a column; neighbours share the border.
+        numbers = {
+            place: max(widest(place, 1), min(_HEADING, heading.cell_len)) + 3
+            for place, heading in enumerate(self.grid[0][1:], start=1)
+        }
+        rest = options.max_width - 1
+        name = min(widest(0) + 3, max(_NAME + 3, rest - sum(numbers.values())))
+        if name + max(numbers.values(), default=0) > rest:
+            yield from self._blocks()
+        else:
+            parts: list[dict[int, int]] = [{}]
+            for place, width in numbers.items():
+                if parts[-1] and name + sum(parts[-1].values()) + width > rest:
+                    parts.append({})
+                parts[-1][place] = width
+            for part in parts:
+                room = rest - name - sum(part.values())
+                for place, width in part.items():
+                    part[place] += (more := min(room, max(0, widest(place) + 3 - width)))
+                    room -= more
+                yield self._table({0: name} | part)
+        yield from (rich.text.Text(footnote) for footnote in self.footnotes)
+
+    def _table(self, widths: dict[int, int]) -> rich.table.Table:
+        """Return the table of some columns, of which each has a width with its border."""
+        import rich.table
+        import rich.text
+
+        table = rich.table.Table(title=rich.text.Text(self.title) or None, title_justify="left")
+        heading, *lines = self.grid
+        for place, width in widths.items():
+            justify: Literal["left", "right"] = "right" if place else "left"
+            table.add_column(heading[place], justify=justify, width=width - 3, overflow="fold")
+        for line, rule in zip(lines, self.ruled, strict=False):
+            if rule:
+                table.add_section()
+            table.add_row(*(line[place] for place in widths))
+        return table
+
+    def _blocks(self) -> Iterator[rich.console.RenderableType]:
+        """Yield the rows as blocks of lines."""
+        import rich.text
+
+        heading, *lines = self.grid
+        yield from [rich.text.Text(self.title, "italic")] if self.title else []
+        for name, *values in lines:
+            yield rich.text.Text.assemble(name, style="bold", overflow="fold")
+            for title, value in zip(heading[1:], values, strict=True):
+                yield rich.text.Text.assemble("  ", title, ": ", value, overflow="fold")
+
+
 def _column_cells(column: Column, values: Sequence[Value], missing: str) -> list[_Cell]:
     """Return the cells of a column.
 
@@ -379,14 +484,53 @@ def _column_cells(column: Column, values: Sequence[Value], missing: str) -> list
     return cells
 
 
-def _markdown(text: str) -> str:
+def markdown_text(text: str) -> str:
     """Return plain text as Markdown, in one line."""
-    return " ".join(_MARKDOWN.sub(r"\\\g<0>", text).split())
+    return _MARKDOWN.sub(r"\\\g<0>", one_line(text))
+
+
+def _html(text: str) -> str:
+    """Return plain text as HTML, in one line."""
+    return html.escape(one_line(text))
+
+
+def _neutral(text: str) -> str:
+    """Return text that no spreadsheet takes for a formula."""
+    return f"'{text}" if text.startswith(_FORMULA) else text
 
 
 def _latex(text: str) -> str:
-    """Return plain text as LaTeX, in one line."""
-    return " ".join(text.split()).translate(_LATEX)
+    """Return plain text as LaTeX, in one line and in ASCII, for any engine.
+
+    What the fonts of pdfTeX lack is its code point there, and itself for other engines.
+    """
+    line = one_line(unicodedata.normalize("NFC", text))
+    return "".join(
+        run.translate(_LATEX) if run.isascii() else "".join(map(_latex_letter, run))
+        for run in re.findall(r"[\x00-\x7f]+|[^\x00-\x7f]+", line)
+    )
+
+
+def _first(text: str) -> str:
+    """Return the beginning of a line of LaTeX, which the line before takes for no argument."""
+    return f"{{}}{text}" if text.startswith(("[", "*")) else text
+
+
+def _latex_letter(letter: str) -> str:
+    if ord(letter) in _LATEX:
+        return letter.translate(_LATEX)
+    base, *marks = list(unicodedata.normalize("NFD", letter))
+    if base.isascii() and len(marks) == 1 and marks[0] in _ACCENTS:
+        accent = _ACCENTS[marks[0]]
+        # The accents of other engines need a letter, which i and j are without their dots.
+        return f"\\{accent}{{{base}}}"
+    code = f"U+{ord(letter):04X}"
+    words = unicodedata.name(letter, "").split()
+    if words[:1] == ["GREEK"] and words[2:3] == ["LETTER"] and len(words) == 4:
+        greek = words[3].lower().replace("lamda", "lambda")
+        if greek in (_SMALL if words[1] == "SMALL" else _CAPITALS):
+            return f"$\\{greek.capitalize() if words[1] == 'CAPITAL' else greek}$"
+    return rf"\ifdefined\Umathchar\char\"{ord(letter):04X}\else {code}\fi{{}}"
 
 
 def _latex_cell(cell: _Cell) -> str:

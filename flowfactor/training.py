@@ -1,44 +1,76 @@
-"""The training loop: schedule, validation, checkpoints, resume."""
+"""The training loop: schedule, validation, checkpoints, resume.
+
+A training can end at any moment and go on as if it had not. The state that is kept is that after
+the last whole step: weights and optimiser only change between two moments at which the state is
+whole, and the random states are those of the later one. What follows a step (a line of the log, a
+validation) is *due* until it is done, and is done again by a training that ended within it.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import errno
 import json
 import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, runtime_checkable
 
 import pydantic
 import torch
-from lightning_fabric import Fabric
-from lightning_fabric.loggers.logger import Logger
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import flowfactor.loggers  # noqa: F401  (registers them)
 from flowfactor import checkpoints
+from flowfactor.checks import check_integer, check_type, kind_of
 from flowfactor.data import SequenceBatch, SequenceDataset, SequenceLoader
-from flowfactor.errors import ConfigError, FlowFactorError, RunError
+from flowfactor.errors import ConfigError, DataError, FlowFactorError, RunError
+from flowfactor.interrupts import Interrupted, Notes, note_signals
 from flowfactor.models import SequenceModel
+from flowfactor.models.base import trusted_arguments
 from flowfactor.options import (
+    NUMBER,
     NameIn,
     NonNegativeInt,
     OpenFraction,
     PositiveFloat,
     PositiveInt,
     Weight,
+    dump,
     options,
 )
-from flowfactor.registries import LOGGERS
+from flowfactor.registries import LOGGERS, MODELS
 from solvers import SolverError
+
+# Importing Fabric takes seconds.
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+else:
+    Fabric = Any
 
 METRICS_FILE = "metrics.jsonl"
 SHOWN_SEQUENCES = 250
 """Training sequences that models without flows learn to move by at a validation."""
+
+MAY_CHANGE = (
+    "steps",
+    "max_minutes",
+    "learning_rate",
+    "clip",
+    "log_every",
+    "validate_every",
+    "checkpoint_every",
+    "accelerator",
+    "loggers",
+)
+"""Options that may be others when a training is resumed."""
+_PROCESSES = ("devices", "num_nodes", "strategy")
+"""Options of which only the number of processes matters to a resumed training."""
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +79,7 @@ class TrainingError(FlowFactorError):
     """A training that cannot go on, such as one whose loss is no longer finite."""
 
 
-MomentDecay = Annotated[float, pydantic.Field(ge=0, lt=1)]
+MomentDecay = Annotated[float, pydantic.Field(ge=0, lt=1), NUMBER]
 
 
 @options
@@ -152,12 +184,18 @@ def fit(
     seed: int = 0,
     on_progress: Callable[[Progress], None] | None = None,
     measure: Callable[[SequenceModel], dict[str, float]] | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> TrainingResult:
     """Train a model and leave the best one, by validation loss, in the run folder.
 
     Writes ``metrics.jsonl`` (one JSON object a line), the files of the loggers, ``checkpoint.pt``
     (the whole state, for ``resume``) and ``model.pt`` (what :func:`flowfactor.load` reads), the
-    last two atomically. An interrupted training saves its state before it ends.
+    last two atomically. While it runs, no other training can use the folder.
+
+    A training that ends early, by an error or a signal, keeps the state of its last whole step.
+    SIGINT, SIGTERM and SIGHUP are looked for between steps and validation batches, and raise
+    :class:`~flowfactor.interrupts.Interrupted`, a ``KeyboardInterrupt``, after the state is saved.
+    With several processes an error, unlike a signal, keeps the last checkpoint.
 
     Args:
         model: it is trained in place.
@@ -165,7 +203,7 @@ def fit(
             :class:`~flowfactor.data.SequenceLoader`.
         validation: a data set, or batches, that are not trained on.
         options: how long and how fast.
-        run: the folder.
+        run: the folder; an older training in it is replaced, unless it is resumed.
         fabric: device, precision and processes; by default those of the options.
         resume: continue from ``checkpoint.pt``: the same training, as far as the batches are the
             same functions of the step.
@@ -174,12 +212,17 @@ def fit(
         measure: called with the model, in evaluation mode, at every validation; what it returns
             stands beside the losses in ``metrics.jsonl``. The time it takes counts as training. By
             default the equivariance error, if ``options.validation_errors`` asks for it.
+        settings: plain data that the checkpoint keeps and that must be the same to resume it, such
+            as the configuration of the data.
 
     Raises:
         TrainingError: the loss or the gradient is not finite. The last good state is kept.
-        RunError: there is nothing to resume, or what is there does not fit the model.
+        RunError: another process trains in the folder; there is nothing to resume, it is damaged,
+            or it belongs to another model, other data or other options.
         ConfigError: the options name devices that are not there.
         DataError: a sequence has no label, and the model needs all of them.
+        TypeError, ValueError: other arguments than those above, or data with other
+            transformations or images than the model.
 
     Example:
         >>> import tempfile, torch, flowfactor
@@ -193,10 +236,9 @@ def fit(
         >>> result.steps, trained.names
         (2, ('scaling', 'rotation', 'hue'))
     """
-    for data in (training, validation):
-        if model.supervised and isinstance(data, SequenceDataset):
-            data.require_labels()
+    _check_fit(model, training, validation, options, run, seed)
     fabric = fabric or make_fabric(options)
+    identity = _identify(model, training, options, seed, fabric, settings or {})
     if isinstance(training, SequenceDataset):
         training = training.to(fabric.device)
     if isinstance(validation, SequenceDataset):
@@ -214,10 +256,82 @@ def fit(
             rank=fabric.global_rank,
             world_size=fabric.world_size,
         )
-    trainer = _Trainer(model, options, Path(run), fabric, seed, measure)
-    if resume:
-        trainer.restore()
-    return trainer.train(training, validation, on_progress)
+    trainer = _Trainer(model, options, Path(run), fabric, seed, measure, identity)
+    with lock_of(run, fabric), note_signals() as notes:
+        if resume:
+            trainer.restore()
+        elif fabric.is_global_zero:
+            # Of an older training; this one may end before it has any of its own.
+            for name in (checkpoints.STATE_FILE, checkpoints.MODEL_FILE):
+                (Path(run) / name).unlink(missing_ok=True)
+        result = trainer.train(training, validation, on_progress, notes)
+    if notes.signal:  # it came too late to be looked at
+        raise Interrupted(notes.signal)
+    return result
+
+
+def lock_of(run: str | os.PathLike[str], fabric: Fabric) -> contextlib.AbstractContextManager[None]:
+    """Return the lock of a run folder, which the first process holds for all of them."""
+    return checkpoints.lock_run(run) if fabric.is_global_zero else contextlib.nullcontext()
+
+
+def _identify(
+    model: SequenceModel,
+    training: SequenceDataset | Batches,
+    options: TrainingOptions,
+    seed: int,
+    fabric: Fabric,
+    settings: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return what must be the same when a training is resumed, as plain data."""
+    name = MODELS.name_of(type(model)) or type(model).__qualname__
+    identity = {"model": name, "seed": seed, "processes": fabric.world_size, **settings}
+    data = training.dataset if isinstance(training, SequenceLoader) else training
+    if isinstance(data, SequenceDataset):
+        identity["data"] = {
+            "samples": len(data),
+            "names": data.names,
+            "horizon": data.horizon,
+            "image_shape": data.image_shape,
+        }
+    spec = dict(model.spec() or {})
+    identity |= {f"model.{key}": value for key, value in spec.pop("options", {}).items()}
+    identity |= {f"model.{key}": value for key, value in spec.items()}
+    identity |= {
+        f"training.{key}": value
+        for key, value in dump(options).items()
+        if key not in (*MAY_CHANGE, *_PROCESSES)
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(identity, default=str))
+    return plain
+
+
+def _check_fit(
+    model: Any, training: Any, validation: Any, options: Any, run: Any, seed: Any
+) -> None:
+    """Refuse arguments that training cannot use, before it begins.
+
+    Raises:
+        TypeError, ValueError: the message names the argument.
+        DataError: a sequence has no label, and the model needs all of them.
+    """
+    check_type("model", model, SequenceModel)
+    check_type("options", options, TrainingOptions)
+    check_type("run", run, (str, os.PathLike), "a path")
+    check_integer("seed", seed, 0)
+    if not isinstance(training, SequenceDataset) and not hasattr(training, "batch"):
+        wanted = "a SequenceDataset, or batches with a method batch(step)"
+        raise TypeError(f"training must be {wanted}; it is {kind_of(training)}")
+    check_type("validation", validation, (SequenceDataset, Sequence))
+    for name, data in (("training", training), ("validation", validation)):
+        if isinstance(data, SequenceDataset):
+            model.check_data(data, name, names=model.supervised)
+            if model.supervised:
+                data.require_labels()
+        elif isinstance(data, Sequence):
+            for batch in data:
+                check_type(f"each of {name}", batch, SequenceBatch)
+                model.check_sequences(batch, values=False, anywhere=True)
 
 
 def make_fabric(options: TrainingOptions) -> Fabric:
@@ -226,8 +340,10 @@ def make_fabric(options: TrainingOptions) -> Fabric:
     Raises:
         ConfigError: there are no such devices.
     """
+    import lightning_fabric
+
     try:
-        fabric = Fabric(
+        fabric = lightning_fabric.Fabric(
             accelerator=options.accelerator,
             devices=options.devices,
             num_nodes=options.num_nodes,
@@ -271,8 +387,10 @@ class _Trainer:
         fabric: Fabric,
         seed: int,
         measure: Callable[[SequenceModel], dict[str, float]] | None,
+        identity: dict[str, Any],
     ) -> None:
         self.measure = measure
+        self.identity = identity
         self.options = options
         self.run = run
         self.fabric = fabric
@@ -292,9 +410,17 @@ class _Trainer:
         if options.average is not None:
             average = get_ema_multi_avg_fn(options.average)
             self.average = AveragedModel(model, multi_avg_fn=average)
+        # Values that a forward pass may change.
+        self.changing = [
+            (f"{prefix}.{name}".lstrip("."), module, name)
+            for prefix, module in model.named_modules()
+            for name in module._buffers
+            if name not in module._non_persistent_buffers_set
+        ]
         self.step = 0
         self.seconds = 0.0
         self.best = math.inf
+        self.due: dict[str, dict[str, float]] = {}
         torch.manual_seed(seed + fabric.global_rank)
 
     # ---- the loop
@@ -304,34 +430,90 @@ class _Trainer:
         training: Batches,
         validation: Sequence[SequenceBatch],
         on_progress: Callable[[Progress], None] | None,
+        notes: Notes,
     ) -> TrainingResult:
-        options = self.options
-        began = time.monotonic() - self.seconds
-        report = on_progress or (lambda _: None)
+        self.notes = notes
+        self.began = time.monotonic() - self.seconds
         self.model.train()
+        self._take()
         with self._log() as log:
             try:
-                while (fraction := self._fraction()) < 1:
-                    rate = self._set_learning_rate(fraction)
-                    self.model.on_step(self.step)
-                    terms = self._step(training.batch(self.step))
-                    self.step += 1
-                    self.seconds = self._agree(time.monotonic() - began)
-                    ends = self._fraction() >= 1
-                    if self.step % options.log_every == 0 or ends:
-                        values = _as_floats(terms)
-                        log.write("train", self.step, self.seconds, values, rate)
-                        report(self._progress(values, "train"))
-                    if self.step % options.validate_every == 0 or ends:
-                        values = self._validate(validation)
-                        log.write("validation", self.step, self.seconds, values)
-                        report(self._progress(values, "validation"))
-                    if self.step % options.checkpoint_every == 0 or ends:
-                        self._save()
-            except KeyboardInterrupt:
-                self._save()
+                news = bool(self.due)
+                while True:
+                    if news:
+                        self._report(validation, log, on_progress or (lambda _: None))
+                        self._take()
+                        if self.step % self.options.checkpoint_every == 0 or self._fraction() >= 1:
+                            self._save()
+                    self._end_if_asked()
+                    if self._fraction() >= 1:
+                        break
+                    self._step(training)
+                    news = True
+            except BaseException as error:
+                self._keep(error)
                 raise
         return TrainingResult(self.step, self.seconds, self.best)
+
+    def _step(self, training: Batches) -> None:
+        """Do one step. Nothing that is kept changes until all that may fail is done."""
+        rate = self._set_learning_rate(self._fraction())
+        self.model.on_step(self.step)
+        terms = self._differentiate(self._batch(training), training)
+        self.whole = False
+        self.optimizer.step()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+        self.step += 1
+        self.seconds, _ = self._agree()
+        ends = self._fraction() >= 1
+        if self.step % self.options.log_every == 0 or ends:
+            self.due["train"] = {**_as_floats(terms), "learning_rate": rate}
+        if self.step % self.options.validate_every == 0 or ends:
+            self.due["validation"] = {}
+        self._take()
+
+    def _take(self) -> None:
+        """Take the random states and whatever else the next step may change before it is done."""
+        self.random = {"cpu": torch.get_rng_state()}
+        kind = self.fabric.device.type
+        if kind != "cpu":
+            self.random[kind] = getattr(torch, kind).get_rng_state()
+        self.buffers = {
+            key: value.clone()
+            for key, module, name in self.changing
+            if (value := module._buffers[name]) is not None
+        }
+        self.whole = True
+
+    def _report(
+        self,
+        validation: Sequence[SequenceBatch],
+        log: _Log,
+        report: Callable[[Progress], None],
+    ) -> None:
+        """Do what is due after a step: write its line, validate."""
+        for split in tuple(self.due):
+            values = self.due[split] if split == "train" else self._validate(validation)
+            log.write(split, self.step, {"seconds": round(self.seconds, 3), **values})
+            del self.due[split]
+            terms = {name: value for name, value in values.items() if name != "learning_rate"}
+            report(self._progress(terms, split))
+
+    def _end_if_asked(self) -> None:
+        """Raise :class:`Interrupted` if a signal has come, to any of the processes."""
+        _, signal = self._agree()
+        if signal:
+            raise Interrupted(signal)
+
+    def _agree(self) -> tuple[float, int]:
+        """Return the time and the signal that all processes go by, or they would part."""
+        seconds, signal = time.monotonic() - self.began, self.notes.signal
+        if self.fabric.world_size == 1:
+            return seconds, signal
+        mine = torch.tensor([seconds, signal], dtype=torch.float64, device=self.fabric.device)
+        torch.distributed.all_reduce(mine, torch.distributed.ReduceOp.MAX)
+        return float(mine[0]), int(mine[1])
 
     def _fraction(self) -> float:
         """Return how much of the training is done, by steps or by time, whichever is more."""
@@ -340,12 +522,6 @@ class _Trainer:
             return by_steps
         return max(by_steps, self.seconds / (60 * self.options.max_minutes))
 
-    def _agree(self, seconds: float) -> float:
-        """Let the processes agree on the time, or their learning rates would differ."""
-        if self.fabric.world_size == 1:
-            return seconds
-        return float(self.fabric.broadcast(seconds))
-
     def _set_learning_rate(self, fraction: float) -> float:
         warm = min(1.0, (self.step + 1) / max(self.options.warmup, 1))
         height = warm * 0.5 * (1 + math.cos(math.pi * fraction))
@@ -353,7 +529,21 @@ class _Trainer:
             group["lr"] = peak * height
         return self.options.learning_rate * height
 
-    def _step(self, batch: SequenceBatch) -> dict[str, Tensor]:
+    def _batch(self, training: Batches) -> SequenceBatch:
+        """Return the batch of this step.
+
+        Raises:
+            DataError: a sample cannot be read; the message says which.
+        """
+        try:
+            return training.batch(self.step)
+        except Exception:
+            if isinstance(training, SequenceLoader):
+                check_samples(training.dataset, training.indices(self.step))
+            raise
+
+    def _differentiate(self, batch: SequenceBatch, training: Batches) -> dict[str, Tensor]:
+        """Leave gradients in the parameters and return the terms of the loss."""
         self.optimizer.zero_grad(set_to_none=True)
         try:
             parts = vars(batch.to(self.fabric.device)).values()
@@ -369,17 +559,14 @@ class _Trainer:
         assert norm is not None
         if not bool(torch.isfinite(loss.detach() + norm)):
             values = ", ".join(f"{name} {value:.4g}" for name, value in _as_floats(terms).items())
+            if isinstance(training, SequenceLoader):
+                check_samples(training.dataset, training.indices(self.step))
             raise self._stopped(
                 f"the loss or its gradient is not finite ({values}; norm {float(norm):.4g})"
             )
-        self.optimizer.step()
-        if self.average is not None:
-            self.average.update_parameters(self.model)
         return terms
 
     def _stopped(self, reason: str) -> TrainingError:
-        """Save the state, which this step has not touched, and return the error to raise."""
-        self._save()
         return TrainingError(
             f"The training stopped at step {self.step}, because {reason}. The state before this "
             f"step is kept in {self.run / checkpoints.STATE_FILE}. Look for images with values "
@@ -401,6 +588,7 @@ class _Trainer:
             torch.manual_seed(0)
             model.eval()
             for batch in validation:
+                self._end_if_asked()
                 with self.fabric.autocast():
                     terms = _as_floats(model.loss(batch.to(self.fabric.device)))
                 for name, value in terms.items():
@@ -410,8 +598,8 @@ class _Trainer:
         self.model.train()
         means = {name: total / max(count, 1) for name, total in totals.items()}
         if means and means["loss"] < self.best:
-            self.best = means["loss"]
             self._save_model(model)
+            self.best = means["loss"]
         return {**means, **measured}
 
     def _evaluated(self) -> SequenceModel:
@@ -427,23 +615,44 @@ class _Trainer:
         if self.fabric.is_global_zero:
             checkpoints.save_model(model, self.run)
 
+    def _keep(self, error: BaseException) -> None:
+        """Save the state of the last whole step, if it can be, before a training ends."""
+        # What the other processes do after an error is not known; a signal they have agreed on.
+        if not self.whole or (self.fabric.world_size > 1 and not isinstance(error, Interrupted)):
+            return
+        try:
+            self._save()
+        except Exception as second:
+            logger.error("The state of step %d was not saved: %s", self.step, second)
+
     def _save(self) -> None:
+        states = self._random_states()
         if not self.fabric.is_global_zero:
             return
         if not (self.run / checkpoints.MODEL_FILE).exists():
             # Nothing was validated yet; a run that is stopped early still opens.
             self._save_model(self._evaluated())
         state: dict[str, Any] = {
+            "identity": json.dumps(self.identity),
             "step": self.step,
             "seconds": self.seconds,
             "best": self.best,
-            "weights": self.model.state_dict(),
+            "due": self.due,
+            "weights": {**self.model.state_dict(), **self.buffers},
             "average": None if self.average is None else self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "rng": torch.get_rng_state(),
-            "rng_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "random": states,
         }
         checkpoints.write(state, self.run / checkpoints.STATE_FILE)
+
+    def _random_states(self) -> list[dict[str, Tensor]]:
+        """Return the random states of all processes."""
+        count = self.fabric.world_size
+        if count == 1:
+            return [self.random]
+        states: list[Any] = [None] * count
+        torch.distributed.all_gather_object(states, self.random)
+        return states
 
     def restore(self) -> None:
         path = self.run / checkpoints.STATE_FILE
@@ -451,30 +660,95 @@ class _Trainer:
             raise RunError(
                 f"There is no training to resume in {self.run}: it has no "
                 f"{checkpoints.STATE_FILE}, as a training that was ended before its first "
-                f"checkpoint. Start it again, without --resume, in a new folder."
+                f"checkpoint. Start it again, without resume."
             )
         state = checkpoints.read(path)
         try:
-            self.model.load_state_dict(state["weights"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            if self.average is not None and state["average"] is not None:
-                self.average.load_state_dict(state["average"])
-            torch.set_rng_state(state["rng"])
-            if state["rng_cuda"] and torch.cuda.is_available():
-                torch.cuda.set_rng_state_all(state["rng_cuda"])
-            self.step, self.seconds = int(state["step"]), float(state["seconds"])
-            self.best = float(state["best"])
-        except (KeyError, ValueError, RuntimeError) as error:
+            identity = json.loads(state["identity"])
+            different = [
+                f"  {key}: {str(old)[:80]} -> {str(new)[:80]}"
+                for key in sorted({*identity, *self.identity})
+                if (old := identity.get(key)) != (new := self.identity.get(key))
+            ]
+            if not different:
+                self._check_state(state)
+                self._set_state(state)
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             raise RunError(
-                f"{path} does not fit the model of this configuration: {error}. Resume with the "
-                f"configuration that the run was started with."
+                f"{path} is damaged: {str(error)[:300]}. Nothing was changed: restore it from a "
+                f"copy, or train into a new folder."
             ) from error
+        if different:
+            raise RunError(
+                f"{path} belongs to another training and cannot be continued with this one. What "
+                f"differs:\n" + "\n".join(different[:10])
+            )
         logger.info("resumed at step %d after %.0f s of training", self.step, self.seconds)
+
+    def _check_state(self, state: dict[str, Any]) -> None:
+        """Refuse a state of the wrong form before any of it is taken over.
+
+        Raises:
+            ValueError, KeyError, TypeError, AttributeError: with what is wrong.
+        """
+        for key, kind in (("step", int), ("seconds", float), ("best", float)):
+            value: Any = state[key]
+            good = type(value) is kind and not math.isnan(value)
+            if not good or (key != "best" and not 0 <= value < math.inf):
+                raise ValueError(f"{key} is {str(value)[:80]}, which is no such number")
+        for split, values in state["due"].items():
+            numbers_only = all(type(each) is float for each in values.values())
+            if split not in ("train", "validation") or not numbers_only:
+                raise ValueError("due holds something else than lines of the log")
+        checkpoints.check_tensors(self.model.state_dict(), state["weights"])
+        if (state["average"] is None) != (self.average is None):
+            raise ValueError("the average of the weights is missing")
+        if self.average is not None:
+            checkpoints.check_tensors(self.average.state_dict(), state["average"])
+        self._check_optimizer(state["optimizer"])
+        if len(state["random"]) != self.fabric.world_size:
+            raise ValueError("random states are missing")
+        checkpoints.check_tensors(
+            {"cpu": torch.get_rng_state()},
+            {
+                kind: value
+                for kind, value in state["random"][self.fabric.global_rank].items()
+                if kind == "cpu"
+            },
+        )
+
+    def _check_optimizer(self, saved: dict[str, Any]) -> None:
+        mine = self.optimizer.state_dict()["param_groups"]
+        for old, new in zip(saved["param_groups"], mine, strict=True):
+            for key, value in new.items():
+                if key != "lr" and key in old and old[key] != value:
+                    raise ValueError(f"the optimiser's {key} is {old[key]}, but must be {value}")
+            if old["params"] != new["params"]:
+                raise ValueError("the optimiser has other parameters")
+        parameters = [each for group in self.optimizer.param_groups for each in group["params"]]
+        for index, moments in saved["state"].items():
+            like = parameters[index].detach()
+            one = torch.zeros((), dtype=torch.float32)
+            expected = {"step": one, "exp_avg": like, "exp_avg_sq": like}
+            checkpoints.check_tensors(expected, moments)
+
+    def _set_state(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["weights"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        self.step, self.seconds, self.best = state["step"], state["seconds"], state["best"]
+        self.due = state["due"]
+        for kind, value in state["random"][self.fabric.global_rank].items():
+            if kind == "cpu":
+                torch.set_rng_state(value)
+            elif kind == self.fabric.device.type:
+                getattr(torch, kind).set_rng_state(value)
 
     def _log(self) -> _Log:
         if not self.fabric.is_global_zero:
             return _NoLog()
-        return _Log(self.run, self.step, self.options.loggers)
+        return _Log(self.run, self.step, self.due, self.options.loggers)
 
     def _progress(self, terms: dict[str, float], split: str) -> Progress:
         fraction = min(self._fraction(), 1.0)
@@ -485,40 +759,64 @@ class _Trainer:
 class _Log:
     """``metrics.jsonl`` and the loggers of the options, from a given step on."""
 
-    def __init__(self, run: Path, step: int, loggers: Sequence[str]) -> None:
-        run.mkdir(parents=True, exist_ok=True)
+    def __init__(
+        self, run: Path, step: int, due: Mapping[str, Any], loggers: Sequence[str]
+    ) -> None:
         # What was logged after the state that is resumed will be logged again.
-        kept = [line for line in read_metrics(run) if line["step"] <= step] if step else []
-        with checkpoints.atomic_file(run / METRICS_FILE) as file:
+        kept = [
+            line
+            for line in (read_metrics(run) if step else [])
+            if line["step"] < step or (line["step"] == step and line["split"] not in due)
+        ]
+        self.path = run / METRICS_FILE
+        with checkpoints.atomic_file(self.path) as file:
             file.writelines(json.dumps(line).encode() + b"\n" for line in kept)
-        self.run = run
-        self.loggers: list[Logger] = [LOGGERS[name](run) for name in loggers]
+        # They begin anew, since they may lack what a killed process had not written yet.
+        self.loggers: list[Any] = [LOGGERS[name](run) for name in loggers]
+        for line in kept:
+            self._feed(line)
 
     def __enter__(self) -> _Log:
-        self.file = (self.run / METRICS_FILE).open("a", encoding="utf-8")
+        # Unbuffered: a line is in the file, or the error is raised here.
+        self.file = self.path.open("ab", buffering=0)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
         self.file.close()
         for each in self.loggers:
-            each.finalize("success")
+            try:
+                each.finalize("success" if kind is None else "failed")
+            except OSError as error:
+                logger.error("%s is not complete: %s", type(each).__name__, error)
 
-    def write(
-        self,
-        split: str,
-        step: int,
-        seconds: float,
-        terms: dict[str, float],
-        learning_rate: float | None = None,
-    ) -> None:
-        values = {"seconds": round(seconds, 3), **terms}
-        if learning_rate is not None:
-            values["learning_rate"] = learning_rate
-        self.file.write(json.dumps({"step": step, "split": split, **values}) + "\n")
-        self.file.flush()
-        for each in self.loggers:
-            named = {f"{split}/{name}": value for name, value in values.items()}
-            each.log_metrics(named, step)
+    def write(self, split: str, step: int, values: Mapping[str, float]) -> None:
+        """Write a line.
+
+        Raises:
+            RunError: it cannot be written.
+        """
+        line = {"step": step, "split": split, **values}
+        data = json.dumps(line).encode() + b"\n"
+        try:
+            if self.file.write(data) != len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self._feed(line)
+        except OSError as error:
+            raise checkpoints.unwritable(self.path, error) from error
+
+    def _feed(self, line: Mapping[str, Any]) -> None:
+        named = {
+            f"{line['split']}/{name}": value
+            for name, value in line.items()
+            if name not in ("step", "split")
+        }
+        for each in tuple(self.loggers):
+            try:
+                each.log_metrics(named, line["step"])
+            except ValueError as error:  # such as for a folder whose name it cannot write
+                self.loggers.remove(each)
+                name = type(each).__name__
+                logger.warning("%s is left out: %s", name, " ".join(str(error).split())[:300])
 
 
 class _NoLog(_Log):
@@ -540,22 +838,39 @@ class _NoLog(_Log):
 def read_metrics(run: Path) -> list[dict[str, Any]]:
     """Return the lines of a run's ``metrics.jsonl``, none if it has not been written.
 
+    A last line that is torn, as by a process that was killed while it wrote, is left out.
+
     Raises:
-        RunError: a line that is not JSON.
+        RunError: another line is damaged.
     """
     path = run / METRICS_FILE
     if not path.exists():
         return []
+    texts = path.read_bytes().rstrip(b"\n").split(b"\n")
     lines = []
-    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError as error:
+    for number, text in enumerate(texts, start=1):
+        line = _parse_line(text)
+        if line is not None:
+            lines.append(line)
+        elif number < len(texts):
             raise RunError(
-                f"Line {number} of {path} is not JSON ({error.msg}). Remove the line to go on; "
-                f"the other lines are good."
-            ) from error
+                f"Line {number} of {path} is damaged. Remove the line to go on; the other lines "
+                f"are good."
+            )
     return lines
+
+
+def _parse_line(text: bytes) -> dict[str, Any] | None:
+    """Return a line of ``metrics.jsonl``, or None if it is damaged."""
+    try:
+        line = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(line, dict) or type(line.get("step")) is not int:
+        return None
+    split, values = line.get("split"), {k: v for k, v in line.items() if k != "split"}
+    good = isinstance(split, str) and all(type(each) in (int, float) for each in values.values())
+    return line if good else None
 
 
 class _Loss(nn.Module):
@@ -567,7 +882,8 @@ class _Loss(nn.Module):
 
     def forward(self, *parts: Any) -> dict[str, Tensor]:
         """Return the terms of the loss."""
-        return self.model.loss(SequenceBatch(*parts))
+        with trusted_arguments():  # looking at every pixel would cost time
+            return self.model.loss(SequenceBatch(*parts))
 
 
 def validation_batches(
@@ -577,6 +893,29 @@ def validation_batches(
     indices = torch.arange(min(count, len(data)), device=data.device)
     for part in indices.split(batch_size):
         yield data.sample(part, data.round_robin(part))
+
+
+def check_samples(data: SequenceDataset, indices: Iterable[int] | Tensor) -> None:
+    """Read whole sequences one by one.
+
+    Args:
+        data: a data set.
+        indices: numbers of the samples.
+
+    Raises:
+        DataError: one cannot be read, or its pixels are not in [0, 1]; the message says which.
+
+    Example:
+        >>> from flowfactor.data import Sprites
+        >>> check_samples(Sprites(10), range(10))
+    """
+    for index in map(int, indices):
+        try:
+            data.sample([index])
+        except MemoryError:
+            raise
+        except Exception as error:
+            raise DataError(f"Sample {index} is bad: {error}") from error
 
 
 def _as_floats(terms: dict[str, Tensor]) -> dict[str, float]:

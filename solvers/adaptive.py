@@ -10,12 +10,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from solvers.checks import check_positive, check_positive_int, needs_gradient, unwrap
+from solvers.checks import (
+    check_finite,
+    check_positive,
+    check_positive_int,
+    needs_gradient,
+    unwrap,
+)
 from solvers.errors import Stopped
 from solvers.step import RungeKutta, Step, advance, make_step, make_time, take_step
 from solvers.types import Parts, Problem, Status
@@ -38,19 +45,31 @@ class AdaptiveMethod(RungeKutta):
     Every integration costs one evaluation beside those of its steps, to choose the first step
     (HNW II.4). A rejected step costs one less than ``stages``: its first stage is kept.
 
+    The error is estimated from the stages alone: what happens between them, such as a short pulse
+    in a long quiet interval, goes unseen at any tolerance. ``max_step`` bounds the distance.
+
     Args:
         rtol: relative tolerance, above 0. In float32 values below 1e-6 cannot be met.
         atol: absolute tolerance, above 0, in the units of the state.
         max_steps: attempted steps allowed in the whole integration, accepted and rejected.
+        first_step: the size of the first step; None: chosen by the method.
+        max_step: the largest size of a step; None: any. Shorter than the shortest thing that the
+            field does is short enough to see it.
+        breakpoints: times at which the field may jump. Steps end just before them (by the smallest
+            difference that the dtype has) and go on just behind, so that every evaluation is on
+            one side.
 
     Raises:
         TypeError: an option is not a number of the right kind.
-        ValueError: an option is not positive, or a tolerance is infinite.
+        ValueError: an option is not positive, or a tolerance or breakpoint is infinite.
     """
 
     rtol: float = 1e-5
     atol: float = 1e-6
     max_steps: int = 10_000
+    first_step: float | None = None
+    max_step: float | None = None
+    breakpoints: tuple[float, ...] = ()
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -60,6 +79,14 @@ class AdaptiveMethod(RungeKutta):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_tolerances(self)
+        where = type(self).__name__
+        for name in ("first_step", "max_step"):
+            if getattr(self, name) is not None:
+                check_positive(f"{where}.{name}", getattr(self, name))
+        if not isinstance(self.breakpoints, tuple):
+            raise TypeError(f"{where}.breakpoints must be a tuple, got {self.breakpoints!r}")
+        for point in self.breakpoints:
+            check_finite(f"{where}.breakpoints", point)
 
     @property
     def is_adaptive(self) -> bool:
@@ -77,28 +104,37 @@ class AdaptiveMethod(RungeKutta):
         """Return the method itself."""
         return self
 
+    def stretch(self, factor: float) -> AdaptiveMethod:
+        """Return the method, without breakpoints, for a time that runs ``factor`` times as fast."""
+        first = None if self.first_step is None else self.first_step / factor
+        longest = None if self.max_step is None else self.max_step / factor
+        return replace(self, first_step=first, max_step=longest, breakpoints=())
+
     def integrate(self, problem: Problem) -> list[Parts]:
         """Return the states at the output times; fewer if the observer ended the integration.
 
         Raises:
             Stopped: the integration could not go on.
         """
-        stats, values, observe = problem.stats, problem.values, problem.observe
+        stats, observe = problem.stats, problem.observe
         tableau, field, z = self.tableau, problem.field, problem.z0
         resolution = torch.finfo(z[0].dtype).eps
-        shifts = _shift_outputs(problem)
+        stops = _list_stops(self, problem)
         rows: list[Parts] = [z]
 
-        t = values[0]
+        t, shift = stops[0].resume, stops[0].shift
         start = make_time(t, z[0])
-        first: Parts | None = field(start if shifts[0] is None else start + shifts[0], z)
+        first: Parts | None = field(start if shift is None else start + shift, z)
         assert first is not None
-        h = _choose_first_step(self, problem, first)
+        h = _choose_first_step(self, problem, t, stops[1].time, first)
         after_rejection = last_was_nan = False
-        for i, target in enumerate(values[1:]):
+        for before, stop in pairwise(stops):
+            target = stop.time
             while t != target:
                 if stats.steps == self.max_steps:
                     raise Stopped(Status.MAX_STEPS, t, rows)
+                if self.max_step is not None:
+                    h = max(min(h, self.max_step), -self.max_step)
                 remaining = target - t
                 is_last = abs(h) >= abs(remaining)
                 if is_last:
@@ -112,9 +148,9 @@ class AdaptiveMethod(RungeKutta):
                         raise Stopped(status, t, rows)
 
                 step = make_step(tableau, t, end, size, z[0])
-                shift = shifts[i]
-                if shift is not None:
-                    step = _shift_step(step, tableau.c, shift, shifts[i + 1] if is_last else None)
+                if before.shift is not None:
+                    end_shift = stop.shift if is_last else None
+                    step = _shift_step(step, tableau.c, before.shift, end_shift)
                 stats.steps += 1
                 after, stages = take_step(tableau, field, step, z, first)
                 first = stages[0]
@@ -131,12 +167,15 @@ class AdaptiveMethod(RungeKutta):
                 # A step cut short by an output may be too short to tell how long the next can be.
                 longest = factor == LARGEST and abs(h) > abs(size * factor)
                 h = h if longest else size * factor
-                ended = observe is not None and observe(t, z, end, after)
+                ended = observe is not None and observe(t, z, end, after, stages)
                 t, z = end, after
                 first = stages[-1] if tableau.first_same_as_last else None
                 if ended:
                     return rows
-            rows.append(z)
+            if stop.is_output:
+                rows.append(z)
+            if stop.resume != target:
+                t, first = stop.resume, None
         return rows
 
 
@@ -219,20 +258,66 @@ def _rescale(method: AdaptiveMethod, ratio: float, after_rejection: bool) -> flo
     return min(factor, 1.0) if after_rejection else factor
 
 
-def _choose_first_step(method: AdaptiveMethod, problem: Problem, first: Parts) -> float:
+class _Stop(NamedTuple):
+    """A time at which a step ends.
+
+    Attributes:
+        time: where it ends.
+        resume: where the next one begins: at a breakpoint, which lies in between, behind it.
+        is_output: whether the state there is asked for.
+        shift: a zero that carries the gradient with respect to the time, if there is one.
+    """
+
+    time: float
+    resume: float
+    is_output: bool
+    shift: Tensor | None
+
+
+def _list_stops(method: AdaptiveMethod, problem: Problem) -> list[_Stop]:
+    values, direction = problem.values, problem.direction
+    shifts: list[Tensor | None] = [None] * len(values)
+    still = None
+    if needs_gradient(problem.times):
+        shifts = list((problem.times - problem.times.detach()).unbind())
+        still = torch.zeros_like(problem.times[0])
+    stops = [_Stop(t, t, True, shift) for t, shift in zip(values, shifts, strict=True)]
+    if not method.breakpoints:
+        return stops
+    points = torch.tensor(method.breakpoints, dtype=problem.z0[0].dtype)
+    ahead = torch.full_like(points, direction * math.inf)
+    sides = torch.stack([points, points.nextafter(-ahead), points.nextafter(ahead)], dim=1)
+    for point, before, after in sides.tolist():
+        if point in values:
+            i = values.index(point)
+            # Nothing is evaluated outside of the interval.
+            time = point if i == 0 else before
+            resume = point if i == len(values) - 1 else after
+            stops[i] = stops[i]._replace(time=time, resume=resume)
+        elif min(values) < point < max(values):
+            stops.append(_Stop(before, after, False, still))
+    return sorted(stops, key=lambda stop: direction * stop.resume)
+
+
+def _choose_first_step(
+    method: AdaptiveMethod, problem: Problem, t: float, stop: float, first: Parts
+) -> float:
     """Return the size of the first step, after one more evaluation (HNW II.4)."""
     values, field, z = problem.values, problem.field, problem.z0
     controlled = z[: problem.controlled]
     span = abs(values[-1] - values[0])
+    if method.first_step is not None:
+        return problem.direction * min(method.first_step, span)
+    low, high = (min(t, stop), max(t, stop)) if method.breakpoints else (min(values), max(values))
     with torch.no_grad():
         size, slope = torch.stack(measure(method, controlled, (z, first))).tolist()
         small = size < 1e-5 or slope < 1e-5
         h = min(1e-6 if small else 0.01 * size / slope, span)
         if not math.isfinite(size + slope):
             raise Stopped(Status.NON_FINITE, values[0], [z])
-        ahead = values[0] + problem.direction * h
+        ahead = t + problem.direction * h
         trial = advance(z, [first], (1.0,), problem.direction * h)
-        there = field(make_time(min(max(ahead, min(values)), max(values)), z[0]), trial)
+        there = field(make_time(min(max(ahead, low), high), z[0]), trial)
         change = tuple(b - a for a, b in zip(first, there, strict=True))
         bend = measure(method, controlled, (change,))[0].item() / h
     steepest = max(slope, bend)
@@ -241,13 +326,6 @@ def _choose_first_step(method: AdaptiveMethod, problem: Problem, first: Parts) -
     is_flat = steepest <= 1e-15
     longer = max(1e-6, 1e-3 * h) if is_flat else (0.01 / steepest) ** (1 / method.order)
     return problem.direction * min(100 * h, longer, span)
-
-
-def _shift_outputs(problem: Problem) -> list[Tensor | None]:
-    """Return zeros that carry the gradients with respect to the output times, if there are any."""
-    if not needs_gradient(problem.times):
-        return [None] * len(problem.values)
-    return list((problem.times - problem.times.detach()).unbind())
 
 
 def _shift_step(step: Step, nodes: Sequence[float], start: Tensor, end: Tensor | None) -> Step:

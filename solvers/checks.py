@@ -14,7 +14,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from solvers.registry import Registry, suggest
+from solvers.surroundings import name_field
 from solvers.types import Parts, State, Stats, VectorField
+
+TRIAL_EVALUATIONS = 4
 
 Options = TypeVar("Options")
 
@@ -38,6 +41,14 @@ def check_positive(where: str, value: object) -> None:
         raise TypeError(f"{where} must be a positive number, got {value!r}{hint}")
     if not (math.isfinite(value) and value > 0):
         raise ValueError(f"{where} must be positive and finite, got {value}")
+
+
+def check_finite(where: str, value: object) -> None:
+    """Refuse what is not a finite number."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{where} must be finite numbers, got {value!r}")
+    if not math.isfinite(value):
+        raise ValueError(f"{where} must be finite numbers, got {value}")
 
 
 def check_kind(where: str, value: object, kind: type, example: str) -> None:
@@ -101,6 +112,9 @@ def check_times(
 ) -> tuple[Float[Tensor, "n"], list[float]]:
     """Return the output times in dtype and on the device of ``like``, and on the host."""
     times = convert_times("ts", ts, like)
+    if isinstance(ts, Tensor) and times.ndim == 2 and len(like.shape) and times.shape[1]:
+        check_sample_times(times, like)
+        return times, [math.nan] * times.shape[1]
     if times.ndim != 1 or not len(times):
         raise ValueError(
             f"ts must be one-dimensional with at least one time, got shape {tuple(times.shape)}"
@@ -121,6 +135,28 @@ def check_times(
                 f"{times.dtype}, but ts[{i}] = {a} is followed by {b}"
             )
     return times, values
+
+
+def check_sample_times(times: Float[Tensor, "b n"], like: Tensor) -> None:
+    """Refuse times of each sample that are not as those of a single one, with NaN behind them."""
+    if len(times) != len(like):
+        raise ValueError(
+            f"ts has a row for {len(times)} samples, but the state has {len(like)}: shapes "
+            f"{tuple(times.shape)} and {tuple(like.shape)}"
+        )
+    if torch._C._functorch.is_functorch_wrapped_tensor(times):
+        raise ValueError("ts of each sample does not work within torch.func; give shared ones")
+    plain = times.detach()
+    given, differences = ~plain.isnan(), plain.diff(dim=1)
+    wrong = plain.isinf().any(1) | ~given[:, 0] | (given[:, 1:] & ~given[:, :-1]).any(1)
+    both_ways = (differences > 0).any(1) & (differences < 0).any(1)
+    wrong |= both_ways | (differences == 0).any(1)
+    if bool(wrong.any()):
+        i = int(wrong.nonzero()[0, 0])
+        raise ValueError(
+            f"ts[{i}] must be strictly increasing or strictly decreasing in the state's "
+            f"{times.dtype}, with NaN only behind the last time, got {plain[i].tolist()}"
+        )
 
 
 def convert_times(
@@ -153,7 +189,9 @@ def collect_parameters(
                 f"parameters: {gradient} cannot know which tensors the field depends on, as it is "
                 "neither an nn.Module nor a method of one; list them, or give ()"
             )
-        parameters = owner.parameters()
+        # A weight that somebody has replaced by a plain tensor is an attribute, no parameter.
+        plain = (x for m in owner.modules() for x in vars(m).values() if isinstance(x, Tensor))
+        parameters = (*owner.parameters(), *plain)
     # Listed twice, a tensor would receive its gradient twice.
     unique = {id(p): p for p in parameters}
     if isinstance(parameters, Tensor) or not all(isinstance(p, Tensor) for p in unique.values()):
@@ -200,9 +238,12 @@ def needs_gradient(times: Tensor) -> bool:
 
 
 class CountedField:
-    """A field on parts that counts its evaluations and refuses a derivative of another shape.
+    """A field on parts: counted, its results checked, and kept apart from the state.
 
-    Broadcast or converted silently, such a derivative would change the state.
+    A derivative of another shape or dtype is refused: broadcast or converted silently, it would
+    change the state. A field that writes into its argument gets a copy, and the result of one that
+    returns the same memory again and again is copied. Both show in the first evaluations, for which
+    copies are made in any case; a field that begins to write later is refused.
 
     Args:
         field: the caller's field.
@@ -211,11 +252,13 @@ class CountedField:
 
     Attributes:
         backward: whether evaluations count as those of gradients; set once the integration is done.
+        name: what to call the field in messages.
     """
 
     def __init__(self, field: VectorField, z0: State, stats: Stats) -> None:
         self.backward = False
-        self._field = field
+        self.function = field
+        self.name = name_field(field)
         self._stats = stats
         self._is_tuple = isinstance(z0, tuple)
         self._like = [(z.shape, z.dtype) for z in (z0 if isinstance(z0, tuple) else (z0,))]
@@ -225,28 +268,74 @@ class CountedField:
             if torch.is_autocast_enabled(device)
             else None
         )
+        self._lends_copies = self._takes_copies = True
+        self._first: list[Tensor] = []  # what the first evaluations returned
+        self._trials = TRIAL_EVALUATIONS
+        self._last: list[tuple[Tensor, int]] = []  # what the last one returned, and its version
+        self._ready: tuple[Tensor, Parts, Parts] | None = None
 
     def __call__(self, t: Float[Tensor, "*b"], z: Parts) -> Parts:
         """Return ``dz/dt`` at ``(t, z)``, in the shapes and dtype of the state."""
+        if self._ready is not None:
+            (time, start, slopes), self._ready = self._ready, None
+            if torch.equal(time, t) and all(map(torch.equal, start, z)):
+                return slopes
         if self.backward:
             self._stats.backward_evaluations += 1
         else:
             self._stats.evaluations += 1
-        state = z if self._is_tuple else z[0]
+        watched = not _hides_writes(z)
+        lent = z if watched and not self._lends_copies else tuple(part.clone() for part in z)
+        versions = [part._version for part in lent] if watched else []
+        state: State = lent if self._is_tuple else lent[0]
         if self.backward and self._autocast is not None:
             with self._autocast:  # gradients are computed where autocast is off again
-                value = self._field(t, state)
+                value = self.function(t, state)
         else:
-            value = self._field(t, state)
+            value = self.function(t, state)
+        if watched and versions != [part._version for part in lent]:
+            if lent is z:
+                raise ValueError(
+                    f"{self.name} wrote into its argument z at t = {float(t.reshape(-1)[0])}, "
+                    "which it had not at first; let it work on z.clone()"
+                )
+        elif watched and self._trials == TRIAL_EVALUATIONS:
+            self._lends_copies = False
         if not self._is_tuple:
-            return (self._check(value, 0, ""),)
+            return self._take((self._check(value, 0, ""),))
         if not isinstance(value, tuple) or len(value) != len(self._like):
             got = f"{len(value)} tensors" if isinstance(value, tuple) else type(value).__name__
             raise TypeError(
                 f"field(t, z) must return a tuple of {len(self._like)} tensors, as z is one; it "
                 f"returned {got}"
             )
-        return tuple(self._check(v, i, f"[{i}]") for i, v in enumerate(value))
+        return self._take(tuple(self._check(v, i, f"[{i}]") for i, v in enumerate(value)))
+
+    def remember(self, t: Tensor, z: Parts, slopes: Parts) -> None:
+        """Let the next call, if it is at the same point, return what is known already."""
+        self._ready = (t, z, slopes)
+
+    def _take(self, values: Parts) -> Parts:
+        """Return the values, in memory that the field will not write to."""
+        if _hides_writes(values):
+            return tuple(value.clone() for value in values)
+        if any(value._version != version for value, version in self._last):
+            raise ValueError(
+                f"{self.name} wrote into a derivative that it had returned before; let it return "
+                "a new tensor"
+            )
+        if self._trials:
+            self._trials -= 1
+            self._first += values
+            places = [value.untyped_storage().data_ptr() for value in self._first]
+            self._takes_copies = self._trials > 0 or len(set(places)) < len(places)
+            if not self._trials:
+                self._first = []
+            return tuple(value.clone() for value in values)
+        if self._takes_copies:
+            return tuple(value.clone() for value in values)
+        self._last = [(value, value._version) for value in values]
+        return values
 
     def _check(self, value: object, i: int, where: str) -> Tensor:
         shape, dtype = self._like[i]
@@ -265,3 +354,13 @@ class CountedField:
                 "convert one of them"
             )
         return value
+
+
+def _hides_writes(parts: Parts) -> bool:
+    """Return whether writing into tensors leaves no trace, as in inference mode."""
+    return (
+        torch.compiler.is_compiling()
+        or torch.is_inference_mode_enabled()
+        or any(x.is_inference() for x in parts)
+        or any(torch._C._functorch.is_functorch_wrapped_tensor(x) for x in parts)
+    )

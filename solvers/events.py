@@ -10,12 +10,14 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from solvers.adaptive import AdaptiveMethod
 from solvers.checks import CountedField
 from solvers.errors import SolverError, Stopped, explain
 from solvers.gradients import Direct, Gradient, check_steps
 from solvers.methods import Dopri5
 from solvers.solve import prepare, solve
 from solvers.step import Method, RungeKutta, Step, append_axes, make_time, select, take_step
+from solvers.surroundings import Surroundings
 from solvers.types import Parts, Problem, Solution, State, Stats, Status, VectorField
 
 MAX_TRIALS = 200
@@ -52,15 +54,18 @@ def solve_until(
     gradient: Gradient = Direct(),
     *,
     direction: Literal["either", "rising", "falling"] = "either",
+    samples: int = 4,
     parameters: Iterable[Tensor] | None = None,
     max_steps: int | None = None,
 ) -> EventSolution:
     r"""Integrate ``dz/dt = field(t, z)`` until ``event(t, z)`` crosses 0 for the first time.
 
-    The event function is looked at between the steps of the method: where its sign changes, the
-    time in between is found to the precision of the dtype by bisection and the secant rule, with
-    steps of the method to every trial time. Two crossings within one step go unseen: give a fixed
-    method enough steps, an adaptive one a tolerance to match.
+    The event function is looked at after every step of the method, and at ``samples`` times inside
+    of it, on a cubic interpolation: where its sign changes, the time in between is found to the
+    precision of the dtype by bisection and the secant rule, with steps of the method to every trial
+    time. A change of sign that lasts for longer than ``1 / (samples + 1)`` of a step is seen (to
+    the accuracy of the interpolation); two crossings closer to each other may go unseen. An
+    adaptive method with ``max_step``, or the steps of a fixed one, bound that distance.
 
     Gradients are those of the implicit function ``g(t^*, z(t^*)) = 0``,
 
@@ -85,6 +90,8 @@ def solve_until(
         gradient: how to differentiate.
         direction: the sign after the event: count only crossings from below, ``"rising"`` (as time
             goes on in the direction of the integration), or from above, ``"falling"``.
+        samples: how often the event is looked at inside a step; 0: not at all. The cubic costs
+            methods whose last stage is not the next first one an evaluation for every step.
         parameters: see :func:`solvers.solve`; those that ``event`` depends on need not be listed.
         max_steps: see :func:`solvers.solve`.
 
@@ -96,7 +103,8 @@ def solve_until(
         TypeError, ValueError: as :func:`solvers.solve`; the event's shape is neither ``()`` nor
             ``(B,)``, or it is not finite; or it touches 0 where a gradient is asked for
             (``dg/dt = 0``), and its time has no derivative; or ``span`` is not a start and an
-            end.
+            end; or the field draws random numbers in every evaluation, and is another one in the
+            search and after it.
 
     Source: Chen, Amos, Nickel, "Learning neural event functions for ordinary differential
     equations", ICLR 2021 (arXiv 2011.03902), for the gradient.
@@ -121,22 +129,39 @@ def solve_until(
         raise TypeError(f"event must be callable as event(t, z), got {type(event).__name__}")
     if direction not in DIRECTIONS:
         raise ValueError(f"direction must be one of {', '.join(DIRECTIONS)}, got {direction!r}")
+    if isinstance(samples, bool) or not isinstance(samples, int):
+        raise TypeError(f"samples must be an integer >= 0, got {samples!r}")
+    if samples < 0:
+        raise ValueError(f"samples must be an integer >= 0, got {samples}")
     call = prepare(field, z0, span, method, gradient, parameters, max_steps)
     problem, method = call.problem, call.method
     check_steps("solve_until", method)
     assert isinstance(method, RungeKutta)
-    if len(problem.values) != 2:
+    if len(problem.values) != 2 or problem.times.ndim != 1:
         raise ValueError(f"span must be a start and an end, got {len(problem.values)} times")
 
     # 1. Where is it? 2. Integrate to there, with gradients. 3. Add those of the time.
     checked = _CheckedEvent(event, z0)
-    with torch.no_grad():
-        t, occurred = _Search(method, problem, checked, direction).run()
+    surroundings = Surroundings(field, [part.device for part in problem.z0])
+    with torch.no_grad(), surroundings.restore(surroundings.save(), random=False, buffers=True):
+        call.field.remember(problem.times[0], problem.z0, call.field(problem.times[0], problem.z0))
+        started = surroundings.save()
+        t, occurred = _Search(method, problem, checked, direction, samples).run()
+        if surroundings.save().random is not started.random:
+            raise ValueError(
+                f"{call.field.name} draws random numbers in every evaluation, so that the time of "
+                "an event is not defined; draw them once, before"
+            )
 
-    def integrate(field: VectorField, times: Sequence[float]) -> Solution:
-        return solve(field, z0, times, method, gradient, parameters=call.parameters)
+    def integrate(
+        field: VectorField, times: Tensor | Sequence[float], method: Method, per_sample: bool
+    ) -> Solution:
+        parameters = call.parameters
+        return solve(
+            field, z0, times, method, gradient, parameters=parameters, per_sample=per_sample
+        )
 
-    z, stats = _integrate_to(t, field, problem, integrate)
+    z, stats = _integrate_to(t, field, problem, method, integrate)
     t, z = _attach_gradient(t, z, occurred, checked, call.field)
     stats.evaluations += problem.stats.evaluations
     stats.steps += problem.stats.steps
@@ -146,7 +171,7 @@ def solve_until(
 
 
 class _CheckedEvent:
-    """The event function on parts, its value checked."""
+    """The event function on parts, its value checked, and apart from what it may write to."""
 
     def __init__(self, event: Event, z0: State) -> None:
         self._event = event
@@ -154,27 +179,39 @@ class _CheckedEvent:
         self._batch = (z0[0] if isinstance(z0, tuple) else z0).shape[:1]
 
     def __call__(self, t: Float[Tensor, "*t"], z: Parts) -> Float[Tensor, "*b"]:
-        value = self._event(t, z if self._is_tuple else z[0])
+        value = self.look(t, z)
+        if not bool(value.detach().isfinite().all()):
+            raise ValueError("event(t, z) is NaN or infinite")
+        return value
+
+    def look(self, t: Float[Tensor, "*t"], z: Parts) -> Float[Tensor, "*b"]:
+        """Return the value of the event, finite or not."""
+        z = tuple(part.clone() for part in z)
+        value = self._event(t.clone(), z if self._is_tuple else z[0])
         if not isinstance(value, Tensor):
             raise TypeError(f"event(t, z) must be a tensor, got {type(value).__name__}")
         if value.shape not in (torch.Size(), self._batch):
             allowed = "a scalar" + (f" or {tuple(self._batch)}" if self._batch else "")
             raise ValueError(f"event(t, z) has shape {tuple(value.shape)}; it must be {allowed}")
-        if not bool(value.detach().isfinite().all()):
-            raise ValueError("event(t, z) is NaN or infinite")
-        return value
+        return value.clone()
 
 
 class _Search:
     """Watches the steps of an integration, and finds the first crossing of every sample."""
 
     def __init__(
-        self, method: RungeKutta, problem: Problem, event: _CheckedEvent, direction: str
+        self,
+        method: RungeKutta,
+        problem: Problem,
+        event: _CheckedEvent,
+        direction: str,
+        samples: int,
     ) -> None:
         self.event = event
         self._method = method
         self._problem = problem
         self._direction = direction
+        self._samples = samples
 
     def run(self) -> tuple[Float[Tensor, "*b"], Bool[Tensor, "*b"]]:
         """Return the time of the event, and whether it occurred; the end if it did not."""
@@ -185,9 +222,10 @@ class _Search:
             return torch.full_like(value, end), torch.zeros_like(value, dtype=torch.bool)
         self._before = value
         self._occurred = torch.zeros_like(value, dtype=torch.bool)
-        # The step in which it occurred: start, state there, size, and values at its two ends.
+        # The step in which it occurred: start, state there, and sizes before and after it with the
+        # values of the event.
         self._start = torch.full_like(value, end, dtype=torch.float64)
-        self._size = torch.zeros_like(self._start)
+        self._low, self._high = torch.zeros_like(self._start), torch.zeros_like(self._start)
         self._state = problem.z0
         self._values = (value, value)
         try:
@@ -202,28 +240,78 @@ class _Search:
         message = explain(status, time, end, self._method, dtype, "the search")
         return SolverError(message, status, time, problem.stats)
 
-    def _observe(self, t: float, z: Parts, end: float, after: Parts) -> bool:
+    def _observe(
+        self, t: float, z: Parts, end: float, after: Parts, stages: Sequence[Parts]
+    ) -> bool:
         if not all(bool(part.isfinite().all()) for part in after):
             raise self._fail(Status.NON_FINITE, t)
         before, value = self._before, self.event(make_time(end, z[0]), after)
-        rising, falling = (before < 0) & (value >= 0), (before > 0) & (value <= 0)
-        crossed = {"rising": rising, "falling": falling, "either": rising | falling}
-        new = crossed[self._direction] & ~self._occurred
-        self._occurred = self._occurred | new
-        self._start = torch.where(new, t, self._start)
-        self._size = torch.where(new, end - t, self._size)
-        self._state = select(new, z, self._state)
-        low, high = self._values
-        self._values = (torch.where(new, before, low), torch.where(new, value, high))
+        inner = self._look_inside(t, z, end, after, stages)
+        seen = torch.stack([before, *inner, value])
+        new, changes = self._cross(seen[:-1], seen[1:])
+        low, high = torch.zeros_like(self._low), torch.full_like(self._low, end - t)
+        at_low, at_high = before, value
+        # One change of sign, that of the whole step, needs no closer look.
+        hidden = new.any(0) & ~(self._cross(before, value)[0] & (changes.sum(0) == 1))
+        hidden = hidden & ~self._occurred
+        occurs = self._cross(before, value)[0]
+        if bool(hidden.any()):
+            place = new.to(torch.uint8).argmax(0).double() / (len(seen) - 1)
+            a, b = place * (end - t), (place + 1 / (len(seen) - 1)) * (end - t)
+            ends = [self._evaluate_after(t, size, z) for size in (a, b)]
+            # By the method itself, which may not confirm what the interpolation shows.
+            hidden = hidden & self._cross(*ends)[0]
+            low, high = torch.where(hidden, a, low), torch.where(hidden, b, high)
+            at_low = torch.where(hidden, ends[0], at_low)
+            at_high = torch.where(hidden, ends[1], at_high)
+            occurs = occurs | hidden
+        occurs = occurs & ~self._occurred
+        self._occurred = self._occurred | occurs
+        self._start = torch.where(occurs, t, self._start)
+        self._low = torch.where(occurs, low, self._low)
+        self._high = torch.where(occurs, high, self._high)
+        self._state = select(occurs, z, self._state)
+        self._values = (
+            torch.where(occurs, at_low, self._values[0]),
+            torch.where(occurs, at_high, self._values[1]),
+        )
         self._before = value
         return bool(self._occurred.all())
 
+    def _cross(self, before: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Return where the event occurs between two values, and where its sign changes at all."""
+        rising, falling = (before < 0) & (value >= 0), (before > 0) & (value <= 0)
+        either = rising | falling
+        return {"rising": rising, "falling": falling, "either": either}[self._direction], either
+
+    def _look_inside(
+        self, t: float, z: Parts, end: float, after: Parts, stages: Sequence[Parts]
+    ) -> list[Tensor]:
+        """Return the event at times inside a step; not finite, it counts as unchanged."""
+        if not self._samples:
+            return []
+        last = stages[-1]
+        if not self._method.tableau.first_same_as_last:
+            last = self._problem.field(make_time(end, z[0]), after)
+        values = [self._before]
+        for i in range(1, self._samples + 1):
+            x, h = i / (self._samples + 1), end - t
+            at = tuple(
+                (1 - x) * a
+                + x * b
+                - x * (1 - x) * ((1 - 2 * x) * (b - a) + h * ((x - 1) * k + x * m))
+                for a, b, k, m in zip(z, after, stages[0], last, strict=True)
+            )
+            value = self.event.look(make_time(t + x * h, z[0]), at)
+            values.append(torch.where(value.isfinite(), value, values[-1]))
+        return values[1:]
+
     def _find_root(self) -> Float[Tensor, "*b"]:
         """Return how long after the start of its step each event is."""
-        a, b = torch.zeros_like(self._size), self._size
+        a, b = self._low, self._high
         at_a, at_b = (value.double() for value in self._values)
         resolution = 2 * torch.finfo(self._problem.times.dtype).eps
-        smallest = resolution * torch.maximum((self._start + b).abs(), self._size.abs())
+        smallest = resolution * torch.maximum((self._start + b).abs(), b.abs())
         for i in range(MAX_TRIALS):
             if bool(((b - a).abs() <= smallest).all()):
                 break
@@ -232,36 +320,50 @@ class _Search:
             trial = b - at_b * (b - a) / (at_b - at_a)
             inside = (trial - a) * (trial - b) <= 0  # false for a NaN
             trial = torch.where(inside & (i % 3 < 2), trial, (a + b) / 2)
-            value = self._evaluate_after(trial).double()
+            value = self._evaluate_after(self._start, trial, self._state).double()
             beyond = value.sign() != at_a.sign()  # a 0 as well
             at_a = torch.where(beyond, at_a / 2, value)
             at_b = torch.where(beyond, value, at_b / 2)
             a, b = torch.where(beyond, a, trial), torch.where(beyond, trial, b)
         return b
 
-    def _evaluate_after(self, size: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+    def _evaluate_after(
+        self, start: float | Tensor, size: Float[Tensor, "*b"], z: Parts
+    ) -> Float[Tensor, "*b"]:
         tableau, dtype = self._method.tableau, self._problem.times.dtype
-        times = [(self._start + c * size).to(dtype) for c in tableau.c]
+        times = [(start + c * size).to(dtype) for c in tableau.c]
         step = Step(times, size.to(dtype))
-        after, _ = take_step(tableau, self._problem.field, step, self._state)
-        return self.event((self._start + size).to(dtype), after)
+        after, _ = take_step(tableau, self._problem.field, step, z)
+        return self.event((start + size).to(dtype), after)
 
 
 def _integrate_to(
     t: Float[Tensor, "*b"],
     field: VectorField,
     problem: Problem,
-    integrate: Callable[[VectorField, Sequence[float]], Solution],
+    method: Method,
+    integrate: Callable[..., Solution],
 ) -> tuple[Parts, Stats]:
     """Return the state at ``t``, which may differ between the samples."""
     start = problem.times[0].detach()
     if t.ndim == 0:
         if bool(t == start):
-            return problem.z0, Stats()
-        solution = integrate(field, [start.item(), t.item()])
+            return tuple(part.clone() for part in problem.z0), Stats()
+        solution = integrate(field, [start.item(), t.item()], method, False)
+    elif isinstance(method, AdaptiveMethod) and method.breakpoints:
+        # Where the samples are at different times, they meet them at different times too.
+        moves = t != start
+        times = torch.stack([start.expand_as(t), t.where(moves, torch.nan)], dim=1)
+        solution = integrate(field, times, method, True)
+        ys = solution.ys if isinstance(solution.ys, tuple) else (solution.ys,)
+        ends = select(moves, tuple(y[1] for y in ys), tuple(y[0] for y in ys))
+        return ends, solution.stats
     else:
         # In units of each sample's own duration they all end at 1.
         duration = t - start
+        longest = max(duration.abs().tolist(), default=0.0)
+        if isinstance(method, AdaptiveMethod) and longest:
+            method = method.stretch(longest)
 
         def scaled(s: Tensor, z: State) -> State:
             value = field(start + s * duration, z)
@@ -269,7 +371,7 @@ def _integrate_to(
                 return value * append_axes(duration, value)
             return tuple(v * append_axes(duration, v) for v in value)
 
-        solution = integrate(scaled, [0.0, 1.0])
+        solution = integrate(scaled, [0.0, 1.0], method, False)
     ys = solution.ys if isinstance(solution.ys, tuple) else (solution.ys,)
     return tuple(y[-1] for y in ys), solution.stats
 

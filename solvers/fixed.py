@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from solvers.checks import check_positive_int, needs_gradient
-from solvers.step import RungeKutta, make_steps, take_step
+from solvers.step import RungeKutta, Step, make_steps, take_step
 from solvers.types import Parts, Problem
 
 Counts = int | tuple[int, ...]
@@ -59,6 +59,8 @@ class FixedMethod(RungeKutta):
         """Return the states at the output times; fewer if the observer ended the integration."""
         observe, stats, z = problem.observe, problem.stats, problem.z0
         counts = spread(self.steps, len(problem.values) - 1)
+        if problem.times.ndim == 2:
+            return self._integrate_own_times(problem, counts)
         values = _divide(problem.values, counts)
         if needs_gradient(problem.times):
             steps = make_steps(self.tableau, divide_intervals(problem.times, self.steps), [])
@@ -67,16 +69,38 @@ class FixedMethod(RungeKutta):
         outputs = set(accumulate(counts))
         rows = [z]
         for i, step in enumerate(steps, start=1):
-            after, _ = take_step(self.tableau, problem.field, step, z)
+            after, stages = take_step(self.tableau, problem.field, step, z)
             stats.steps += 1
             stats.accepted += 1
-            ended = observe is not None and observe(values[i - 1], z, values[i], after)
+            ended = observe is not None and observe(values[i - 1], z, values[i], after, stages)
             z = after
             if i in outputs:
                 rows.append(z)
             if ended:
                 break
         return rows
+
+    def _integrate_own_times(self, problem: Problem, counts: Sequence[int]) -> list[Parts]:
+        """Return the states at the times that every sample has for itself."""
+        c, stats, z = self.tableau.c, problem.stats, problem.z0
+        rows = [z]
+        for (a, b), n in zip(pairwise(fill_times(problem.times).unbind(1)), counts, strict=True):
+            points = [a, *(a + (b - a) * (j / n) for j in range(1, n)), b]
+            for start, end in pairwise(points):
+                size = end - start
+                times = [end if x == 1.0 else start + x * size if x else start for x in c]
+                z, _ = take_step(self.tableau, problem.field, Step(times, size), z)
+                stats.steps += 1
+                stats.accepted += 1
+            rows.append(z)
+        return rows
+
+
+def fill_times(times: Float[Tensor, "*b n"]) -> Float[Tensor, "*b n"]:
+    """Return times in which the last one of every sample stands in place of the NaN behind it."""
+    last = times.isfinite().sum(-1, keepdim=True) - 1
+    places = torch.arange(times.shape[-1], device=times.device).expand(times.shape)
+    return times.gather(-1, torch.minimum(places, last))
 
 
 def spread(steps: Counts, intervals: int) -> tuple[int, ...]:

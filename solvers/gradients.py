@@ -6,6 +6,7 @@ import dataclasses
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, ClassVar
@@ -13,12 +14,19 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from solvers.checks import build, check_kind, check_positive, check_positive_int
+from solvers.checks import (
+    CountedField,
+    build,
+    check_kind,
+    check_positive,
+    check_positive_int,
+)
 from solvers.errors import SolverError, Stopped, explain
 from solvers.fixed import FixedMethod, divide_intervals
 from solvers.methods import METHODS, method_from_name
 from solvers.registry import Registry
 from solvers.step import Method, RungeKutta, make_steps, take_step
+from solvers.surroundings import Surroundings, find_tensors, mark
 from solvers.types import Parts, Problem, Stats
 
 
@@ -177,7 +185,10 @@ class Checkpoint(Gradient):
     ) -> list[Parts]:
         """Return the states at the output times, differentiable in start, times and parameters."""
         assert isinstance(method, RungeKutta)
-        record = _Record(method, problem, self.every)
+        if not torch.is_grad_enabled():
+            return method.integrate(problem)
+        record = _Record(method, problem, self.every, _surround(problem, parameters))
+        parameters = _complete(problem, parameters, self)
         flat = _Segments.apply(record, *problem.z0, problem.times, *parameters)
         return [problem.z0, *_group(flat, len(problem.z0))]
 
@@ -245,17 +256,62 @@ class Adjoint(Gradient):
         self, method: Method, problem: Problem, parameters: tuple[Tensor, ...]
     ) -> list[Parts]:
         """Return the states at the output times, differentiable in start, times and parameters."""
+        if not torch.is_grad_enabled():
+            return method.integrate(problem)
         back: Any = self.method or method
         if self._tolerances():
             back = replace(back, **self._tolerances())
-        flat = _Backsolve.apply(
-            (method, back, self.seminorm), problem, *problem.z0, problem.times, *parameters
-        )
+        surroundings = _surround(problem, parameters)
+        parameters = _complete(problem, parameters, self)
+        started = surroundings.save()
+        settings = (method, back, self.seminorm, surroundings)
+        flat = _Backsolve.apply(settings, problem, *problem.z0, problem.times, *parameters)
+        if surroundings.save().random is not started.random:
+            raise ValueError(
+                f"{_counted(problem).name} draws random numbers in every evaluation, and Adjoint() "
+                "cannot draw the same again on its way back; draw them once, before, or use "
+                "Direct() or Checkpoint()"
+            )
         return [problem.z0, *_group(flat, len(problem.z0))]
 
     def _tolerances(self) -> dict[str, float]:
         given = {"rtol": self.rtol, "atol": self.atol}
         return {name: value for name, value in given.items() if value is not None}
+
+
+def _counted(problem: Problem) -> CountedField:
+    assert isinstance(problem.field, CountedField)
+    return problem.field
+
+
+def _surround(problem: Problem, parameters: Sequence[Tensor]) -> Surroundings:
+    devices = [x.device for x in (*problem.z0, *parameters)]
+    return Surroundings(_counted(problem).function, devices)
+
+
+def _complete(
+    problem: Problem, parameters: tuple[Tensor, ...], gradient: Gradient
+) -> tuple[Tensor, ...]:
+    """Return the parameters, and the other leaves in the graph of the first evaluation.
+
+    The evaluation is the integration's own first one, which is not done again.
+
+    Raises:
+        ValueError: the field depends on another tensor that is not listed.
+    """
+    field = _counted(problem)
+    t, since = problem.times[0].detach(), mark()
+    with torch.enable_grad():
+        z = tuple(part.detach().requires_grad_() for part in problem.z0)
+        slopes = field(t, z)
+    others, older = find_tensors(slopes, (*z, *parameters), since)
+    if older:
+        raise ValueError(
+            f"{field.name} depends on {older}, that requires grad and that {gradient} does not "
+            "know; list it among the parameters, or use Direct()"
+        )
+    field.remember(t, z, tuple(slope.detach() for slope in slopes))
+    return (*parameters, *others)
 
 
 def check_steps(where: str, method: Method) -> None:
@@ -270,9 +326,12 @@ def check_steps(where: str, method: Method) -> None:
 class _Backsolve(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, methods: tuple[Method, Method, bool], problem: Problem, *tensors: Tensor
+        ctx: Any,
+        settings: tuple[Method, Method, bool, Surroundings],
+        problem: Problem,
+        *tensors: Tensor,
     ) -> tuple[Tensor, ...]:
-        method, *ctx.back = methods
+        method, *ctx.back, ctx.surroundings = settings
         ctx.problem = problem
         ctx.set_materialize_grads(False)
         rows = method.integrate(problem)
@@ -284,6 +343,12 @@ class _Backsolve(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        surroundings: Surroundings = ctx.surroundings
+        with surroundings.restore(surroundings.save(), random=False, buffers=True):
+            return _Backsolve._backward(ctx, *grads)
+
+    @staticmethod
+    def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         problem: Problem = ctx.problem
         (method, seminorm), n = ctx.back, len(problem.z0)
         inputs, outputs = ctx.saved_tensors[: ctx.inputs], ctx.saved_tensors[ctx.inputs :]
@@ -365,36 +430,84 @@ class _AdjointField:
 class _Record:
     """What the way forward leaves for the way back."""
 
-    def __init__(self, method: RungeKutta, problem: Problem, every: int) -> None:
+    def __init__(
+        self, method: RungeKutta, problem: Problem, every: int, surroundings: Surroundings
+    ) -> None:
         self.method = method
         self.problem = problem
         self.every = every
         self.grid = problem.values[:1]
+        self.resumed: list[float] = []  # where the steps began
         self.outputs: list[int] = []
         self.starts: list[Parts] = []
+        self.surroundings = surroundings
+        self.snapshots = [surroundings.save()]
 
     def integrate(self) -> list[Parts]:
         """Return the states at the output times; keep those at the starts of segments."""
 
-        def observe(_t: float, z: Parts, end: float, _after: Parts) -> bool:
+        def observe(
+            t: float, z: Parts, end: float, _after: Parts, _stages: Sequence[Parts]
+        ) -> bool:
+            self.resumed.append(t)
             if (len(self.grid) - 1) % self.every == 0:
                 self.starts.append(z)
             self.grid.append(end)
+            if (len(self.grid) - 1) % self.every == 0:
+                self.snapshots.append(self.surroundings.save())
             return False
 
         rows = self.method.integrate(replace(self.problem, observe=observe))
+        before, after = self.snapshots[0], self.surroundings.save()
+        self.draws = after.random is not before.random
+        self.changes_buffers = after.versions != before.versions
         places = {t: i for i, t in enumerate(self.grid)}
-        self.outputs = [places[t] for t in self.problem.values]
+        # At a breakpoint the step ends just before.
+        sign, ahead = self.problem.direction, [self.problem.direction * t for t in self.grid]
+        self.outputs = [
+            places[t] if t in places else max(bisect_right(ahead, sign * t) - 1, 0)
+            for t in self.problem.values
+        ]
         return rows
 
     def move_grid(self, ts: Tensor) -> Tensor:
         """Return the grid as a function of the output times."""
         if isinstance(self.method, FixedMethod):
             return divide_intervals(ts, self.method.steps)
-        # The points between two outputs move with the first of them.
-        place = torch.tensor([bisect_right(self.outputs, i) - 1 for i in range(len(self.grid))])
+        # The points between two outputs move with the first of them; not at and behind a
+        # breakpoint.
+        place, still, last = [], [], -1
+        for i, point in enumerate(self.grid):
+            place.append(bisect_right(self.outputs, i) - 1)
+            if i < len(self.resumed) and self.resumed[i] != point:
+                last = i
+            still.append(self.outputs[place[-1]] < last)
         grid = torch.tensor(self.grid, dtype=ts.dtype, device=ts.device)
-        return grid + (ts - ts.detach())[place.to(ts.device)]
+        moves = (ts - ts.detach())[torch.tensor(place, device=ts.device)]
+        return grid + moves.masked_fill(torch.tensor(still, device=ts.device), 0.0)
+
+    def return_to(self, segment: int) -> AbstractContextManager[None]:
+        """Draw the random numbers of a segment again, and leave buffers as they are."""
+        if not self.draws and not self.changes_buffers:
+            return nullcontext()
+        return self.surroundings.restore(self.snapshots[segment], self.draws, self.changes_buffers)
+
+    def check(self, misses: Sequence[Tensor]) -> None:
+        """Refuse a field that gave other values than on the way forward.
+
+        Args:
+            misses: by how much the ends of the segments missed, in units of what may be rounding.
+
+        Raises:
+            ValueError: one of them did.
+        """
+        if misses and not bool((torch.stack(list(misses)) <= 1.0).all()):
+            raise ValueError(
+                f"{_counted(self.problem).name} gives other values when it is evaluated again at "
+                "the same t and z, so that Checkpoint() has no gradient. torch's random numbers "
+                "(with fixed steps) and the buffers of modules are restored; generators of its "
+                "own, counters and the like are not: use Direct()"
+            )
 
     def segments(self) -> list[tuple[int, int]]:
         """Return first and last grid point of every segment."""
@@ -412,7 +525,7 @@ class _Segments(torch.autograd.Function):
         rows = record.integrate()
         ctx.record = record
         ctx.set_materialize_grads(False)
-        starts = [part for start in record.starts for part in start]
+        starts = [part for start in (*record.starts, rows[-1]) for part in start]
         ctx.save_for_backward(*tensors[n:], *starts)
         ctx.kept = len(starts)
         record.starts.clear()  # saved tensors are watched for changes, those of a list are not
@@ -436,11 +549,12 @@ class _Segments(torch.autograd.Function):
         carry: Parts = tuple(torch.zeros_like(z) for z in states[0])
         total: list[Tensor | None] = [None] * len(parameters)
         grad_grid = torch.zeros_like(grid)
+        misses: list[Tensor] = []
         for i, (a, b) in reversed(list(enumerate(record.segments()))):
-            with torch.enable_grad():
+            with record.return_to(i), torch.enable_grad():
                 start = tuple(part.detach().requires_grad_() for part in states[i])
                 points = grid[a : b + 1].detach().requires_grad_(moving)
-                steps = make_steps(tableau, points, record.grid[a : b + 1])
+                steps = make_steps(tableau, points, record.grid[a : b + 1], record.resumed[a:b])
                 z, first, ends = start, None, []
                 for j, step in enumerate(steps, start=a + 1):
                     z, stages = take_step(tableau, problem.field, step, z, first)
@@ -448,6 +562,7 @@ class _Segments(torch.autograd.Function):
                     ends += [(e, g) for e, g in zip(z, arriving.get(j, ()), strict=False)]
                 problem.stats.backward_steps += len(steps)
                 ends += list(zip(z, carry, strict=True))
+            misses += map(_miss, z, states[i], states[i + 1])
             wanted = [(e, g) for e, g in ends if g is not None and e.requires_grad]
             inputs = (*start, *((points,) if moving else ()), *parameters)
             found = differentiate(wanted, inputs)
@@ -456,8 +571,19 @@ class _Segments(torch.autograd.Function):
                 grad_grid[a : b + 1] += fill(found[n], points)
             of_parameters = found[len(inputs) - len(parameters) :]
             total = [add(p, q) for p, q in zip(total, of_parameters, strict=True)]
+        record.check(misses)
         grad_ts = torch.autograd.grad(grid, leaf, grad_grid)[0] if moving else None
         return (None, *carry, grad_ts, *total)
+
+
+@torch.no_grad()
+def _miss(end: Tensor, start: Tensor, expected: Tensor) -> Tensor:
+    """Return how far a segment's end is from where it was, in units of what may be rounding."""
+    norm = torch.linalg.vector_norm
+    size = torch.maximum(norm(expected), norm(start))
+    tiny = torch.finfo(size.dtype).tiny
+    miss: Tensor = norm(end - expected) / (size * torch.finfo(size.dtype).eps ** 0.5 + tiny)
+    return miss
 
 
 def differentiate(

@@ -46,8 +46,9 @@ def method_from_name(name: str, **options: Any) -> Method:
     Args:
         name: one of ``METHODS``: ``rk4``, ``dopri5``, ...
         options: the fields of the class: ``steps`` (an integer, or a list or tuple of one per
-            output interval), or ``rtol``, ``atol`` and ``max_steps``; for ``torchdiffeq`` all of
-            these, ``solver`` and ``options``.
+            output interval), or ``rtol``, ``atol``, ``max_steps``, ``first_step``, ``max_step``
+            and ``breakpoints``; for ``torchdiffeq`` ``solver``, ``steps``, the tolerances,
+            ``max_steps`` and ``options``.
 
     Raises:
         ValueError: an unknown name (``UnknownNameError``) or option, or a value out of range.
@@ -57,8 +58,9 @@ def method_from_name(name: str, **options: Any) -> Method:
         >>> method_from_name("rk4", steps=[1, 2])
         RK4(steps=(1, 2))
     """
-    if isinstance(options.get("steps"), list):  # YAML has no tuples
-        options["steps"] = tuple(options["steps"])
+    for key in ("steps", "breakpoints"):
+        if isinstance(options.get(key), list):  # YAML has no tuples
+            options[key] = tuple(options[key])
     return build(METHODS, name, options)
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from solvers.adaptive import (
@@ -18,6 +19,7 @@ from solvers.adaptive import (
     measure,
 )
 from solvers.checks import needs_gradient
+from solvers.fixed import fill_times
 from solvers.step import Step, advance, select, take_step
 from solvers.types import Parts, Problem, SampleObserver, Samples, Status
 
@@ -40,39 +42,40 @@ def integrate_per_sample(
         observe: called with the times and states of all samples before every attempt and at the
             end.
     """
-    field, z, values = problem.field, problem.z0, problem.values
+    field, z = problem.field, problem.z0
     tableau, dtype = method.tableau, z[0].dtype
     resolution = torch.finfo(dtype).eps
-    # Zeros that carry the gradients with respect to the output times, if there are any.
     moving = needs_gradient(problem.times)
-    shifts = problem.times - problem.times.detach()
-    targets = torch.tensor(values, dtype=torch.float64, device=z[0].device)
-    last = len(values) - 1
-
     # Times are kept in double precision: in that of the state, the sum of the steps would drift.
-    t = torch.full((len(z[0]),), values[0], dtype=torch.float64, device=z[0].device)
+    stops = _list_stops(method, problem)
+    last = stops.last
+
+    t = stops.resume[:, 0]
     status = torch.full_like(t, _SUCCESS, dtype=torch.long)
     accepted, rejected = torch.zeros_like(status), torch.zeros_like(status)
     was_rejected = was_nan = torch.zeros_like(status, dtype=torch.bool)
     rows: list[Parts] = [z]
 
-    first: Parts | None = field(t.to(dtype) + shifts[0], z)
+    first: Parts | None = field(t.to(dtype) + stops.shifts[..., 0], z)
     assert first is not None
-    h = _choose_first_steps(method, problem, t, first)
+    h = _choose_first_steps(method, problem, stops, first)
     lost = ~h.isfinite()
     status = torch.where(lost, _NON_FINITE, status)
     if bool(lost.any()) and not bool(lost.all()):
         # Their places are taken by copies of another sample: a derivative that is not finite, even
         # one that is not used, would make the gradients of shared parameters NaN.
         z = select(lost, tuple(part[~lost][:1].detach() for part in z), z)
-        first = field(t.to(dtype) + shifts[0], z)
+        first = field(t.to(dtype) + stops.shifts[..., 0], z)
     goal = torch.ones_like(status)  # the number of the next output of every sample
     nowhere = tuple(torch.full_like(part, torch.nan) for part in z)
-    rows += [nowhere] * last
+    rows += [nowhere] * (problem.times.shape[-1] - 1)
     while True:
         running = (goal <= last) & (status == _SUCCESS)
-        target = targets[goal.clamp(max=last)]
+        here = torch.minimum(goal, last)[:, None]
+        target = stops.times.gather(1, here)[:, 0]
         remaining = target - t
+        if method.max_step is not None:
+            h = h.clamp(-method.max_step, method.max_step)
         is_last = h.abs() >= remaining.abs()
         # Two equal steps rather than one and a rest.
         size = torch.where(h.abs() > remaining.abs() / 2, remaining / 2, h)
@@ -94,9 +97,8 @@ def integrate_per_sample(
             [(end if c == 1.0 else t + c * size).to(dtype) for c in tableau.c], size.to(dtype)
         )
         if moving:
-            step = _shift_steps(
-                step, tableau.c, is_last, shifts[goal - 1], shifts[goal.clamp(max=last)]
-            )
+            start, stop = stops.shift(goal - 1), stops.shift(here[:, 0])
+            step = _shift_steps(step, tableau.c, is_last, start, stop)
         after, stages = take_step(tableau, field, step, z, first)
         ratio = size.abs() * estimate_error(method, z, after, stages, per_sample=True)
         accept = running & (ratio <= 1.0)  # a NaN is not
@@ -111,8 +113,15 @@ def integrate_per_sample(
         first = select(accept, stages[-1], stages[0]) if tableau.first_same_as_last else None
         t = torch.where(accept, end, t)
         arrived = accept & is_last
-        for i in goal[arrived].unique().tolist():
-            rows[i] = select(arrived & (goal == i), z, rows[i])
+        output = stops.outputs.gather(1, here)[:, 0]
+        for i in output[arrived].unique().tolist():
+            if i >= 0:
+                rows[i] = select(arrived & (output == i), z, rows[i])
+        if method.breakpoints:
+            resume = stops.resume.gather(1, here)[:, 0]
+            jumps = arrived & (resume != t)
+            t = torch.where(jumps, resume, t)
+            first = None if bool(jumps.any()) else first
         goal = goal + arrived
         factor = rescale_steps(method, ratio, was_rejected)
         # A step cut short by an output may be too short to tell how long the next can be.
@@ -144,18 +153,90 @@ def rescale_steps(
     return torch.where(ratio.isfinite(), factor, SMALLEST)
 
 
-def rest(z0: Parts, t: float, outputs: int) -> tuple[list[Parts], Samples]:
+class _Stops(NamedTuple):
+    """The times at which the steps of every sample end.
+
+    Attributes:
+        times: where they end.
+        resume: where the next ones begin: at a breakpoint, which lies in between, behind it.
+        outputs: which output that is; -1: none.
+        shifts: zeros that carry the gradients with respect to the times.
+        last: the number of every sample's last one.
+    """
+
+    times: Float[Tensor, "b m"]
+    resume: Float[Tensor, "b m"]
+    outputs: Int[Tensor, "b m"]
+    shifts: Float[Tensor, "*b m"]
+    last: Int[Tensor, "b"]
+
+    def shift(self, number: Int[Tensor, "b"]) -> Float[Tensor, "b"]:
+        """Return the zero of every sample's stop of that number."""
+        if self.shifts.ndim == 1:
+            return self.shifts[number]
+        return self.shifts.gather(1, number[:, None])[:, 0]
+
+
+def _list_stops(method: AdaptiveMethod, problem: Problem) -> _Stops:
+    batch, dtype = len(problem.z0[0]), problem.z0[0].dtype
+    times = problem.times.expand(batch, -1)
+    outputs = fill_times(times) if problem.times.ndim == 2 else times
+    shifts = outputs - outputs.detach()
+    plain = outputs.detach().double()
+    last = times.isfinite().sum(1) - 1
+    places = torch.arange(times.shape[1], device=times.device).expand(times.shape)
+    if not method.breakpoints:
+        if problem.times.ndim == 1:
+            shifts = problem.times - problem.times.detach()
+        return _Stops(plain, plain, places, shifts, last)
+    points = torch.tensor(method.breakpoints, dtype=dtype, device=times.device).unique()
+    start, end = plain[:, :1], plain[:, -1:]
+    direction = torch.where(end >= start, 1.0, -1.0)
+    more = points.double().expand(batch, -1)
+    everything = torch.cat([plain, more], dim=1)
+    inside = ((more - start) * direction > 0) & ((end - more) * direction > 0)
+    twice = (more[:, :, None] == plain[:, None, :]).any(2)
+    real = torch.cat([places <= last[:, None], inside & ~twice], dim=1)
+    order = torch.where(real, direction * everything, torch.inf).argsort(dim=1, stable=True)
+    stops = everything.gather(1, order)
+    jumps = (stops[:, :, None] == points.double()).any(2)
+    ahead = (direction * torch.inf).to(dtype).expand_as(stops)
+    before, after = (stops.to(dtype).nextafter(a).double() for a in (-ahead, ahead))
+    # Nothing is evaluated outside of the interval.
+    none = points.new_zeros(batch, len(points))
+    return _Stops(
+        times=torch.where(jumps & (stops != start), before, stops),
+        resume=torch.where(jumps & (stops != end), after, stops),
+        outputs=torch.cat([places, torch.full_like(none, -1).long()], 1).gather(1, order),
+        shifts=torch.cat([shifts, none], dim=1).gather(1, order),
+        last=real.sum(1) - 1,
+    )
+
+
+def rest(problem: Problem) -> tuple[list[Parts], Samples]:
     """Return the result for samples that do not move."""
+    times, z0 = problem.times, problem.z0
     none = torch.zeros(len(z0[0]), dtype=torch.long, device=z0[0].device)
-    time = torch.full_like(none, t, dtype=torch.float64)
-    return [z0] * outputs, Samples((Status.SUCCESS,) * len(none), time, none, none)
+    time = fill_times(times.detach())[..., -1].double().expand(len(none))
+    rows = [z0] * times.shape[-1]
+    return rows, Samples((Status.SUCCESS,) * len(none), time, none, none)
 
 
-def fail_non_finite(samples: Samples, rows: Sequence[Parts]) -> Samples:
-    """Return the samples with the status of those whose state is not finite set to that."""
+def fail_non_finite(
+    samples: Samples, rows: Sequence[Parts], asked: Bool[Tensor, "b n"] | None = None
+) -> Samples:
+    """Return the samples with the status of those whose state is not finite set to that.
+
+    Args:
+        samples: what became of them.
+        rows: their states.
+        asked: at which times they are asked for; None: all.
+    """
     finite = torch.ones_like(samples.accepted, dtype=torch.bool)
-    for part in (part for row in rows for part in row):
-        finite &= part.detach().isfinite().reshape(len(finite), part.shape[1:].numel()).all(dim=1)
+    for i, row in enumerate(rows):
+        for part in row:
+            fine = part.detach().isfinite().reshape(len(finite), part.shape[1:].numel()).all(dim=1)
+            finite &= fine if asked is None else fine | ~asked[:, i]
     status = tuple(
         Status.NON_FINITE if old is Status.SUCCESS and not fine else old
         for old, fine in zip(samples.status, finite.tolist(), strict=True)
@@ -164,19 +245,25 @@ def fail_non_finite(samples: Samples, rows: Sequence[Parts]) -> Samples:
 
 
 def _choose_first_steps(
-    method: AdaptiveMethod, problem: Problem, t: Float[Tensor, "b"], first: Parts
+    method: AdaptiveMethod, problem: Problem, stops: _Stops, first: Parts
 ) -> Float[Tensor, "b"]:
     """Return the sizes of the first steps, after one more evaluation (HNW II.4); NaN: none."""
-    values, z, direction = problem.values, problem.z0, problem.direction
-    span = abs(values[-1] - values[0])
+    z, t = problem.z0, stops.resume[:, 0]
+    end = stops.times.gather(1, stops.last[:, None])[:, 0]
+    direction, span = torch.where(end >= t, 1.0, -1.0), (end - t).abs()
+    stop = stops.times[:, 1] if method.breakpoints else end
     with torch.no_grad():
         size, slope = (m.double() for m in measure(method, z, (z, first), per_sample=True))
+        if method.first_step is not None:
+            best = span.clamp(max=method.first_step)
+            return direction * torch.where((size + slope).isfinite(), best, torch.nan)
         small = (size < 1e-5) | (slope < 1e-5)
         h = torch.where(small, 1e-6, 0.01 * size / slope).clamp(max=span)
         # A sample without a derivative takes no part.
         step = torch.where(h.isfinite(), h, 0.0)
         trial = advance(z, [first], (1.0,), (direction * step).to(z[0].dtype))
-        ahead = (t + direction * step).clamp(min(values), max(values)).to(z[0].dtype)
+        low, high = torch.minimum(t, stop), torch.maximum(t, stop)
+        ahead = (t + direction * step).clamp(low, high).to(z[0].dtype)
         change = tuple(b - a for a, b in zip(first, problem.field(ahead, trial), strict=True))
         bend = measure(method, z, (change,), per_sample=True)[0].double() / h
         steepest = torch.maximum(slope, bend)

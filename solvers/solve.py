@@ -24,7 +24,7 @@ from solvers.errors import SolverError, Stopped, explain
 from solvers.gradients import Direct, Gradient
 from solvers.methods import RK4
 from solvers.per_sample import fail_non_finite, integrate_per_sample, rest
-from solvers.step import Method, RungeKutta
+from solvers.step import Method, RungeKutta, select
 from solvers.types import Parts, Problem, Solution, State, Stats, Status, VectorField
 
 
@@ -59,7 +59,10 @@ def solve(
             with one dtype and device. Dtype and device are kept.
         ts: the output times ``(n,)``, ``n >= 1``, strictly increasing or strictly decreasing
             (backwards in time), a tensor or numbers. Converted to the dtype of the state. Gradients
-            with respect to a tensor (or to tensors among the numbers) are computed.
+            with respect to a tensor (or to tensors among the numbers) are computed. A tensor
+            ``(B, n)`` gives every sample its own times, each row like ``(n,)`` and filled up by
+            NaN, for fixed methods, and adaptive ones with ``per_sample``; the field is then called
+            with a time for each sample.
         method: how to step. The default takes one 4th-order step in every interval.
         gradient: how to differentiate.
         parameters: the tensors, leaves or not, with respect to which :class:`Adjoint` and
@@ -111,8 +114,9 @@ def solve(
     call = prepare(field, z0, ts, method, gradient, parameters, max_steps)
     problem, method = call.problem, call.method
     first, values = problem.z0, problem.values
-    if dense or per_sample:
-        check_features(method, gradient, first, per_sample)
+    own_times = problem.times.ndim == 2
+    if dense or per_sample or own_times:
+        check_features(method, gradient, problem, per_sample, dense)
     status, reached, samples = Status.SUCCESS, values[-1], None
     kept: DenseOutput | None = None
     try:
@@ -120,7 +124,7 @@ def solve(
             assert isinstance(method, AdaptiveMethod)
             each = kept = PerSampleDenseOutput(method, problem) if dense else None
             if is_still(problem):
-                rows, samples = rest(first, values[-1], len(values))
+                rows, samples = rest(problem)
             else:
                 observe = None if each is None else each.observe
                 rows, samples = integrate_per_sample(method, problem, observe)
@@ -141,7 +145,8 @@ def solve(
 
     what = "the integration"
     if samples is not None:
-        samples = fail_non_finite(samples, rows)
+        asked = problem.times.isfinite() if own_times else None
+        samples = fail_non_finite(samples, rows, asked)
         failed = [i for i, one in enumerate(samples.status) if one is not Status.SUCCESS]
         if failed:
             i = failed[0]
@@ -151,8 +156,16 @@ def solve(
         finite = _count_finite(rows, throw)
         if finite < len(values):
             status, reached = Status.NON_FINITE, values[max(finite - 1, 0)]
+            if own_times:
+                reached = problem.times.detach()[:, max(finite - 1, 0)].nan_to_num().min().item()
+    if own_times:
+        rows = [
+            select(asked, row, tuple(torch.full_like(part, torch.nan) for part in row))
+            for asked, row in zip(problem.times.isfinite().unbind(1), rows, strict=True)
+        ]
     if throw and status is not Status.SUCCESS:
-        message = explain(status, reached, values[-1], method, first[0].dtype, what)
+        end = problem.times.detach().nan_to_num().max().item() if own_times else values[-1]
+        message = explain(status, reached, end, method, first[0].dtype, what)
         raise SolverError(message, status, reached, problem.stats)
     columns = tuple(_stack(list(column), len(values)) for column in zip(*rows, strict=True))
     ys = columns if isinstance(z0, tuple) else columns[0]
@@ -209,17 +222,24 @@ def prepare(
     return Call(Problem(counted, parts, times, values, stats), counted, method, through)
 
 
-def check_features(method: Method, gradient: Gradient, z0: Parts, per_sample: bool) -> None:
-    """Refuse dense output, and steps per sample, where they are not available."""
+def check_features(
+    method: Method, gradient: Gradient, problem: Problem, per_sample: bool, dense: bool
+) -> None:
+    """Refuse dense output, steps and times of each sample, where they are not available."""
+    what = "per_sample" if per_sample else "dense" if dense else "ts of each sample, (B, n),"
     kind = AdaptiveMethod if per_sample else RungeKutta
     if not isinstance(method, kind) or not isinstance(gradient, Direct):
         raise ValueError(
-            f"{'per_sample' if per_sample else 'dense'} needs the gradient Direct() and "
-            f"{'an adaptive' if per_sample else 'a'} method such as Dopri5(), got {gradient} and "
-            f"{method}"
+            f"{what} needs the gradient Direct() and {'an adaptive' if per_sample else 'a'} "
+            f"method such as Dopri5(), got {gradient} and {method}"
         )
-    if per_sample:
-        check_batch(z0)
+    if problem.times.ndim == 2 and not per_sample:
+        if method.is_adaptive:
+            raise ValueError(f"ts of each sample, (B, n), needs per_sample=True with {method}")
+        if dense:
+            raise ValueError("dense with ts of each sample, (B, n), needs per_sample=True")
+    if per_sample or problem.times.ndim == 2:
+        check_batch(problem.z0)
 
 
 def is_still(problem: Problem) -> bool:

@@ -6,7 +6,6 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -204,7 +203,12 @@ def make_step(tableau: Tableau, t: float, end: float, size: float, like: Tensor)
     return Step([make_time(value, like) for value in _place_stages(tableau, t, end)], size)
 
 
-def make_steps(tableau: Tableau, grid: Float[Tensor, "m"], values: list[float]) -> list[Step]:
+def make_steps(
+    tableau: Tableau,
+    grid: Float[Tensor, "m"],
+    values: list[float],
+    starts: list[float] | None = None,
+) -> list[Step]:
     """Return the steps between the points of a grid.
 
     Args:
@@ -212,17 +216,24 @@ def make_steps(tableau: Tableau, grid: Float[Tensor, "m"], values: list[float]) 
         grid: step boundaries. If it carries a gradient, or values of it cannot be read, the sizes
             of the steps are tensors.
         values: the same on the host; empty if they cannot be read.
+        starts: where the steps begin if not all of them do so at the end of the one before.
     """
     if not values or grid.requires_grad:
-        sizes: Sequence[float | Tensor] = grid.diff().unbind()
+        begin = grid
+        if starts is not None and starts != values[:-1]:
+            offsets = [a - b for a, b in zip(starts, values, strict=False)]
+            begin = grid + torch.tensor([*offsets, 0.0], dtype=grid.dtype, device=grid.device)
+        lengths = grid.diff() if begin is grid else grid[1:] - begin[:-1]
+        sizes: Sequence[float | Tensor] = lengths.unbind()
         # The last node is the next point itself, not one a rounding away from it.
         nodes = [
-            grid[1:] if c == 1.0 else grid[:-1] + c * (grid[1:] - grid[:-1]) for c in tableau.c
+            grid[1:] if c == 1.0 else begin[:-1] + c * (grid[1:] - begin[:-1]) for c in tableau.c
         ]
         rows = torch.stack(nodes, dim=1)
     else:
-        sizes = [b - a for a, b in pairwise(values)]
-        flat = [time for a, b in pairwise(values) for time in _place_stages(tableau, a, b)]
+        pairs = list(zip(values[:-1] if starts is None else starts, values[1:], strict=True))
+        sizes = [b - a for a, b in pairs]
+        flat = [time for a, b in pairs for time in _place_stages(tableau, a, b)]
         # All at once: one transfer to the device.
         rows = torch.tensor(flat, dtype=grid.dtype, device=grid.device).view(len(sizes), -1)
     return [Step(row.unbind(), h) for row, h in zip(rows.unbind(), sizes, strict=True)]

@@ -9,7 +9,6 @@ from itertools import pairwise
 from typing import Any, Literal
 
 import torch
-import torchdiffeq
 from jaxtyping import Float
 from torch import Tensor
 
@@ -149,7 +148,9 @@ class TorchDiffEq(Method):
             options["step_t"] = problem.times[1:].detach()
             options["norm"] = lambda z: _compute_norm(_split(z)[: problem.controlled])
             watched.guard(self.max_steps)
-        ys = torchdiffeq.odeint(
+        from torchdiffeq import odeint  # which imports SciPy: seconds that others need not wait
+
+        ys = odeint(
             watched,
             _join(problem.z0),
             problem.times,

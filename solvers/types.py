@@ -21,8 +21,9 @@ Parts = tuple[Tensor, ...]
 PartsField = Callable[[Tensor, Parts], Parts]
 """A vector field on the parts of a state."""
 
-Observer = Callable[[float, Parts, float, Parts], bool]
-"""``observe(t, z, end, after)``, called after every step; True ends the integration."""
+Observer = Callable[[float, Parts, float, Parts, Sequence[Parts]], bool]
+"""``observe(t, z, end, after, stages)``, called after every step with the derivatives at its
+stages; True ends the integration."""
 
 SampleObserver = Callable[[Tensor, Parts], None]
 """``observe(t, z)``, called before every attempt with the times ``(B,)`` of all samples."""
@@ -80,8 +81,8 @@ class Problem:
     Attributes:
         field: the derivative.
         z0: the state at the start.
-        times: the output times, at least two.
-        values: the same on the host, in double precision.
+        times: the output times, at least two; or a row for every sample, filled up by NaN.
+        values: the same on the host, in double precision; NaN if every sample has its own.
         stats: where steps are counted.
         observe: called after every accepted step.
         controlled: how many leading parts of the state the error norm looks at; None: all.
@@ -89,7 +90,7 @@ class Problem:
 
     field: PartsField
     z0: Parts
-    times: Float[Tensor, "n"]
+    times: Float[Tensor, "*b n"]
     values: list[float]
     stats: Stats
     observe: Observer | None = None
@@ -128,17 +129,18 @@ class Solution:
     """The result of :func:`solvers.solve`.
 
     Attributes:
-        ts: the output times, shape ``(n,)``, in the dtype and on the device of the state.
+        ts: the output times, shape ``(n,)``, in the dtype and on the device of the state; or
+            ``(B, n)`` if every sample has its own.
         ys: the states at these times, the first being the initial state: ``(n, *shape)``, or a
             tuple of such tensors if the state is a tuple. After a failure (``throw=False``) the
-            outputs that were not reached are NaN.
+            outputs that were not reached are NaN, and so are those at a sample's times that are.
         status: ``Status.SUCCESS``, or why the integration stopped.
         stats: the work done. Its backward counters grow when gradients are computed.
         samples: with ``per_sample=True``, what became of each sample of the batch; else None.
         interpolant: with ``dense=True``, the function behind :meth:`interpolate`; else None.
     """
 
-    ts: Float[Tensor, "n"]
+    ts: Float[Tensor, "*b n"]
     ys: Float[Tensor, "n ..."] | tuple[Float[Tensor, "n ..."], ...]
     status: Status
     stats: Stats
@@ -153,10 +155,12 @@ class Solution:
         (and is counted). Differentiable as the solution is, and with respect to ``t``.
 
         Args:
-            t: a number, or a sequence or tensor ``(m,)`` of them, in any order.
+            t: a number, or a sequence or tensor ``(m,)`` of them, in any order. If every sample
+                has times of its own: a tensor ``(B,)``, or ``(B, m)``; NaN where none is wanted.
 
         Returns:
-            The state for a number, shape ``(*shape)``; else rows ``(m, *shape)``.
+            The state for a number (for one of each sample), shape ``(*shape)``; else rows
+            ``(m, *shape)``.
 
         Raises:
             ValueError: the integration kept no steps, or ended early; a time is outside of it.

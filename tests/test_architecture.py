@@ -1,8 +1,10 @@
 """Imports run one way and without circles: experiments -> flowfactor -> solvers."""
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Container, Iterator
 from pathlib import Path
 
@@ -101,3 +103,21 @@ def run(program: str) -> tuple[int, str, str]:
         [sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=False
     )
     return result.returncode, result.stdout, result.stderr
+
+
+def test_the_oldest_versions_that_are_tested_are_those_that_are_allowed():
+    """Torch and the tools of ``make check`` are tested as installed."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    groups = [project["dependencies"], *(extras[name] for name in ("data", "demo", "dev", "video"))]
+    wanted = [line for group in (*groups, extras["metrics"]) for line in group]
+    allowed = dict(
+        re.fullmatch(r"([\w-]+)>=([\d.]+)", line).groups() for line in wanted if ">" in line
+    )
+    pins = (ROOT / ".ci" / "lowest.txt").read_text().splitlines()
+    tested = dict(line.split("==") for line in pins if not line.startswith("#"))
+    for name in ("torch", "torchvision", "mypy", "pre-commit", "ruff"):
+        del allowed[name]
+    assert sorted(tested) == sorted(allowed)
+    for name, version in allowed.items():
+        assert re.sub(r"(\.0)+$", "", tested[name]) == version, name

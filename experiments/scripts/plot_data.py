@@ -18,7 +18,13 @@ from experiments.console import run_script, say
 from flowfactor.data import UNLABELLED, ParametricOptions, SequenceDataset
 from flowfactor.diagnostics import save
 from flowfactor.diagnostics.frames import add_frame_axes, draw_rows
-from flowfactor.diagnostics.style import PAGE_WIDTH, format_number, new_figure, styled
+from flowfactor.diagnostics.style import (
+    PAGE_WIDTH,
+    format_number,
+    new_figure,
+    plain_text,
+    styled,
+)
 
 # Columns of frames beside one another that can still be seen, in all.
 _COLUMNS = 18
@@ -89,7 +95,8 @@ def draw(
 ) -> Figure:
     """Draw blocks side by side, their rows in groups that each have a name and a size."""
     rows, columns, _, height, width = next(iter(blocks.values())).shape
-    margin = 0.12 + _LETTER * max(4, *map(len, counts))
+    labels = [plain_text(name, 24) for name in counts]
+    margin = 0.12 + _LETTER * max(4, *map(len, labels))
     between = _BETWEEN * (len(blocks) - 1)
     room = PAGE_WIDTH - margin - 0.05 - between
     wide = min(_WIDEST, room / (columns * len(blocks)))
@@ -111,7 +118,7 @@ def draw(
         axes.set_xticks([i + 0.5 for i in range(columns)], [format_number(float(t)) for t in times])
         axes.set_xlabel("time $t$ (frames)", labelpad=2)
         if place == 0:
-            axes.set_yticks(middles, list(counts))
+            axes.set_yticks(middles, labels)
     return figure
 
 

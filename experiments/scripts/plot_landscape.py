@@ -10,6 +10,7 @@ from experiments.cli import Plugins, RunFolder
 from experiments.console import run_script, say
 from experiments.runs import FIGURES, first_frames, open_run
 from flowfactor.diagnostics import plot_landscape, save
+from flowfactor.names import file_names
 
 
 def main(
@@ -45,7 +46,8 @@ def main(
         times=time or None,
         arrows="descent" if descent else "ascent",
     )
-    say(f"The landscape is in {save(figure, out or run / FIGURES / f'landscape_{name}.png')}")
+    file = run / FIGURES / f"landscape_{file_names(model.names)[name]}.png"
+    say(f"The landscape is in {save(figure, out or file)}")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from flowfactor.checks import check_tensor
 from flowfactor.data.checks import check_choice, check_distinct, check_range
 from flowfactor.data.known_factors import KnownFactors
 from flowfactor.errors import DataError
@@ -22,6 +23,11 @@ InitialState = Literal["canonical", "random"]
 
 UNLABELLED = -1
 """The label of a sequence that has none, among others that have one."""
+
+MAX_NAME = 500
+"""How many characters the name of a transformation may have."""
+MAX_TRANSFORMATIONS = 1000
+"""How many transformations a data set may have."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -181,7 +187,7 @@ class SequenceDataset(ABC):
         start_size: int = 0,
     ) -> None:
         if names or labels is None:  # of recorded data nobody may know what happens
-            check_distinct("names", names)
+            check_names(names)
         check_choice("initial_state", initial_state, ("canonical", "random"))
         if initial_state == "random" and start_size == 0:
             raise DataError("initial_state: this data set has no random starts.")
@@ -261,7 +267,8 @@ class SequenceDataset(ABC):
 
         Raises:
             DataError: a sample, a transformation or a frame that does not exist; a transformation
-                that a recorded sample does not undergo; starts of another shape or out of range.
+                that a recorded sample does not undergo; starts of another shape or out of range;
+                rendered frames of another type or shape, or with pixels out of [0, 1].
         """
         indices = self._checked_indices(indices)
         chosen = (
@@ -272,7 +279,9 @@ class SequenceDataset(ABC):
         if self.labels is not None and not torch.equal(chosen, self.labels[indices]):
             raise DataError("labels: what was recorded cannot be chosen; leave the argument out.")
         times = self._checked_times(times, len(indices))
-        return self.select(indices, chosen, times, self._checked_starts(starts, len(indices)))
+        batch = self.select(indices, chosen, times, self._checked_starts(starts, len(indices)))
+        self._check_frames(batch.frames, times)
+        return batch
 
     def select(
         self,
@@ -354,6 +363,7 @@ class SequenceDataset(ABC):
             acts[:, None].expand(-1, count),
             self._checked_starts(starts, count),
         )
+        self._check_frames(frames, times)
         return SequenceBatch(frames, times, None, self.horizon)
 
     def render_at_rest(
@@ -472,6 +482,10 @@ class SequenceDataset(ABC):
         changed._hidden = self._hidden or not bool(drawn.any())
         return changed
 
+    def name_of(self, index: int) -> str:
+        """Return what messages call a sample: its number, if it has no name."""
+        return str(index)
+
     def relabel(self, names: Sequence[str], labels: Int[Tensor, "n"]) -> Self:
         """Return the same recorded sequences, said to undergo other transformations.
 
@@ -485,7 +499,7 @@ class SequenceDataset(ABC):
         """
         if self.labels is None:
             raise DataError("Only recorded sequences can be relabelled.")
-        check_distinct("names", names)
+        check_names(names)
         check_integers("labels", labels, (len(self),))
         for k in (int(labels.min()), int(labels.max())):
             check_range("labels", k, UNLABELLED, len(names) - 1)
@@ -500,10 +514,16 @@ class SequenceDataset(ABC):
         Raises:
             DataError: some do not.
         """
-        unknown = self._labelled is not None and not bool(self._labelled.all())
-        if unknown or (self.labels is not None and bool((self.labels == UNLABELLED).any())):
+        unknown = torch.zeros(len(self), dtype=torch.bool, device=self.device)
+        if self._labelled is not None:
+            unknown |= ~self._labelled
+        if self.labels is not None:
+            unknown |= self.labels == UNLABELLED
+        if bool(unknown.any()):
+            first = self.name_of(int(unknown.nonzero()[0, 0]))
             raise DataError(
-                "labels: full supervision needs the label of every sequence, or a single name."
+                "labels: full supervision needs the label of every sequence, or a single name, but "
+                f"{int(unknown.sum())} of {len(self)} have none; the first is {first!r}."
             )
 
     # ---- checks
@@ -514,6 +534,14 @@ class SequenceDataset(ABC):
         for index in (int(chosen.min()), int(chosen.max())):
             check_range("indices", index, 0, len(self) - 1)
         return chosen.long()
+
+    def _check_frames(self, frames: Tensor, times: Tensor) -> None:
+        """Refuse what a :meth:`render_frames` of one's own should not have returned."""
+        try:
+            name = f"{type(self).__name__}.render_frames: the result"
+            check_tensor(name, frames, (*times.shape, *self.image_shape), pixels=True)
+        except (TypeError, ValueError) as error:
+            raise DataError(f"{error}.") from None
 
     def _index_of(self, transformation: int | str) -> int:
         if isinstance(transformation, str):
@@ -551,6 +579,17 @@ class SequenceDataset(ABC):
         if not inside or self.start_size == 0:
             raise DataError(f"starts must be numbers in [0, 1] of shape {shape}.")
         return starts.to(self.device)
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Require distinct names of transformations, and neither too many nor too long ones.
+
+    Raises:
+        DataError: they are not.
+    """
+    check_range("names: their number", len(names), 1, MAX_TRANSFORMATIONS)
+    check_range("names: the length of each", max(map(len, names)), 1, MAX_NAME)
+    check_distinct("names", names)
 
 
 def check_integers(name: str, values: Tensor, shape: tuple[int | None, ...]) -> None:

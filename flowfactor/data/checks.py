@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from flowfactor.errors import DataError
+from flowfactor.options import shorten
 from solvers.registry import suggest
 
 
@@ -17,7 +18,7 @@ def check_choice(name: str, value: object, allowed: Collection[Any]) -> None:
     """
     if value not in allowed:
         hint = suggest(value, map(str, allowed))
-        raise DataError(f"{name}: unknown value {value!r}; {hint}.")
+        raise DataError(f"{name}: unknown value {shorten(repr(value))}; {hint}.")
 
 
 def check_range(name: str, value: float, low: float, high: float = float("inf")) -> None:
@@ -38,4 +39,6 @@ def check_distinct(name: str, values: Sequence[Any]) -> None:
         DataError: they are not; the message names the argument.
     """
     if not values or len(set(values)) < len(values):
-        raise DataError(f"{name} must be one or more, no two equal, but they are {list(values)}.")
+        raise DataError(
+            f"{name} must be one or more, no two equal, but they are {shorten(str(list(values)))}."
+        )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
+import math
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
@@ -23,20 +25,24 @@ from flowfactor.data.io import (
     ArrayFile,
     Layout,
     list_files,
+    local_path,
     natural_key,
     open_picture,
     picture_channels,
     picture_pixels,
     reading,
+    warn_range,
 )
 from flowfactor.data.video import VIDEOS, Video
 from flowfactor.errors import DataError
 
+_log = logging.getLogger(__name__)
+
 Labels = list[str | int | None]
 
 _LUMINANCE = (0.299, 0.587, 0.114)
-# Frames of a clip that are read and kept together.
-_CHUNK = 64
+# Frames of a clip that are read and kept together, and the bytes that they may have.
+_CHUNK, _CHUNK_BYTES = 64, 1 << 28
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,8 +84,8 @@ class Preparation:
 class Clips(ABC):
     """Clips of any length, whose frames are read when they are asked for and kept for a while.
 
-    Up to 64 consecutive frames are read at once. Those that were not used for longest are
-    forgotten first; clips that fit into ``memory`` bytes are read once.
+    Up to 64 consecutive frames are read at once, fewer of large ones. Those that were not used for
+    longest are forgotten first; clips that fit into ``memory`` bytes are read once.
 
     Attributes:
         names: of the clips.
@@ -102,7 +108,9 @@ class Clips(ABC):
         self._kept: OrderedDict[tuple[int, int], Tensor] = OrderedDict()
         self._bytes = 0
         prepared: dict[tuple[int, ...], str] = {}
+        self._count = _CHUNK
         for name, (channels, *size) in zip(self.names, shapes, strict=True):
+            self._count = min(self._count, max(1, _CHUNK_BYTES // (channels * math.prod(size))))
             shape = (1 if prepare.grey else channels, *(prepare.size or size))
             prepared.setdefault(shape, name)
         if len(prepared) > 1:
@@ -118,12 +126,18 @@ class Clips(ABC):
     def read(self, clip: int, first: int, count: int) -> UInt8[Tensor, "f c h w"]:
         """Return consecutive frames of a clip as they are in the file."""
 
+    def warn_range(self, where: str) -> None:
+        """Log a warning if some frames hardly look like pictures; see :func:`io.warn_range`."""
+        some = sorted({0, len(self.names) // 2, len(self.names) - 1})
+        middles = [self.read(each, self.lengths[each] // 2, 1).flatten() for each in some]
+        warn_range(torch.cat(middles), where)
+
     def frames(
         self, clips: Int[np.ndarray, "b"], numbers: Int[np.ndarray, "b f"]
     ) -> UInt8[Tensor, "b f c h w"]:
         """Return frames of some clips, prepared, in memory."""
         wanted = [
-            self._chunk(clip, number // _CHUNK)[number % _CHUNK]
+            self._chunk(clip, number // self._count)[number % self._count]
             for clip, row in zip(clips.tolist(), numbers.tolist(), strict=True)
             for number in row
         ]
@@ -135,8 +149,8 @@ class Clips(ABC):
         if kept is not None:
             self._kept.move_to_end(key)
             return kept
-        first = chunk * _CHUNK
-        count = min(_CHUNK, self.lengths[clip] - first)
+        first = chunk * self._count
+        count = min(self._count, self.lengths[clip] - first)
         frames = self.prepare(self.read(clip, first, count))
         if frames.shape != (count, *self.image_shape):
             raise DataError(
@@ -291,8 +305,13 @@ def open_clips(
     """
     if not isinstance(frames, str | Path):
         array = frames.detach().cpu().numpy() if isinstance(frames, Tensor) else frames
-        return HeldClips(np.asarray(array), "the array", None, prepare)
-    path = Path(frames)
+        held = HeldClips(np.asarray(array), "the array", None, prepare)
+        warn_range(held.held, "the array")
+        return held
+    return _open_file(local_path(frames), prepare, memory)
+
+
+def _open_file(path: Path, prepare: Preparation, memory: int) -> Clips:
     if path.is_dir():
         return _open_folder(path, prepare, memory)
     suffix = path.suffix.lower()
@@ -310,11 +329,19 @@ def open_clips(
 
 
 def _open_folder(root: Path, prepare: Preparation, memory: int) -> Clips:
-    if list_files(root, PICTURES):
+    pictures, videos, folders = list_files(root, PICTURES), list_files(root, VIDEOS), _folders(root)
+    films = videos or [each for each in folders if list_files(each, PICTURES + VIDEOS)]
+    if pictures and len(films) < len(pictures):
+        if films:
+            raise DataError(
+                f"The folder {root} holds {len(pictures)} pictures and {len(films)} films, such as "
+                f"{films[0].name}. Put them into folders of their own."
+            )
         return FrameFolders([root], root, None, prepare, memory)
-    if videos := list_files(root, VIDEOS):
+    if pictures:
+        _log.warning("%s is ignored, as it is beside films.", pictures[0])
+    if videos:
         return VideoClips(videos, root, None, prepare, memory)
-    folders = _folders(root)
     if any(list_files(folder, PICTURES) for folder in folders):
         return FrameFolders(folders, root, None, prepare, memory)
     # One level more: classes, each with videos or with folders of pictures.

@@ -21,7 +21,7 @@ from flowfactor.data.checks import check_choice, check_distinct, check_range
 from flowfactor.data.factor_sampling import GridFactors
 from flowfactor.data.io import Array, ImageStore, create_images, open_store, writing_h5
 from flowfactor.data.known_factors import KnownFactors
-from flowfactor.data.options import DataOptions, Transformations
+from flowfactor.data.options import Count, DataOptions, Horizon, Name, Side, Transformations
 from flowfactor.data.transformations import Transformation
 from flowfactor.errors import DataError
 from flowfactor.options import NonNegativeInt, PositiveInt, options
@@ -419,17 +419,17 @@ class GridOptions(DataOptions):
     """What sequences undergo, by name: factors that move, with ``step`` positions a frame from
     position ``start``, or ``own``; by default the data set's own choice."""
 
-    horizon: PositiveInt | None = None
+    horizon: Horizon | None = None
     """T, the number of the last frame; by default the largest for which all transformations have
     room, at most 8."""
 
-    held_out: dict[str, tuple[NonNegativeInt, ...]] = dataclasses.field(default_factory=dict)
+    held_out: dict[Name, tuple[NonNegativeInt, ...]] = dataclasses.field(default_factory=dict)
     """Positions of factors that do not move, which training never sees."""
 
-    validation: PositiveInt | None = None
+    validation: Count | None = None
     """Number of validation positions; by default one in 1,000, at most 500."""
 
-    test: PositiveInt | None = None
+    test: Count | None = None
     """Number of test positions; by default one in 1,000, at most 500."""
 
     def describe_held_out(self) -> str | None:
@@ -462,11 +462,13 @@ class GridOptions(DataOptions):
 class FactorGridOptions(GridOptions):
     """Any file or folder of images in the order of a grid of named factors."""
 
+    paths: ClassVar[tuple[str, ...]] = ("path",)
+
     path: str = dataclasses.field(kw_only=True)
     """An HDF5, ``.npy`` or ``.npz`` file, or a folder of pictures."""
 
-    factors: Annotated[dict[str, PositiveInt], Field(min_length=1)] = dataclasses.field(
-        kw_only=True
+    factors: Annotated[dict[Name, PositiveInt], Field(min_length=1, max_length=100)] = (
+        dataclasses.field(kw_only=True)
     )
     """Names of the factors and their numbers of positions, slowest first."""
 
@@ -479,7 +481,7 @@ class FactorGridOptions(GridOptions):
     layout: Literal["auto", "nhwc", "nchw"] = "auto"
     """Where the array has its channels, if its shape does not tell."""
 
-    size: PositiveInt | None = None
+    size: Side | None = None
     """Height and width to which pictures of a folder are reduced."""
 
     def load(self, split: str, seed: int) -> FactorGrid:

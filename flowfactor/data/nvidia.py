@@ -19,8 +19,9 @@ from PIL import Image
 from flowfactor.data.checks import check_choice
 from flowfactor.data.factor_grid import FactorGrid, GridOptions
 from flowfactor.data.io import open_store
+from flowfactor.data.options import Name, Side
 from flowfactor.data.transformations import Transformation
-from flowfactor.options import PositiveInt, options
+from flowfactor.options import options
 from flowfactor.registries import DATA
 
 FALCOR3D_FACTORS: Mapping[str, int] = {
@@ -133,13 +134,15 @@ def _open(
 class _NvidiaOptions(GridOptions):
     irrelevant: ClassVar[frozenset[str]] = GridOptions.irrelevant | {"path"}
 
+    paths: ClassVar[tuple[str, ...]] = ("path",)
+
     path: str = dataclasses.field(kw_only=True)
     """The folder of pictures, or the HDF5 file that was made of it."""
 
-    size: PositiveInt | None = None
+    size: Side | None = None
     """Height and width to which pictures are reduced as they are read; their own by default."""
 
-    sizes: dict[str, PositiveInt] = dataclasses.field(default_factory=dict)
+    sizes: dict[Name, Side] = dataclasses.field(default_factory=dict)
     """Other numbers of positions for some of the factors, for a part of the data."""
 
     def sized(self, split: str, seed: int) -> dict[str, Any]:

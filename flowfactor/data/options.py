@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field
 
-from flowfactor.data.base import InitialState, SequenceDataset
+from flowfactor.data.base import MAX_NAME, MAX_TRANSFORMATIONS, InitialState, SequenceDataset
 from flowfactor.data.checks import check_range
+from flowfactor.data.fingerprints import fingerprint
+from flowfactor.data.io import local_path
 from flowfactor.data.transformations import Transformation
 from flowfactor.errors import DataError
 from flowfactor.options import Fraction, PositiveInt, dump, options
 
 Split = Literal["train", "validation", "test"]
-Transformations = Annotated[dict[str, Transformation], Field(min_length=1)]
+# Limits of what is allocated for a stranger's configuration.
+Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME)]
+Side = Annotated[PositiveInt, Field(le=16_384)]
+Horizon = Annotated[PositiveInt, Field(le=100_000)]
+Count = Annotated[PositiveInt, Field(le=10**9)]
+Transformations = Annotated[
+    dict[Name, Transformation], Field(min_length=1, max_length=MAX_TRANSFORMATIONS)
+]
 
 
 @options
@@ -42,6 +52,10 @@ class DataOptions:
     """Part of the training sequences whose transformation a weakly supervised model is told; none
     by default."""
 
+    paths: ClassVar[tuple[str, ...]] = ()
+    """Keys that hold files or folders of the data: ``~`` and relative paths, which are relative to
+    the working directory of the training, become absolute in what the run keeps."""
+
     irrelevant: ClassVar[frozenset[str]] = frozenset({"initial_state", "labelled_fraction"})
     """Keys that do not change the held-out sequences from canonical starts."""
 
@@ -62,7 +76,41 @@ class DataOptions:
 
     def resolve(self) -> Self:
         """Return the same options with everything decided that depends on the machine."""
-        return self
+        given = {key: getattr(self, key) for key in self.paths}
+        absolute: dict[str, Any] = {
+            key: str(local_path(path).absolute()) for key, path in given.items() if path
+        }
+        return dataclasses.replace(self, **absolute)
+
+    def fingerprint(self) -> dict[str, str]:
+        """Return what tells other data from these: a checksum for each of :attr:`paths`.
+
+        Of a file it is made from the size and some blocks, of a folder from the names and sizes of
+        all files and the beginnings of some, so that it takes no longer for much data.
+
+        Raises:
+            DataError: a file cannot be read.
+        """
+        given = {key: getattr(self, key) for key in self.paths}
+        return {key: fingerprint(local_path(path)) for key, path in given.items() if path}
+
+    def check_fingerprint(self, stored: object) -> None:
+        """Require the data to be those of a training.
+
+        Args:
+            stored: their :meth:`fingerprint`, or anything else if it is not known.
+
+        Raises:
+            DataError: they are others, or cannot be read.
+        """
+        if not isinstance(stored, dict) or not stored:
+            return
+        for key, found in self.fingerprint().items():
+            if stored.get(key, found) != found:
+                raise DataError(
+                    f"data.{key}: {getattr(self, key)} no longer holds what the run was trained "
+                    "on. Restore it, or write where it is into the config.yaml of the run."
+                )
 
     def describe_held_out(self) -> str | None:
         """Return what training never sees, as in ``digits 8, 9``; None if nothing is held out."""
@@ -118,7 +166,7 @@ class ParametricOptions(DataOptions):
         "train",
     }
 
-    horizon: PositiveInt = 8
+    horizon: Horizon = 8
     """T, the number of the last frame."""
 
     active_start: Literal["random", "canonical"] = "random"

@@ -4,26 +4,41 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import io
 import json
+import logging
+import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from PIL import Image
-from pydantic import model_validator
+from pydantic import Field, model_validator
 from torch import Tensor
 
-from flowfactor.data.base import UNLABELLED, SequenceDataset
-from flowfactor.data.checks import check_choice, check_distinct, check_range
+from flowfactor.data.base import (
+    MAX_NAME,
+    MAX_TRANSFORMATIONS,
+    UNLABELLED,
+    SequenceDataset,
+    check_names,
+)
+from flowfactor.data.checks import check_choice, check_range
 from flowfactor.data.clips import Clips, Labels, Preparation, open_clips
-from flowfactor.data.io import Array, natural_key, reading
-from flowfactor.data.options import DataOptions
+from flowfactor.data.io import Array, local_path, map_npy, natural_key, read_text, reading, to_list
+from flowfactor.data.options import DataOptions, Horizon, Name, Side
 from flowfactor.errors import DataError
-from flowfactor.options import OpenFraction, PositiveInt, options
+from flowfactor.options import OpenFraction, PositiveInt, options, shorten
 from flowfactor.registries import DATA
+
+# What marks pixels or samples to be ignored in many data sets.
+_IGNORED = 255
+
+_log = logging.getLogger(__name__)
 
 Numbers = Int[np.ndarray, "n"]
 
@@ -135,6 +150,10 @@ class Recordings(SequenceDataset):
         lengths = np.array(self._clips.lengths)[self._clip]
         return int(((lengths - 1 - self._begin) // self._every).min())
 
+    def warn_range(self) -> None:
+        """Log a warning if frames in the middle of some recordings hardly look like pictures."""
+        self._clips.warn_range("the recordings")
+
     def name_of(self, index: int) -> str:
         """Return the name of the recording of a sequence: its file, folder or number."""
         return self._clips.names[int(self._clip[index])]
@@ -210,34 +229,55 @@ def _number_labels(
 ) -> tuple[tuple[str, ...], Numbers]:
     """Return the names of the transformations, and the index of that of each clip."""
     if isinstance(labels, str | Path):
-        labels = _read_labels(Path(labels))
+        labels = _read_labels(local_path(labels))
     if labels is None:
         # One transformation is that of all; which of several it is, only a model can find out.
         names = tuple(names or ())
         return names, np.full(len(clips.names), 0 if len(names) == 1 else UNLABELLED)
     values = [_plain(value) for value in _in_order(clips.names, labels)]
+    values = _without_ignored(values, 0 if names is None else len(names))
     if names is None:
-        names = _names_of(values)
-    check_distinct("names", names)
-    known = {str(k): k for k in range(len(names))} | {name: k for k, name in enumerate(names)}
+        names, known = _names_of(values)
+    else:
+        names = [_normal(name) for name in names]
+        known = {str(k): k for k in range(len(names))}
+        known |= {name: k for k, name in enumerate(names)}
+    check_names(names)
     for recording, value in zip(clips.names, values, strict=True):
         if value is not None and str(value) not in known:
             raise DataError(
                 f"labels: that of recording {recording!r} is {value!r}, which is neither one of "
-                f"the names {list(names)} nor the index of one."
+                f"the names {shorten(str(list(names)), 200)} nor the index of one, counted from 0."
             )
     numbers = [UNLABELLED if value is None else known[str(value)] for value in values]
     return tuple(names), np.array(numbers)
 
 
-def _names_of(values: Labels) -> tuple[str, ...]:
-    """Return the names that labels without names imply."""
-    texts = {str(value) for value in values if value is not None}
+def _names_of(values: Labels) -> tuple[list[str], dict[str, int]]:
+    """Return the names that labels without names imply, and the index of each label."""
+    texts = sorted({str(value) for value in values if value is not None}, key=natural_key)
     if not texts:
         raise DataError("names: no label is known, so that the transformations must be named.")
-    if all(text.isdecimal() for text in texts):
-        return tuple(f"transformation_{k}" for k in range(max(map(int, texts)) + 1))
-    return tuple(sorted(texts, key=natural_key))
+    if negative := next((text for text in texts if re.fullmatch(r"-\d+", text)), None):
+        raise DataError(f"labels: {negative} is none; -1 or nothing is one that is unknown.")
+    numeric = all(text.isdecimal() for text in texts)
+    names = [f"transformation_{int(text)}" if numeric else text for text in texts]
+    return names, {text: k for k, text in enumerate(texts)}
+
+
+def _without_ignored(values: Labels, count: int) -> Labels:
+    """Return labels in which 255 is unknown where it is far beyond all others."""
+    numbers = {int(value) for value in values if value is not None and str(value).isdecimal()}
+    others = numbers - {_IGNORED}
+    if _IGNORED not in numbers or max(others, default=0) >= _IGNORED - 1 or count > _IGNORED:
+        return values
+    _log.warning("labels: %d is taken for an unknown one, as is usual in images.", _IGNORED)
+    return [None if str(value) == str(_IGNORED) else value for value in values]
+
+
+def _normal(text: str) -> str:
+    """Return a text in which accents are composed in one way."""
+    return unicodedata.normalize("NFC", text.strip())
 
 
 def _in_order(recordings: Sequence[str], labels: Any) -> list[Any]:
@@ -248,8 +288,9 @@ def _in_order(recordings: Sequence[str], labels: Any) -> list[Any]:
             raise DataError(f"labels: {len(values)} labels of {len(recordings)} recordings.")
         return values
     # A file may be called by its name with or without what kind of file it is.
-    stems = {str(Path(name).with_suffix("").as_posix()): name for name in recordings}
-    given = {stems.get(name, name): value for name, value in labels.items()}
+    stems = {_normal(Path(name).with_suffix("").as_posix()): name for name in recordings}
+    stems |= {_normal(name): name for name in recordings}
+    given = {stems.get(_normal(str(name)), name): value for name, value in labels.items()}
     if wrong := sorted({*given} ^ {*recordings}, key=str):
         raise DataError(
             f"labels: they must name each of the {len(recordings)} recordings, such as "
@@ -263,24 +304,31 @@ def _plain(value: Any) -> str | int | None:
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, str | int | None):
-        raise DataError(f"labels must be names or whole numbers, but one of them is {value!r}.")
-    value = value.strip() if isinstance(value, str) else value
+        raise DataError(
+            f"labels must be names or whole numbers, but one of them is {shorten(repr(value))}."
+        )
+    value = _normal(value) if isinstance(value, str) else value
+    if value is not None and (
+        len(value) > MAX_NAME if isinstance(value, str) else abs(value) >= 2**63
+    ):
+        raise DataError(f"labels may have {MAX_NAME} characters, or 64 bits as numbers.")
     return None if value in ("", "-1", -1) else value
 
 
 def _read_labels(path: Path) -> Any:
     suffix = path.suffix.lower()
-    check_choice("labels: their file ends in", suffix, (".npy", ".json", ".csv"))
-    with reading(path, csv.Error):
-        if suffix == ".npy":
-            return np.load(path, allow_pickle=False)
+    check_choice("labels: their file ends in", suffix, (".npy", ".json", ".csv", ".tsv"))
+    if suffix == ".npy":
+        with reading(path):
+            return to_list(map_npy(path))
+    text = read_text(path)
+    with reading(path):
         if suffix == ".json":
-            values = json.loads(path.read_text(encoding="utf-8"))
+            values = json.loads(text, object_pairs_hook=_distinct)
             if not isinstance(values, list | dict):
                 raise DataError(f"labels: {path} must hold a list or an object.")
             return values
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = [row for row in csv.reader(file) if row]
+        rows = _split_columns(text)
     # A first line that says what the columns are; anything else there is taken for a label.
     if rows and [cell.strip().casefold() for cell in rows[0]] in (["label"], ["name", "label"]):
         rows = rows[1:]
@@ -288,12 +336,34 @@ def _read_labels(path: Path) -> Any:
     if widths == {1}:
         return [row[0] for row in rows]
     if widths != {2}:
-        raise DataError(f"labels: {path} must have one column or two, on each line the same.")
+        raise DataError(
+            f"labels: {path} must have one column or two, on each line the same, separated by "
+            "commas, semicolons or tabs."
+        )
     named: dict[str, str] = {}
     for name, label in rows:
         if named.setdefault(name.strip(), label) != label:
             raise DataError(f"labels: {path} has different ones for recording {name.strip()!r}.")
     return named
+
+
+def _split_columns(text: str) -> list[list[str]]:
+    """Return the cells of each line, separated by what gives two columns."""
+    tables = []
+    for separator in ",;\t":
+        rows = csv.reader(io.StringIO(text, newline=None), delimiter=separator)
+        # A line of an empty label has no cells; the last lines may be empty for no reason.
+        tables.append([row for row in rows if any(cell.strip() for cell in row)])
+        if {len(row) for row in tables[-1]} == {2}:
+            return tables[-1]
+    return tables[0]
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        raise ValueError("a recording has two labels")
+    return content
 
 
 @DATA.register("recordings")
@@ -303,20 +373,22 @@ class RecordingsOptions(DataOptions):
 
     irrelevant: ClassVar[frozenset[str]] = DataOptions.irrelevant | {"memory_limit"}
 
+    paths: ClassVar[tuple[str, ...]] = ("path", "labels")
+
     path: str = dataclasses.field(kw_only=True)
     """The file or folder."""
 
     labels: str | None = None
     """A ``.csv``, ``.json`` or ``.npy`` file with the transformation of each recording."""
 
-    names: tuple[str, ...] | None = None
+    names: Annotated[tuple[Name, ...], Field(max_length=MAX_TRANSFORMATIONS)] | None = None
     """Names of the transformations; by default the different labels. Without labels a single name
     is that of all sequences."""
 
-    horizon: PositiveInt | None = None
+    horizon: Horizon | None = None
     """T, the number of the last frame; by default all that the shortest recording has."""
 
-    size: PositiveInt | tuple[PositiveInt, PositiveInt] | None = None
+    size: Side | tuple[Side, Side] | None = None
     """Height and width to which frames are resized, the middle being cut out."""
 
     grey: bool = False
@@ -361,6 +433,8 @@ class RecordingsOptions(DataOptions):
             short=self.short,
             memory_limit=self.memory_limit,
         )
+        if split == "train":
+            whole.warn_range()
         return whole.split(self.validation, self.test, seed)[split]
 
     @classmethod

@@ -17,18 +17,27 @@ import os
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
 from einops import rearrange
 from jaxtyping import Float, Int
+from pydantic import Field
 from torch import Tensor
 
 from flowfactor.data import shapes3d_renderer as renderer
 from flowfactor.data.checks import check_choice, check_range
 from flowfactor.data.factor_grid import FactorGrid, GridOptions, grid_positions
-from flowfactor.data.io import ArrayFile, ArrayStore, ImageStore, open_h5, replacing
+from flowfactor.data.io import (
+    ArrayFile,
+    ArrayStore,
+    ImageStore,
+    local_path,
+    open_h5,
+    replacing,
+)
+from flowfactor.data.options import Name
 from flowfactor.data.transformations import Transformation
 from flowfactor.errors import DataError
 from flowfactor.options import PositiveInt, options
@@ -59,6 +68,8 @@ scales, and every other of the fifteen orientations."""
 _HUES = ("floor_hue", "wall_hue", "object_hue")
 _SCALES, _ORIENTATIONS = (0.75, 1.25), (-30.0, 30.0)
 _RECREATED = "re-creation of 3D Shapes by flowfactor's ray tracer, not the original file"
+# What the geometries of a re-creation may take in memory.
+_MAX_BYTES = 1 << 31
 # Images that are drawn at a time on a processor.
 _IN_CACHE = 32
 
@@ -121,7 +132,7 @@ class Shapes3D(FactorGrid):
             store = RenderedShapes(factors, side, cache)
             description = _RECREATED
         else:
-            store = ArrayStore(ArrayFile(Path(path), "images"), layout="nhwc")
+            store = ArrayStore(ArrayFile(local_path(path), "images"), layout="nhwc")
             description = _check_file(store, factors)
         super().__init__(store, factors, cyclic=_HUES, transformations=transformations, **options)
         self.description = description
@@ -169,9 +180,13 @@ class RenderedShapes:
     ) -> None:
         check_range("side", side, 1)
         self.sizes = tuple(factors.values())
+        size = math.prod(self.sizes[3:]) * len(renderer.SURFACES) * side**2 * 2
+        check_range("sizes, side: the bytes of all geometries", size, 1, _MAX_BYTES)
         self.image_shape = (3, side, side)
         # Rounding to half precision is less than a tenth of a step of 8 bits.
-        self.maps = _cached(self.sizes[3:], side, _cache_folder() if cache is None else Path(cache))
+        self.maps = _cached(
+            self.sizes[3:], side, _cache_folder() if cache is None else local_path(cache)
+        )
 
     def __len__(self) -> int:
         return math.prod(self.sizes)
@@ -301,16 +316,20 @@ class Shapes3DOptions(GridOptions):
 
     irrelevant: ClassVar[frozenset[str]] = GridOptions.irrelevant | {"cache"}
 
+    paths: ClassVar[tuple[str, ...]] = ("path",)
+
     path: str | None = None
     """The original file ``3dshapes.h5``; without it images are re-created by a ray tracer."""
 
     cache: str | None = None
     """Folder where the re-creation keeps its geometries; by default in the user's cache."""
 
-    side: PositiveInt = 64
+    side: Annotated[PositiveInt, Field(le=1024)] = 64
     """Height and width of re-created images."""
 
-    sizes: dict[str, PositiveInt] = dataclasses.field(default_factory=dict)
+    sizes: dict[Name, Annotated[PositiveInt, Field(le=256)]] = dataclasses.field(
+        default_factory=dict
+    )
     """Other numbers of positions for some of the factors, for a coarser re-creation."""
 
     def load(self, split: str, seed: int) -> Shapes3D:

@@ -18,10 +18,10 @@ from pydantic import Field
 from torch import Tensor
 
 from flowfactor.data.checks import check_choice, check_distinct, check_range
-from flowfactor.data.options import ParametricOptions, Transformations
+from flowfactor.data.options import Count, ParametricOptions, Transformations
 from flowfactor.data.rendering import hue_to_rgb
 from flowfactor.data.transformations import ParametricDataset, Transformation
-from flowfactor.options import PositiveInt, options
+from flowfactor.options import options
 from flowfactor.registries import DATA
 
 SHAPES = ("square", "ellipse", "heart")
@@ -347,13 +347,13 @@ class SpritesOptions(ParametricOptions):
     shapes: tuple[Literal["square", "ellipse", "heart"], ...] = SHAPES  # type: ignore[assignment]
     """Which shapes there are, in equal parts."""
 
-    train: PositiveInt = 60_000
+    train: Count = 60_000
     """Number of training samples."""
 
-    validation: PositiveInt = 1000
+    validation: Count = 1000
     """Number of validation samples."""
 
-    test: PositiveInt = 1000
+    test: Count = 1000
     """Number of test samples."""
 
     def load(self, split: str, seed: int) -> Sprites:

@@ -26,9 +26,13 @@ from flowfactor.diagnostics.sampling import (
     trace_latents,
 )
 from flowfactor.models.base import SequenceModel
+from flowfactor.names import one_line
 
 # The colour of the bar that shows the time.
 _BAR = (0x00, 0x72, 0xB2)
+
+# Pictures from the start to the horizon; more would fill the memory and show nothing new.
+_MOST = 65
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -120,7 +124,7 @@ def animate(
 
     Returns:
         ``2 substeps horizon`` pictures: the first and last time are shown once (and for longer),
-        the others twice.
+        the others twice. They are at most 128, whatever the horizon.
 
     Raises:
         ValueError: images of another shape than the model's, an unknown name, a number out of
@@ -143,14 +147,17 @@ def animate(
     if scale < 1:
         raise ValueError(f"scale must be at least 1; it is {scale}")
     names = select_names(model, names)
+    labels = [one_line(name, 24) for name in names]
     end = float(model.horizon) if horizon is None else float(horizon)
     with evaluating(model):
         z0 = encode_images(model, images)
         times = make_time_grid(0.0, end, substeps).to(z0)
+        if len(times) > _MOST:
+            times = torch.linspace(0, end, _MOST).to(z0)
         paths = torch.stack([trace_latents(model, z0, name, times) for name in names])
         frames = decode_latents(model, rearrange(paths, "k t b d -> t k b d")).clamp(0, 1)
     pixels = (255 * frames + 0.5).to(torch.uint8)
-    forth = [_draw_picture(pixels[i], names, t, end, scale) for i, t in enumerate(times.tolist())]
+    forth = [_draw_picture(pixels[i], labels, t, end, scale) for i, t in enumerate(times.tolist())]
     order = [*range(len(forth)), *range(len(forth) - 2, 0, -1)]
     pause = max(20, round(1000 * seconds / (len(forth) - 1)))
     # The eye needs a moment to compare the two ends.

@@ -10,7 +10,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from flowfactor.diagnostics.style import MUTED, PAGE_WIDTH, PALETTE, draw_grid, new_figure, styled
+from flowfactor.diagnostics.style import (
+    MUTED,
+    PAGE_WIDTH,
+    PALETTE,
+    draw_grid,
+    new_figure,
+    plain_text,
+    styled,
+)
 
 Row = Mapping[str, Any]
 
@@ -118,7 +126,7 @@ def _draw_term(axes: Axes, rows: Sequence[Row], term: str) -> None:
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())
     unit = " (nats)" if term in _NATS else ""
-    axes.set_title(_TITLES.get(term, term.replace("_", " ")) + unit)
+    axes.set_title(_TITLES.get(term, plain_text(term.replace("_", " "), 28)) + unit)
     axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     if not finite.size:
         axes.text(0.5, 0.5, "not finite", transform=axes.transAxes, ha="center", color=MUTED)

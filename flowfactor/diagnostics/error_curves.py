@@ -9,7 +9,15 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from flowfactor.diagnostics.style import INK, PAGE_WIDTH, PALETTE, draw_grid, new_figure, styled
+from flowfactor.diagnostics.style import (
+    INK,
+    PAGE_WIDTH,
+    PALETTE,
+    draw_grid,
+    new_figure,
+    plain_text,
+    styled,
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -79,7 +87,7 @@ def plot_errors(
         axes.plot(t, curve.identity, label="identity ($z_t = z_0$)", **identity)
         axes.plot(t, curve.flow, color=PALETTE[0], marker="o", label="flow")
         axes.axhline(curve.floor, label="floor", **floor)
-        axes.set_title(name)
+        axes.set_title(plain_text(name, 28))
         axes.set_xlabel("time $t$ (frames)")
         axes.set_ylim(bottom=0)
         draw_grid(axes)

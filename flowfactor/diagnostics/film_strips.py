@@ -28,8 +28,16 @@ from flowfactor.diagnostics.sampling import (
     to_numpy,
     trace_latents,
 )
-from flowfactor.diagnostics.style import PAGE_WIDTH, PALETTE, format_number, new_figure, styled
+from flowfactor.diagnostics.style import (
+    PAGE_WIDTH,
+    PALETTE,
+    format_number,
+    new_figure,
+    plain_text,
+    styled,
+)
 from flowfactor.models.base import PotentialModel, SequenceModel
+from flowfactor.names import one_line
 
 # The line where a second flow takes over from a first.
 _TURN: dict[str, Any] = {"color": PALETTE[2], "linewidth": 2.0}
@@ -39,6 +47,9 @@ _MANY = 13
 
 # Frames side by side on a page, and the size in inches that one of them has at most.
 _COLUMNS, _LARGEST = 20, 0.45
+
+# Frames of a strip; of a longer one every second, third, ... is drawn.
+_MOST = 41
 
 # Letters of a row's name in one line, and the width of a letter in inches.
 _LINE, _LETTER = 20, 0.066
@@ -319,6 +330,8 @@ def draw_film_strips(
 ) -> Figure:
     """Draw computed film strips below one another.
 
+    Of strips of more than 41 frames, every second, third, ... frame is drawn.
+
     Args:
         data: one set of strips; or several at the same times, of which the first sequence of
             each comes before the second one of any.
@@ -329,7 +342,7 @@ def draw_film_strips(
     Raises:
         ValueError: there are no strips, or they differ in times, rows or shape of images.
     """
-    parts = [data] if isinstance(data, FilmStrips) else list(data)
+    parts = [_thin(part) for part in ([data] if isinstance(data, FilmStrips) else data)]
     mixed = chain.from_iterable(zip_longest(*(_split(part, difference) for part in parts)))
     strips = [strip for strip in mixed if strip is not None]
     if not strips:
@@ -375,7 +388,7 @@ def draw_film_strips(
         frames = torch.stack([*strip.rows.values()])
         draw_rows(axes, frames, times, first.horizon, rim=rim)
         if strip.turn is not None:
-            axes.axvline(strip.turn + 1, **_TURN, zorder=4)
+            axes.axvline(int((times <= strip.turn).sum()), **_TURN, zorder=4)
         axes.set_xticks(np.arange(len(times)) + 0.5, [format_number(t) for t in times.tolist()])
         last = i + across >= len(strips)
         axes.tick_params(labelbottom=last)
@@ -416,6 +429,17 @@ def _split(data: FilmStrips, difference: bool) -> Iterator[_Strip]:
         yield _Strip(label, rows, data.turn)
 
 
+def _thin(data: FilmStrips) -> FilmStrips:
+    """Return strips of at most so many frames as can be seen, at equal distances."""
+    step = -(-len(data.times) // _MOST)
+    return dataclasses.replace(
+        data,
+        times=data.times[::step],
+        truth=None if data.truth is None else data.truth[:, ::step],
+        flows={name: flow[:, ::step] for name, flow in data.flows.items()},
+    )
+
+
 def _count_beside(labels: Sequence[str], columns: int) -> int:
     """Return how many strips share a line, so that each line is full and of one label."""
     shared = math.gcd(*(labels.count(label) for label in set(labels)))
@@ -424,10 +448,11 @@ def _count_beside(labels: Sequence[str], columns: int) -> int:
 
 
 def _break_lines(text: str, width: int) -> str:
-    """Break a long text once; there is no room for a third line."""
+    """Return a label that a long text breaks once; there is no room for a third line."""
+    text = one_line(text, 4 * _LINE)
     while len(lines := textwrap.wrap(text, width)) > 2:
         width += 1
-    return "\n".join(lines)
+    return "\n".join(map(plain_text, lines))
 
 
 def _write_label(figure: Figure, label: str, middle: float) -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import logging
 import os
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +61,24 @@ def render(figure: Figure, suffix: str = ".png", dpi: float = 200) -> bytes:
     date = {".png": {}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}[suffix]
     metadata: dict[str, Any] = dict(date)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format=suffix[1:], dpi=dpi, metadata=metadata)
+    with _missing_letters():
+        figure.savefig(buffer, format=suffix[1:], dpi=dpi, metadata=metadata)
     return buffer.getvalue()
+
+
+@contextlib.contextmanager
+def _missing_letters() -> Iterator[None]:
+    """Say nothing of a letter whose font is not installed: it is an empty box."""
+    logger = logging.getLogger("matplotlib.mathtext")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing from font")
+            warnings.filterwarnings("ignore", "Matplotlib currently does not support")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def write_file(path: str | os.PathLike[str], content: bytes) -> Path:

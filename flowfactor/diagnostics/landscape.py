@@ -34,6 +34,7 @@ from flowfactor.diagnostics.style import (
     SEQUENTIAL,
     format_number,
     new_figure,
+    plain_text,
     styled,
 )
 from flowfactor.models.base import PotentialModel
@@ -270,7 +271,8 @@ def draw_landscape(data: Landscape, *, arrows: Arrows = "ascent") -> Figure:
         axes.set_xlim(data.x[0], data.x[-1])
         axes.set_ylim(data.y[0], data.y[-1])
         axes.spines[["top", "right"]].set_visible(True)
-        axes.set_title(f"$u$ of {data.name} at $t$ = {format_number(float(data.times[place]))}")
+        name = plain_text(data.name, 20)
+        axes.set_title(f"$u$ of {name} at $t$ = {format_number(float(data.times[place]))}")
         axes.tick_params(labelsize=8)
         if arrows != "none":
             _draw_arrows(axes, data, place, -1.0 if arrows == "descent" else 1.0)

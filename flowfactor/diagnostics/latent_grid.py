@@ -23,7 +23,13 @@ from flowfactor.diagnostics.sampling import (
     select_names,
     trace_latents,
 )
-from flowfactor.diagnostics.style import PAGE_WIDTH, format_number, new_figure, styled
+from flowfactor.diagnostics.style import (
+    PAGE_WIDTH,
+    format_number,
+    new_figure,
+    plain_text,
+    styled,
+)
 from flowfactor.models.base import PotentialModel, SequenceModel
 
 # Inches that a decoded image should have at least, before the blocks continue in another band.
@@ -160,7 +166,7 @@ def _draw_band(axes: Axes, data: LatentGrid, blocks: range) -> None:
         ticks += [left + column + 0.5 for column in range(columns)]
         labels += [format_number(t) for t in data.times.tolist()]
         axes.annotate(
-            data.names[k],
+            plain_text(data.names[k], 24),
             (left + columns / 2, 0),
             xytext=(0, 3),
             textcoords="offset points",
@@ -226,7 +232,7 @@ def weights_data(
             path = trace_latents(model, z0, potential, strip_times.to(z0))
             frames = decode_latents(model, rearrange(path, "n b d -> b n d"))
             flows[ends.get(s, format_number(s))] = frames
-    label = f"(1 − $s$) $u$({a}) + $s$ $u$({b})"
+    label = f"(1 − s) u({a}) + s u({b})"
     return FilmStrips((label,), strip_times.numpy(), None, flows, model.horizon)
 
 

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from flowfactor.diagnostics.animation import Animation
 from flowfactor.diagnostics.io import render, write_file
+from flowfactor.names import one_line
 from flowfactor.tables import Table
 
 _MIME = {
@@ -95,26 +96,26 @@ def write_report(
     contents = ""
     if len(sections) > 1:
         entries = "".join(
-            f'<li><a href="#{name}">{html.escape(section.heading)}</a></li>'
+            f'<li><a href="#{name}">{_escape(section.heading)}</a></li>'
             for name, section in zip(ids, sections, strict=True)
         )
         contents = f'<nav aria-label="Contents"><ul>{entries}</ul></nav>\n'
     body = "\n".join(map(_render_section, sections, ids))
-    below = f'<p class="subtitle">{html.escape(subtitle)}</p>\n' if subtitle else ""
+    below = f'<p class="subtitle">{_escape(subtitle)}</p>\n' if subtitle else ""
     page = (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{html.escape(title)}</title>\n<style>\n{_STYLE}</style>\n</head>\n<body>\n"
-        f"<header>\n<h1>{html.escape(title)}</h1>\n{below}</header>\n{contents}"
+        f"<title>{_escape(title)}</title>\n<style>\n{_STYLE}</style>\n</head>\n<body>\n"
+        f"<header>\n<h1>{_escape(title)}</h1>\n{below}</header>\n{contents}"
         f"<main>\n{body}\n</main>\n</body>\n</html>\n"
     )
     return write_file(Path(folder) / "report.html", page.encode())
 
 
 def _render_section(section: Section, name: str) -> str:
-    parts = [f'<section id="{name}">', f"<h2>{html.escape(section.heading)}</h2>"]
+    parts = [f'<section id="{name}">', f"<h2>{_escape(section.heading)}</h2>"]
     parts += [
-        f"<p>{html.escape(' '.join(paragraph.split()))}</p>"
+        f"<p>{_escape(paragraph)}</p>"
         for paragraph in section.text.split("\n\n")
         if paragraph.strip()
     ]
@@ -128,8 +129,8 @@ def _render_section(section: Section, name: str) -> str:
 def _render_illustration(item: Illustration, heading: str) -> str:
     mime, content = _read_image(item.image if item.file is None else item.file)
     source = f"data:{mime};base64,{base64.b64encode(content).decode('ascii')}"
-    text = html.escape(item.caption or heading)
-    caption = f"<figcaption>{html.escape(item.caption)}</figcaption>" if item.caption else ""
+    text = _escape(item.caption or heading)
+    caption = f"<figcaption>{_escape(item.caption)}</figcaption>" if item.caption else ""
     width, kind = "", ""
     if isinstance(item.image, Figure):
         inches = float(item.image.get_size_inches()[0])
@@ -139,6 +140,11 @@ def _render_illustration(item: Illustration, heading: str) -> str:
         kind = ' class="wide"' if inches > 5 else ""
     picture = f'<div{kind}><img src="{source}" alt="{text}"{width}></div>'
     return f"<figure>{picture}{caption}</figure>"
+
+
+def _escape(text: str) -> str:
+    """Return plain text as HTML, in one line."""
+    return html.escape(one_line(text))
 
 
 def _read_image(image: Figure | Animation | str | os.PathLike[str]) -> tuple[str, bytes]:

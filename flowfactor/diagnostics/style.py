@@ -9,11 +9,14 @@ from contextlib import contextmanager
 from typing import Any, ParamSpec, TypeVar
 
 import matplotlib
+import matplotlib.font_manager
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+
+from flowfactor.names import one_line
 
 COLUMN_WIDTH = 3.3
 """Width in inches of a figure in one column of a two-column paper."""
@@ -41,9 +44,23 @@ _DASHES: tuple[tuple[int, tuple[float, ...] | None], ...] = (
     (0, (3, 1.2, 1, 1.2, 1, 1.2)),
 )
 
+# Fonts of scripts that DejaVu Sans lacks; those that are installed are used for their letters.
+_MORE_FONTS = (
+    "Noto Sans CJK JP",
+    "Noto Sans CJK SC",
+    "Noto Sans Devanagari",
+    "Noto Sans Thai",
+    "Arial Unicode MS",
+    "Microsoft YaHei",
+    "Hiragino Sans",
+    "WenQuanYi Zen Hei",
+    "Unifont",
+)
+_INSTALLED = {font.name for font in matplotlib.font_manager.fontManager.ttflist}
+
 _RC: dict[str, Any] = {
     "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans"],
+    "font.sans-serif": ["DejaVu Sans", *(font for font in _MORE_FONTS if font in _INSTALLED)],
     "font.size": 8,
     "axes.labelsize": 8,
     "axes.titlesize": 8.5,
@@ -168,6 +185,22 @@ def draw_grid(axes: Axes) -> None:
     axes.grid(True, axis="y")
     # Ticks are made when the figure is drawn, perhaps outside of this style.
     axes.tick_params(labelsize=8)
+
+
+def plain_text(text: str, length: int = 40) -> str:
+    r"""Return text that anyone may have chosen as labels take it: in one line, nothing a formula.
+
+    Args:
+        text: any text.
+        length: letters to keep; of a longer text, the middle is left out.
+
+    Example:
+        >>> plain_text("$x$"), plain_text("_x")
+        ('\\$x\\$', ' _x')
+    """
+    line = one_line(text, length).replace("$", r"\$")
+    # Legends leave out what begins with an underscore.
+    return f" {line}" if line.startswith("_") else line
 
 
 def format_number(value: float) -> str:

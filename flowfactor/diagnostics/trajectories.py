@@ -25,7 +25,7 @@ from flowfactor.diagnostics.sampling import (
     to_numpy,
     trace_latents,
 )
-from flowfactor.diagnostics.style import LineStyle, line_styles, new_figure, styled
+from flowfactor.diagnostics.style import LineStyle, line_styles, new_figure, plain_text, styled
 from flowfactor.models.base import SequenceModel
 
 
@@ -118,7 +118,7 @@ def draw_trajectories(data: Trajectories, *, width: float = 4.6) -> Figure:
     handles = []
     for name, style in line_styles(tuple(data.paths)).items():
         _draw_fading(axes, data.paths[name], style)
-        label = f"{name}, to $t$ = {data.times[-1]:g}"
+        label = f"{plain_text(name, 24)}, to $t$ = {data.times[-1]:g}"
         handles.append(Line2D([], [], color=style.colour, marker=style.marker, label=label))
     starts = next(iter(data.paths.values()))[0]
     ring: dict[str, Any] = {"color": "white", "markeredgecolor": "black"}

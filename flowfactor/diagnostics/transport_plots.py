@@ -25,6 +25,7 @@ from flowfactor.diagnostics.style import (
     draw_grid,
     line_styles,
     new_figure,
+    plain_text,
     styled,
 )
 from flowfactor.models.base import PotentialModel
@@ -124,7 +125,7 @@ def draw_transport(curves: Mapping[str, TransportCurves]) -> Figure:
     residual, energy, speed = figure.subplots(1, 3, gridspec_kw={"wspace": 0.08})
     for name, style in line_styles(tuple(curves)).items():
         curve = curves[name]
-        label = f"{name} (straightness {curve.straightness.mean():.3f})"
+        label = f"{plain_text(name, 24)} (straightness {curve.straightness.mean():.3f})"
         size = np.abs(curve.residual)
         rms = np.sqrt(np.square(curve.residual).mean(1))
         _draw_band(residual, curve.times, rms, size, style, label)

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from flowfactor.checks import check_integer, check_type, kind_of
 from flowfactor.data import KnownFactors, SequenceDataset
 from flowfactor.models import SequenceModel
 
@@ -106,6 +107,9 @@ class ModelCodes:
     """
 
     def __init__(self, model: SequenceModel, factors: KnownFactors, batch_size: int = 250) -> None:
+        check_type("model", model, SequenceModel)
+        check_type("factors", factors, KnownFactors)
+        check_integer("batch_size", batch_size)
         if tuple(factors.image_shape) != tuple(model.image_shape):
             raise ValueError(
                 f"image_shape: the data has {tuple(factors.image_shape)}, the model takes "
@@ -175,11 +179,22 @@ def encode_dataset(
         >>> codes.shape, factors.shape
         ((20, 4), (20, 6))
     """
-    if count < 1:
-        raise ValueError(f"count must be at least 1; it is {count}")
+    check_integer("count", count)
+    check_integer("bins", bins, 2)
+    check_integer("seed", seed, 0)
+    check_type("data", data, (SequenceDataset, KnownFactors))
     known = data.known_factors(bins) if isinstance(data, SequenceDataset) else data
     source = ModelCodes(model, known, batch_size)
     return source.sample(count, torch.Generator().manual_seed(seed))
+
+
+def _as_array(name: str, array: Any) -> npt.NDArray[Any]:
+    if isinstance(array, Tensor):
+        return array.detach().cpu().numpy()
+    try:
+        return np.asarray(array)
+    except ValueError:  # rows of different lengths
+        raise TypeError(f"{name} must be an array of numbers; it is {kind_of(array)}") from None
 
 
 def check_codes(codes: Array, factors: Array) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
@@ -190,10 +205,7 @@ def check_codes(codes: Array, factors: Array) -> tuple[npt.NDArray[Any], npt.NDA
             codes that are not finite, a factor with a single value, or fewer samples than ten for
             each value of a factor.
     """
-    z, v = (
-        array.detach().cpu().numpy() if isinstance(array, Tensor) else np.asarray(array)
-        for array in (codes, factors)
-    )
+    z, v = _as_array("codes", codes), _as_array("factors", factors)
     if z.ndim != 2 or v.ndim != 2 or len(z) != len(v) or 0 in (*z.shape, *v.shape):
         raise ValueError(
             f"codes must be (N, D) and factors (N, F), not empty; their shapes are {z.shape} and "

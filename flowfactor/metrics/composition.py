@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import random
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,6 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from flowfactor.checks import brief, check_integer, check_number, check_type
 from flowfactor.data import SequenceDataset
 from flowfactor.metrics.base import Metric, MetricContext, MetricOptions
 from flowfactor.metrics.pixel_errors import (
@@ -24,12 +26,13 @@ from flowfactor.metrics.pixel_errors import (
     error_table,
     frame_errors,
     frame_times,
+    limit_batch,
     mean_of,
     selected_indices,
     summarize,
 )
 from flowfactor.models import PotentialModel
-from flowfactor.options import options
+from flowfactor.options import PositiveInt, options
 from flowfactor.records import Evaluation
 from flowfactor.registries import METRICS
 from flowfactor.tables import Column, Row, Table
@@ -143,8 +146,7 @@ def switching_error(
         [('hue', 'rotation')]
     """
     selected = _select_pairs(model, data, pairs, frames, ordered=True)
-    if frames < 2:
-        raise ValueError(f"frames must be at least 2 for flows to switch; it is {frames}")
+    check_integer("frames", frames, 2)
     turn = -(-frames // 2)
 
     def move(z0: Tensor, pair: Pair) -> Tensor:
@@ -201,10 +203,12 @@ def reversal_error(
         torch.Size([4, 7])
     """
     check_comparable(model, data, frames)
+    check_type("model", model, PotentialModel, "a model with potentials")
     parts = defaultdict(list)
-    for k, batch in batches(data, indices, batch_size):
+    for k, batch in batches(data, indices, batch_size, frames):
         name = data.names[k]
-        x = data.sample(batch, k).frames[:, : frames + 1].flip(1).to(model.device)
+        times = torch.arange(frames + 1).expand(len(batch), -1)
+        x = data.sample(batch, k, times).frames.flip(1).to(model.device)
         z = model.represent(x[:, 0])
         z = model.flow(z, name, frame_times(frames, z).flip(0), method=method)
         parts[name].append(frame_errors(model, x, z))
@@ -263,6 +267,7 @@ def commutation_error(
         >>> commutation_error(model, data, [("hue", "hue")])["hue", "hue"].pixels
         0.0
     """
+    check_number("time", time)
     gaps = {}
     for a, b in _select_pairs(model, data, pairs, 1, ordered=False):
         sums = torch.zeros(4, dtype=torch.float64)
@@ -298,13 +303,15 @@ def _select_pairs(
 ) -> list[Pair]:
     """Check data and pairs; return all pairs if none are given."""
     check_comparable(model, data, frames)
+    check_type("model", model, PotentialModel, "a model with potentials")
     if pairs is None:
         every = itertools.permutations if ordered else itertools.combinations
         return list(every(data.names, 2))
+    check_type("pairs", pairs, Sequence, "a sequence of two names each, [('a', 'b')]")
     for pair in pairs:
-        if len(pair) != 2 or not set(pair) <= set(data.names):
+        if isinstance(pair, str) or len(pair) != 2 or not set(pair) <= set(data.names):
             raise ValueError(
-                f"pairs: {tuple(pair)} is not a pair of the transformations {', '.join(data.names)}"
+                f"pairs: {str(pair)[:80]} is not a pair of the transformations {brief(data.names)}"
             )
     return [(a, b) for a, b in pairs]
 
@@ -345,6 +352,8 @@ def _samples_with_starts(
     batch_size: int,
 ) -> Iterator[Samples]:
     """Yield samples and their starts, in batches."""
+    batch_size = limit_batch(data, batch_size)
+    check_integer("seed", seed, 0)
     selected = selected_indices(data, indices)
     starts = None
     if random_starts:
@@ -359,6 +368,8 @@ class CompositionOptions(MetricOptions):
 
     random_starts: bool = False
     """Let frame 0 have undergone every transformation at random."""
+    pairs: PositiveInt = 50
+    """At most so many pairs of transformations, drawn at random where there are more."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -387,6 +398,7 @@ class CompositionErrors:
         reversal: by transformation.
         commutation: by ``a, b``.
         means: of them.
+        possible_pairs: how many pairs there are; as many as were measured if 0.
     """
 
     random_starts: bool
@@ -395,6 +407,7 @@ class CompositionErrors:
     reversal: dict[str, ErrorSummary]
     commutation: dict[str, Commutation]
     means: CompositionMeans
+    possible_pairs: int = 0
 
 
 @METRICS.register("composition")
@@ -423,9 +436,15 @@ class Composition(Metric):
         model, data, indices, frames = context.model, context.data, context.indices, context.frames
         assert isinstance(model, PotentialModel)
         starts = self.options.random_starts
-        both = superposition_error(model, data, None, indices, frames=frames, random_starts=starts)
-        turns = switching_error(model, data, None, indices, frames=frames, random_starts=starts)
-        orders = commutation_error(model, data, None, indices)
+        pairs = list(itertools.combinations(data.names, 2))
+        possible = len(pairs)
+        if possible > self.options.pairs:
+            drawn = random.Random(context.seed).sample(range(possible), self.options.pairs)
+            pairs = [pairs[i] for i in sorted(drawn)]
+        ordered = [each for a, b in pairs for each in ((a, b), (b, a))]
+        both = superposition_error(model, data, pairs, indices, frames=frames, random_starts=starts)
+        turns = switching_error(model, data, ordered, indices, frames=frames, random_starts=starts)
+        orders = commutation_error(model, data, pairs, indices)
         superposition = summarize({" + ".join(pair): error for pair, error in both.items()})
         switching = summarize({", ".join(pair): error for pair, error in turns.items()})
         reversal = summarize(reversal_error(model, data, indices, frames=frames))
@@ -436,7 +455,9 @@ class Composition(Metric):
             mean_of(order.latent for order in orders.values()),
         )
         commutation = {", ".join(pair): order for pair, order in orders.items()}
-        return CompositionErrors(starts, superposition, switching, reversal, commutation, means)
+        return CompositionErrors(
+            starts, superposition, switching, reversal, commutation, means, possible
+        )
 
     @classmethod
     def tables(cls, result: CompositionErrors, evaluation: Evaluation) -> Mapping[str, Table]:
@@ -485,4 +506,6 @@ def _pair_table(result: CompositionErrors, frames: int) -> Table:
     values = [means.superposition, None, None, None, means.switching, None, means.order_gap]
     rows.append(Row("mean", values, ruled=True))
     title = f"Simultaneous and sequential flows, sum over t=1..{frames}"
+    if result.possible_pairs > len(result.superposition):
+        title += f"; {len(result.superposition)} of {result.possible_pairs} pairs"
     return Table(columns, rows, title, "flows")

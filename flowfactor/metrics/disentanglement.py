@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 from pydantic import Field
 
+from flowfactor.checks import check_integer, check_number, check_type
 from flowfactor.errors import DataError
 from flowfactor.metrics.base import Metric, MetricContext, MetricOptions
 from flowfactor.metrics.codes import Array, CodeSource, CodeTable, check_codes, encode_dataset
@@ -72,11 +73,13 @@ def factor_vae_score(
         >>> factor_vae_score(table, train_votes=200, test_votes=100)
         1.0
     """
-    if min(samples, variance_samples) < 2 or min(train_votes, test_votes) < 1:
-        raise ValueError(
-            f"samples and variance_samples must be at least 2, votes at least 1; {samples=}, "
-            f"{variance_samples=}, {train_votes=}, {test_votes=}"
-        )
+    check_type("source", source, CodeSource, "a CodeTable or ModelCodes")
+    check_integer("samples", samples, 2)
+    check_integer("variance_samples", variance_samples, 2)
+    check_integer("train_votes", train_votes)
+    check_integer("test_votes", test_votes)
+    check_number("least_std", least_std, 0)
+    check_integer("seed", seed, 0)
     generator = torch.Generator().manual_seed(seed)
     codes, _ = source.sample(variance_samples, generator)
     if not np.isfinite(codes).all():
@@ -137,8 +140,7 @@ def mig(codes: Array, factors: Array, *, bins: int = 20) -> float:
     """
     z, v = check_codes(codes, factors)
     _check_rivals(z)
-    if bins < 2:
-        raise ValueError(f"bins must be at least 2; it is {bins}")
+    check_integer("bins", bins, 2)
     binned = [
         np.searchsorted(np.histogram_bin_edges(column, bins)[1:-1], column, side="right")
         for column in z.T
@@ -208,6 +210,7 @@ def dci(
     """
     learners = _learners("ensemble")
     z, v = check_codes(codes, factors)
+    check_integer("trees", trees)
     train, test = _split(v, test_fraction, seed)
     importance = np.zeros((z.shape[1], v.shape[1]))
     accuracies = []
@@ -289,6 +292,8 @@ def _split(
     factors: npt.NDArray[Any], test_fraction: float, seed: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Return rows to train on and rows to test on."""
+    check_number("test_fraction", test_fraction, 0, 1)
+    check_integer("seed", seed, 0)
     count = round(len(factors) * test_fraction)
     if not 0 < count < len(factors):
         raise ValueError(

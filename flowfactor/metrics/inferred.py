@@ -7,10 +7,16 @@ from collections.abc import Mapping
 
 import torch
 
+from flowfactor.checks import brief, check_integer, check_method, check_type
 from flowfactor.data import SequenceDataset
 from flowfactor.matching import match_flows
 from flowfactor.metrics.base import Metric, MetricContext
-from flowfactor.metrics.pixel_errors import ErrorSummaries, equivariance_error, error_table
+from flowfactor.metrics.pixel_errors import (
+    ErrorSummaries,
+    equivariance_error,
+    error_table,
+    limit_batch,
+)
 from flowfactor.models import SequenceModel
 from flowfactor.records import Evaluation
 from flowfactor.registries import METRICS
@@ -53,15 +59,19 @@ def infer_labels(
         >>> inferred.names == model.names, int(inferred.labels.min()) >= 0
         (True, True)
     """
-    if model.supervised or data.labels is None or not bool((data.labels < 0).any()):
+    check_type("data", data, SequenceDataset)
+    check_integer("batch_size", batch_size)
+    supervised = getattr(model, "supervised", False)
+    if supervised or data.labels is None or not bool((data.labels < 0).any()):
         return data
+    check_method("model", model, "choose")
     labels = data.labels.clone()
     if bool((labels >= 0).any()) and data.names != model.names[: len(data.names)]:
         raise ValueError(
-            f"the transformations of the data are {', '.join(data.names)}, the flows of the model "
-            f"{', '.join(model.names)}; the first of these must be the same, in the same order"
+            f"data: its transformations are {brief(data.names)}, the flows of the model "
+            f"{brief(model.names)}; the first of these must be the same, in the same order"
         )
-    for unknown in (labels < 0).nonzero()[:, 0].split(batch_size):
+    for unknown in (labels < 0).nonzero()[:, 0].split(limit_batch(data, batch_size)):
         labels[unknown] = model.choose(data.sample(unknown).to(model.device)).to(labels.device)
     return data.relabel(model.names, labels)
 
@@ -114,7 +124,8 @@ class Inferred(Metric):
             assert data.labels is not None
             counts = torch.bincount(data.labels[context.indices], minlength=len(model.names))
             return InferredErrors(*errors, [counts.tolist()])
-        batches = (recorded.sample(part) for part in indices.split(_BATCH))
+        size = limit_batch(recorded, _BATCH)
+        batches = (recorded.sample(part) for part in indices.split(size))
         matching = match_flows(model, batches, len(recorded.names))
         return InferredErrors(
             *errors,

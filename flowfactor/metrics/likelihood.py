@@ -12,14 +12,19 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal
 
+from flowfactor.checks import check_integer, check_type
 from flowfactor.data import SequenceBatch
 from flowfactor.metrics.base import Metric, MetricContext, MetricOptions
+from flowfactor.metrics.pixel_errors import limit_batch
 from flowfactor.models import SequenceModel
 from flowfactor.observation import Gaussian, Observation
 from flowfactor.options import PositiveInt, options
 from flowfactor.records import Evaluation
 from flowfactor.registries import METRICS
 from flowfactor.tables import Column, Row, Table
+
+_DECODED = 2**18
+"""Frames that the metric decodes for each bound, at most."""
 
 # What tables call the observation models.
 _NAMES = {
@@ -70,8 +75,11 @@ def log_likelihood(
         >>> log_likelihood(model, films, samples=3).shape
         torch.Size([2])
     """
-    if samples < 1:
-        raise ValueError(f"samples must be at least 1; it is {samples}")
+    check_type("model", model, SequenceModel)
+    check_integer("samples", samples)
+    check_integer("batch_size", batch_size)
+    check_type("observation", observation, (Observation, type(None)), "an observation model")
+    model.check_sequences(sequences, anywhere=True)
     frames = sequences.horizon + 1
     if sequences.frames.shape[1] != frames or sequences.labels is None:
         raise ValueError(
@@ -80,7 +88,7 @@ def log_likelihood(
         )
     x_all, labels = sequences.frames.to(model.device), sequences.labels.to(model.device)
     observe = (observation or model.observation).to(model.device)
-    chunk = max(1, batch_size // (samples * frames))
+    chunk = _chunk(samples, frames, batch_size)
     bounds = []
     for x, k in zip(x_all.split(chunk), labels.split(chunk), strict=True):
         posterior = model.encode(x[:, 0])
@@ -102,6 +110,11 @@ def log_likelihood(
     return torch.cat(bounds)
 
 
+def _chunk(samples: int, frames: int, batch_size: int = 2000) -> int:
+    """Return how many sequences are decoded at a time."""
+    return max(1, batch_size // (samples * frames))
+
+
 def _normal(mean: Tensor, scale: Tensor) -> Distribution:
     return Independent(Normal(mean, scale, validate_args=False), 1, validate_args=False)
 
@@ -111,7 +124,7 @@ class LikelihoodOptions(MetricOptions):
     """Options of the log-likelihood."""
 
     sequences: PositiveInt = 300
-    """The number of sequences."""
+    """The number of sequences; fewer of sequences that are very long."""
     samples: PositiveInt = 50
     """The number of importance samples of each."""
 
@@ -157,17 +170,26 @@ class LogLikelihood(Metric):
     def measure(self, context: MetricContext) -> Likelihoods:
         """Return both bounds, of sequences with the transformations in turn."""
         model, data = context.model, context.data
-        sequences = data.sample(torch.arange(min(self.options.sequences, len(data))))
+        # Of long sequences fewer are measured; the result says how many.
+        most = max(2, _DECODED // (self.options.samples * (data.horizon + 1)))
+        indices = torch.arange(min(self.options.sequences, len(data), most))
+        chunk = _chunk(self.options.samples, data.horizon + 1)
+        # In whole chunks, so that the parts draw the numbers that all sequences at once would.
+        parts = indices.split(chunk * -(-limit_batch(data, len(indices)) // chunk))
 
         def bound(observation: Observation | None) -> Bound:
             generator = torch.Generator(model.device).manual_seed(context.seed)
-            nats = log_likelihood(
-                model,
-                sequences,
-                self.options.samples,
-                observation=observation,
-                generator=generator,
-            ).double()
+            bounds = [
+                log_likelihood(
+                    model,
+                    data.sample(part),
+                    self.options.samples,
+                    observation=observation,
+                    generator=generator,
+                )
+                for part in parts
+            ]
+            nats = torch.cat(bounds).double()
             count, mean = len(nats), float(nats.mean())
             return Bound(
                 _name_of(observation or model.observation),
@@ -176,7 +198,7 @@ class LogLikelihood(Metric):
                 float(nats.std() / count**0.5) if count > 1 else 0.0,
             )
 
-        return Likelihoods(len(sequences), self.options.samples, bound(None), bound(Gaussian()))
+        return Likelihoods(len(indices), self.options.samples, bound(None), bound(Gaussian()))
 
     @classmethod
     def columns_for(cls, evaluations: Sequence[Evaluation]) -> Sequence[Column]:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from flowfactor.checks import check_integer
 from flowfactor.data import SequenceDataset
 from flowfactor.flow import Path, full_precision
 from flowfactor.metrics.base import Metric, MetricContext
@@ -69,14 +70,15 @@ def path_measures(
         model: in evaluation mode.
         data: held-out images; its transformations are the model's.
         indices: which images; None is all of them.
-        frames: T; None is the last frame that the model was trained on.
+        frames: T; None is the last frame that the model was trained on. At most twice that one, or
+            the last one of the data.
         per_frame: points of the path for each frame of a flow.
         method: another solver than the model's.
         batch_size: images at a time; it does not change the result.
 
     Raises:
         ValueError: the data has other transformations or images than the model, or a number that
-            is not positive.
+            is out of range.
 
     Source: Benamou and Brenier, "A computational fluid mechanics solution to the Monge-Kantorovich
     mass transfer problem", Numerische Mathematik 84 (2000).
@@ -91,9 +93,9 @@ def path_measures(
     """
     check_comparable(model, data, 1)
     horizon = model.horizon if frames is None else frames
-    for name, number in (("frames", horizon), ("per_frame", per_frame), ("batch_size", batch_size)):
-        if number < 1:
-            raise ValueError(f"{name} must be at least 1; it is {number}")
+    if frames is not None:
+        check_integer("frames", frames, 1, max(2 * model.horizon, data.horizon))
+    check_integer("per_frame", per_frame)
     parts = defaultdict(list)
     for k, batch in batches(data, indices, batch_size):
         first = torch.zeros(len(batch), 1, dtype=torch.long)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -12,10 +13,21 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from flowfactor.checks import (
+    brief,
+    check_indices,
+    check_integer,
+    check_tensor,
+    check_type,
+    kind_of,
+)
 from flowfactor.data import SequenceBatch, SequenceDataset
 from flowfactor.models import SequenceModel
 from flowfactor.tables import Column, Row, Table
 from solvers import Method
+
+_PIXELS = 2**25
+"""Pixels of all frames of a batch, at most: 128 MiB, of which a few copies are made."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -200,8 +212,11 @@ def equivariance_error(
     """
     check_comparable(model, data, frames)
     parts = defaultdict(list)
-    for k, batch in batches(data, indices, batch_size):
-        sequences = data.sample(batch, k).to(model.device)
+    # To choose a flow takes the whole sequence.
+    last = frames if flows is None else data.horizon
+    for k, batch in batches(data, indices, batch_size, last):
+        times = torch.arange(last + 1).expand(len(batch), -1)
+        sequences = data.sample(batch, k, times).to(model.device)
         x = sequences.frames[:, : frames + 1]
         z0 = model.represent(x[:, 0])
         followed = k if flows is None else flows(sequences)
@@ -213,12 +228,26 @@ def equivariance_error(
 def selected_indices(
     data: SequenceDataset, indices: Tensor | Sequence[int] | None
 ) -> Int[Tensor, "n"]:
-    """Return numbers of samples as a tensor on the CPU; None is all of them."""
-    return torch.arange(len(data)) if indices is None else torch.as_tensor(indices).cpu()
+    """Return numbers of samples as a tensor on the CPU; None is all of them.
+
+    Raises:
+        TypeError, ValueError: no integers ``(n,)``, none at all, or one that is no sample's.
+    """
+    if indices is None:
+        return torch.arange(len(data))
+    try:
+        selected = torch.as_tensor(indices).cpu()
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"indices must be integers (n,); it is {kind_of(indices)}") from None
+    check_indices("indices", selected, len(data))
+    return selected.long()
 
 
 def batches(
-    data: SequenceDataset, indices: Tensor | Sequence[int] | None, size: int
+    data: SequenceDataset,
+    indices: Tensor | Sequence[int] | None,
+    size: int,
+    frames: int | None = None,
 ) -> Iterator[tuple[int, Int[Tensor, "_"]]]:
     """Yield every transformation with batches of the samples that can undergo it.
 
@@ -228,10 +257,12 @@ def batches(
         data: of the samples.
         indices: which samples; None is all of them.
         size: of a batch, at most.
+        frames: the last frame that is needed, see :func:`limit_batch`.
 
     Raises:
         ValueError: no sample undergoes any transformation.
     """
+    size = limit_batch(data, size, frames)
     selected = selected_indices(data, indices)
     undergone = 0
     for k in range(len(data.names)):
@@ -240,7 +271,20 @@ def batches(
         for batch in selected[rows].split(size) if rows.any() else ():
             yield k, batch
     if not undergone:
-        raise ValueError(f"none of the samples undergoes {' or '.join(data.names)}")
+        raise ValueError(f"indices: none of the samples undergoes any of {brief(data.names)}")
+
+
+def limit_batch(data: SequenceDataset, size: int, frames: int | None = None) -> int:
+    """Return how many sequences to take at a time, so that their pixels fit into memory.
+
+    Args:
+        data: of the sequences.
+        size: at most.
+        frames: the last frame that is needed; None is the last one of the data.
+    """
+    check_integer("batch_size", size)
+    count = 1 + (data.horizon if frames is None else frames)
+    return max(1, min(size, _PIXELS // (count * math.prod(data.image_shape))))
 
 
 def check_comparable(model: SequenceModel, data: SequenceDataset, frames: int) -> None:
@@ -249,20 +293,9 @@ def check_comparable(model: SequenceModel, data: SequenceDataset, frames: int) -
     Raises:
         ValueError: other transformations than the model's, another image shape, too few frames.
     """
-    # Flows to spare, which weak supervision may leave, come last.
-    known = model.names if model.supervised else model.names[: len(data.names)]
-    if data.names != known:
-        raise ValueError(
-            f"the transformations of the data are {', '.join(data.names)}, those of the model "
-            f"{', '.join(model.names)}; they must be the same, in the same order"
-        )
-    if tuple(data.image_shape) != tuple(model.image_shape):
-        raise ValueError(
-            f"image_shape: the data has {tuple(data.image_shape)}, the model takes "
-            f"{tuple(model.image_shape)}"
-        )
-    if not 1 <= frames <= data.horizon:
-        raise ValueError(f"frames must be in 1..{data.horizon}; it is {frames}")
+    check_type("model", model, SequenceModel)
+    model.check_data(data)
+    check_integer("frames", frames, 1, data.horizon)
 
 
 def frame_times(horizon: int, like: Tensor) -> Float[Tensor, "t"]:
@@ -281,6 +314,9 @@ def frame_errors(
         z: the path; it starts at the latent of the first frame, which is what an unmoved latent
             decodes to.
     """
+    check_type("model", model, SequenceModel)
+    check_tensor("x", x, ("B", "F", *model.image_shape), pixels=True)
+    check_tensor("z", z, (x.shape[1], x.shape[0], model.latent_dim))
     moved = model.decode(rearrange(z, "f b d -> (f b) d"))
     moved = rearrange(moved, "(f b) c h w -> b f c h w", f=len(z))
     flow, identity = (
@@ -302,6 +338,9 @@ def concatenate_errors(parts: Sequence[EquivarianceError]) -> EquivarianceError:
 
 def mean_error(errors: Mapping[Any, EquivarianceError]) -> float:
     """Return the mean of ``E_k`` over the transformations, or over pairs of them."""
+    check_type("errors", errors, Mapping)
+    if not errors:
+        raise ValueError("errors must hold at least one error; it is empty")
     return sum(error.error for error in errors.values()) / len(errors)
 
 

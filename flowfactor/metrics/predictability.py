@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from flowfactor.checks import check_integer, check_number, check_tensor, check_type, kind_of
 from flowfactor.data import SequenceDataset
 from flowfactor.metrics.base import Metric, MetricContext, MetricOptions
 from flowfactor.metrics.pixel_errors import batches, check_comparable, selected_indices
@@ -19,6 +21,9 @@ from flowfactor.records import Evaluation
 from flowfactor.registries import METRICS
 from flowfactor.tables import Column, Row, Table
 from solvers import Method
+
+_PIXELS = 2**28
+"""Pixels of all pairs that the metric holds in memory, at most: 1 GiB."""
 
 
 @options
@@ -107,7 +112,10 @@ def variation_predictability(
         (3, 27, 0.333)
     """
     check_comparable(model, data, 1)
-    t = float(model.horizon) if time is None else float(time)
+    check_number("time", model.horizon if time is None else time)
+    check_type("options", options, ClassifierOptions)
+    check_integer("seed", seed, 0)
+    t = float(model.horizon if time is None else time)
     selected = selected_indices(data, indices)
     starts = None
     if random_starts:
@@ -169,23 +177,23 @@ def classify_pairs(
         >>> classify_pairs(x, brighter, k, train_fraction=0.2).accuracy > 0.9
         True
     """
-    shapes = [tuple(tensor.shape) for tensor in (before, after, labels)]
-    if shapes[0] != shapes[1] or before.ndim != 4 or shapes[2] != shapes[0][:1]:
-        raise ValueError(
-            f"before and after must be (N, C, H, W) and labels (N,); their shapes are {shapes}"
-        )
-    if not (bool(before.isfinite().all()) and bool(after.isfinite().all())):
-        raise ValueError("before and after must be finite; some pixels are not")
+    check_tensor("before", before, ("N", "C", "H", "W"))
+    check_tensor("after", after, tuple(before.shape), before)
+    check_type("options", options, ClassifierOptions)
+    check_integer("seed", seed, 0)
+    check_number("train_fraction", train_fraction, 0, 1)
+    for name, numbers in (("labels", labels), ("groups", groups)):
+        if numbers is not None:
+            check_type(name, numbers, Tensor, "a tensor of integers (N,)")
+            if numbers.shape != before.shape[:1] or numbers.is_floating_point():
+                raise ValueError(
+                    f"{name} must be integers ({len(before)},); it is {kind_of(numbers)}"
+                )
     labels = labels.cpu()
     classes = labels.unique()
     if len(classes) < 2 or int(classes[0]) < 0:
         raise ValueError(f"labels must be at least two numbers from 0; they are {classes.tolist()}")
     groups = torch.arange(len(labels)) if groups is None else groups.cpu()
-    if groups.shape != labels.shape:
-        raise ValueError(
-            f"groups must hold a number for each of the {len(labels)} pairs; their shape is "
-            f"{tuple(groups.shape)}"
-        )
     generator = torch.Generator().manual_seed(seed)
     members = groups.unique()
     count = round(len(members) * train_fraction)
@@ -259,10 +267,13 @@ class PairClassification(Metric):
 
     def measure(self, context: MetricContext) -> Predictability:
         """Return the accuracy."""
+        data = context.data
+        pairs = 1 if data.labels is not None else len(data.names)
+        images = _PIXELS // (2 * pairs * math.prod(data.image_shape))
         return variation_predictability(
             context.model,
-            context.data,
-            context.indices,
+            data,
+            context.indices[: max(images, 10)],
             time=context.frames,
             options=self.options,
             seed=context.seed,

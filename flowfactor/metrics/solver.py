@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
+from flowfactor.checks import check_type
 from flowfactor.data import SequenceDataset
 from flowfactor.metrics.base import Metric, MetricContext
 from flowfactor.metrics.pixel_errors import EquivarianceError, equivariance_error
-from flowfactor.models import PotentialModel, SequenceModel
+from flowfactor.models import PotentialModel
 from flowfactor.records import Evaluation
 from flowfactor.registries import METRICS
 from flowfactor.tables import Column, Table
@@ -33,7 +34,7 @@ class SolverChange:
 
 
 def solver_independence(
-    model: SequenceModel,
+    model: PotentialModel,
     data: SequenceDataset,
     indices: Tensor | Sequence[int] | None = None,
     *,
@@ -62,6 +63,7 @@ def solver_independence(
         >>> abs(solver_independence(model, data)["hue"].relative) < 0.01
         True
     """
+    check_type("model", model, PotentialModel, "a model with potentials")
     before = trained or equivariance_error(model, data, indices, frames=frames)
     after = equivariance_error(model, data, indices, frames=frames, method=reference)
     changes = {}
@@ -103,6 +105,7 @@ class SolverIndependence(Metric):
 
     def measure(self, context: MetricContext) -> SolverChanges:
         """Return the changes."""
+        assert isinstance(context.model, PotentialModel)
         return SolverChanges(
             solver_independence(
                 context.model,

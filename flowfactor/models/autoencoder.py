@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
+import torch
 from einops import rearrange
 from jaxtyping import Float
 from pydantic import PlainSerializer, PlainValidator
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 
 import solvers
+from flowfactor.checks import kind_of
 from flowfactor.data import SequenceBatch
 from flowfactor.errors import ConfigError
 from flowfactor.models.base import PotentialModel, SequenceModel
@@ -139,24 +141,15 @@ class Autoencoder(SequenceModel):
         latent_dim: int | None = None,
     ) -> None:
         super().__init__(options, names, image_shape, horizon)
-        sizes = image_shape, options.latent_dim
-        self.encoder = make_network(options.encoder, *sizes) if encoder is None else encoder
-        self.decoder = make_network(options.decoder, *sizes) if decoder is None else decoder
+        sizes = self.image_shape, options.latent_dim
+        self.encoder = make_network("encoder", options, *sizes) if encoder is None else encoder
+        self.decoder = make_network("decoder", options, *sizes) if decoder is None else decoder
         named = options.observation
         self.observation = OBSERVATIONS[named]() if isinstance(named, str) else named
         self.latent_dim = latent_dim or options.latent_dim
 
     def encode(self, x: Float[Tensor, "b c h w"]) -> Distribution:
-        """Return ``q(z_0 | x_0) = N(mu, diag sigma^2)``, over latents ``(B, D)``.
-
-        Raises:
-            ValueError: the images have another shape than the model's.
-        """
-        if tuple(x.shape[1:]) != self.image_shape:
-            raise ValueError(
-                f"the images have the shape {tuple(x.shape)}; this model takes "
-                f"(B, {', '.join(map(str, self.image_shape))})"
-            )
+        """Return ``q(z_0 | x_0) = N(mu, diag sigma^2)``, over latents ``(B, D)``."""
         mean, log_scale = self.posterior_parameters(x)
         return diagonal_normal(mean, log_scale.exp())
 
@@ -166,8 +159,7 @@ class Autoencoder(SequenceModel):
 
     def decode_logits(self, z: Float[Tensor, "b d"]) -> Float[Tensor, "b c h w"]:
         """Return the logits of every pixel."""
-        logits: Tensor = self.decoder(z)
-        return logits.float()
+        return single_precision(self.decoder(z))
 
     def log_likelihood(
         self, z: Float[Tensor, "n d"], sequences: SequenceBatch
@@ -221,13 +213,62 @@ class PotentialAutoencoder(PotentialModel, Autoencoder):
 
 
 def make_network(
-    network: NetworkOptions | nn.Module, image_shape: Sequence[int], latent_dim: int
+    role: Literal["encoder", "decoder"],
+    options: AutoencoderOptions,
+    image_shape: Sequence[int],
+    latent_dim: int,
 ) -> nn.Module:
-    """Return an untrained network from its options; a network of your own as it is."""
-    if isinstance(network, nn.Module):
-        return network
+    """Return an untrained network from its options; a network of your own as it is.
+
+    Raises:
+        ConfigError: a network of your own that returns another shape than it must.
+    """
+    network: NetworkOptions | nn.Module = getattr(options, role)
     channels, height, width = image_shape
-    return network.build((channels, height, width), latent_dim)
+    shape = (channels, height, width)
+    if isinstance(network, NetworkOptions):
+        network = network.build(shape, latent_dim)
+    sizes = {"encoder": (shape, (2 * latent_dim,)), "decoder": ((latent_dim,), shape)}
+    _try_network(role, network, *sizes[role])
+    return network
+
+
+def _try_network(
+    role: str, network: nn.Module, before: tuple[int, ...], after: tuple[int, ...]
+) -> None:
+    """Require a network to return the shape that it must, by a try on zeros.
+
+    Its weights, the statistics of its normalisations and the state of the generators stay.
+    """
+    given, wanted = (2, *before), (2, *after)
+    needed = f"an {role}" if role == "encoder" else f"a {role}"
+    needed += f" maps {_batch(before)} to {_batch(after)}"
+    needed += ", mean and log standard deviation" if role == "encoder" else ", a logit each"
+    modes = [(module, module.training) for module in network.modules()]
+    like = next((p for p in network.parameters() if p.is_floating_point()), torch.empty(()))
+    devices = [like.device] if like.device.type == "cuda" else []
+    try:
+        network.eval()
+        with torch.no_grad(), torch.random.fork_rng(devices=devices):
+            x = torch.zeros(given, dtype=like.dtype, device=like.device)
+            result = network(x)
+    except Exception as error:
+        raise ConfigError(
+            f"{role}: {type(network).__name__} cannot take zeros {given}: it raises a "
+            f"{type(error).__name__}. It must fit: {needed}."
+        ) from error
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    if not isinstance(result, Tensor) or tuple(result.shape) != wanted:
+        raise ConfigError(
+            f"{role}: {type(network).__name__} returns {kind_of(result)} for zeros {given}, which "
+            f"must be {wanted}: {needed}."
+        )
+
+
+def _batch(sizes: tuple[int, ...]) -> str:
+    return f"(B, {', '.join(map(str, sizes))})"
 
 
 def diagonal_normal(mean: Float[Tensor, "b d"], scale: Float[Tensor, "b d"]) -> Distribution:
@@ -236,10 +277,15 @@ def diagonal_normal(mean: Float[Tensor, "b d"], scale: Float[Tensor, "b d"]) -> 
 
 
 def split_head(head: Float[Tensor, "b m"]) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b d"]]:
-    """Return mean and log standard deviation from the output of an encoder, in float32."""
-    mean, log_scale = head.float().chunk(2, dim=-1)
+    """Return mean and log standard deviation from the output of an encoder."""
+    mean, log_scale = single_precision(head).chunk(2, dim=-1)
     # Beyond these bounds the exponential is useless and its gradient explodes.
     return mean, log_scale.clamp(-8, 4)
+
+
+def single_precision(x: Tensor) -> Tensor:
+    """Return a network's output in float32 where it is in half precision."""
+    return x if x.dtype == torch.float64 else x.float()
 
 
 def kl_to_standard_normal(posterior: Distribution) -> Float[Tensor, "b"]:

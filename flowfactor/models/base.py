@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, ClassVar, Self
 
 import torch
@@ -13,7 +17,16 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 import flowfactor.flow as flows
-from flowfactor.data import SequenceBatch
+from flowfactor.checks import (
+    brief,
+    check_integer,
+    check_names,
+    check_tensor,
+    check_times,
+    check_type,
+    kind_of,
+)
+from flowfactor.data import SequenceBatch, SequenceDataset
 from flowfactor.observation import Observation
 from flowfactor.options import dump, parse
 from flowfactor.potentials import Potential, PotentialBank, Selector
@@ -22,12 +35,31 @@ from solvers import Gradient, Method
 ERROR_FRAMES = 7
 """The last frame of the equivariance error in the published protocol."""
 
+_trusted: ContextVar[bool] = ContextVar("trusted", default=False)
+
+
+@contextmanager
+def trusted_arguments() -> Iterator[None]:
+    """Let models trust their arguments in this context, as they do where they call themselves.
+
+    For training steps, whose batches come from a data set that has checked them.
+    """
+    token = _trusted.set(True)
+    try:
+        yield
+    finally:
+        _trusted.reset(token)
+
 
 class SequenceModel(nn.Module, ABC):
     """A model that encodes frame 0, moves the latent, and decodes every frame.
 
     A new model names its :attr:`Options`, has the constructor below, implements the abstract
     methods, and registers itself by ``@MODELS.register("name")``; see ``docs/extending.md``.
+
+    Images, latents, times and batches are checked where they enter, whichever class implements the
+    method: :meth:`encode` of pixels from 0 to 255, for instance, raises a :class:`ValueError` that
+    says so. A model that calls its own methods is not checked again.
 
     Args:
         options: of the class :attr:`Options`.
@@ -58,12 +90,15 @@ class SequenceModel(nn.Module, ABC):
         self, options: Any, names: Sequence[str], image_shape: Sequence[int], horizon: int
     ) -> None:
         super().__init__()
-        if horizon < 1:
-            raise ValueError(f"horizon must be at least 1; it is {horizon}")
+        check_sizes(names, image_shape, horizon)
         channels, height, width = image_shape
         self.options = options
         self.image_shape = (int(channels), int(height), int(width))
-        self.horizon = horizon
+        self.horizon = int(horizon)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        _check_arguments(cls)
 
     # ---- making, saving and loading
 
@@ -76,6 +111,7 @@ class SequenceModel(nn.Module, ABC):
         Raises:
             ValueError: options that do not fit the names, the images or the horizon.
         """
+        check_sizes(names, image_shape, horizon)
         return cls(options, names, image_shape, horizon)
 
     @classmethod
@@ -125,6 +161,105 @@ class SequenceModel(nn.Module, ABC):
     def device(self) -> torch.device:
         """Where the parameters are."""
         return next(self.parameters()).device
+
+    # ---- what a model takes
+
+    def check_images(self, x: Any, *, values: bool = True) -> None:
+        """Require images ``(B, C, H, W)`` in [0, 1], of the dtype and device of the parameters.
+
+        Args:
+            x: the images.
+            values: whether to look at the pixels.
+
+        Raises:
+            TypeError: no tensor, or another dtype.
+            ValueError: another shape or device, pixels that are not finite or not in [0, 1].
+        """
+        shape = ("B", *self.image_shape)
+        check_tensor("x", x, shape, self._parameter(), pixels=True, values=values)
+
+    def check_latents(self, z: Any, *, values: bool = True) -> None:
+        """Require latents ``(B, D)``, finite, of the dtype and device of the parameters.
+
+        Args:
+            z: the latents.
+            values: whether to look at them.
+
+        Raises:
+            TypeError: no tensor, or another dtype.
+            ValueError: another shape or device, latents that are not finite.
+        """
+        check_tensor("z", z, ("B", self.latent_dim), self._parameter(), values=values)
+
+    def check_sequences(
+        self, sequences: Any, *, values: bool = True, anywhere: bool = False
+    ) -> None:
+        """Require a batch of sequences whose frames the model takes, see :meth:`check_images`.
+
+        Args:
+            sequences: the batch.
+            values: whether to look at the pixels, times and labels.
+            anywhere: whether the batch may be on another device than the model.
+
+        Raises:
+            TypeError: no :class:`~flowfactor.data.SequenceBatch`, or another dtype.
+            ValueError: shapes, devices or values that do not fit.
+        """
+        wanted = "a SequenceBatch, see SequenceBatch.full(frames, labels)"
+        check_type("sequences", sequences, SequenceBatch, wanted)
+        frames, times, labels = sequences.frames, sequences.times, sequences.labels
+        shape = ("B", "F", *self.image_shape)
+        like = self._parameter()
+        if anywhere and like is not None and isinstance(frames, Tensor):
+            like = torch.empty((), dtype=like.dtype, device=frames.device)
+        check_tensor("sequences.frames", frames, shape, like, pixels=True, values=values)
+        kinds = {"times": (times, frames.shape[:2], sequences.horizon)}
+        if labels is not None:
+            kinds["labels"] = (labels, frames.shape[:1], len(self.names) - 1)
+        for name, (tensor, sizes, last) in kinds.items():
+            whole = isinstance(tensor, Tensor) and not (
+                tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool
+            )
+            if not whole or tensor.shape != sizes or tensor.device != frames.device:
+                raise ValueError(
+                    f"sequences.{name} must be integers {tuple(sizes)} on {frames.device}; it is "
+                    f"{kind_of(tensor)}"
+                )
+            if values and not -1 <= int(tensor.min()) <= int(tensor.max()) <= last:
+                raise ValueError(
+                    f"sequences.{name} must be in 0..{last}; they are in "
+                    f"{int(tensor.min())}..{int(tensor.max())}"
+                )
+
+    def check_data(self, data: Any, name: str = "data", *, names: bool = True) -> None:
+        """Require a data set with the transformations and the image shape of the model.
+
+        Args:
+            data: the data set.
+            name: of the argument.
+            names: whether the transformations must be the model's. Flows to spare, which weak
+                supervision may leave, come last.
+
+        Raises:
+            TypeError: no data set.
+            ValueError: other transformations, or images of another shape.
+        """
+        check_type(name, data, SequenceDataset)
+        known = self.names if self.supervised else self.names[: len(data.names)]
+        if names and data.names != known:
+            raise ValueError(
+                f"{name}: its transformations are {brief(data.names)}, those of the model "
+                f"{brief(self.names)}; they must be the same, in the same order"
+            )
+        if tuple(data.image_shape) != self.image_shape:
+            raise ValueError(
+                f"{name}: its image_shape is {tuple(data.image_shape)}, the model takes "
+                f"{self.image_shape}"
+            )
+
+    def _parameter(self) -> Tensor | None:
+        """Return the first parameter of floating-point numbers, which has dtype and device."""
+        return next((p for p in self.parameters() if p.is_floating_point()), None)
 
     # ---- what a model computes
 
@@ -244,6 +379,70 @@ class SequenceModel(nn.Module, ABC):
         return float(errors[:, 1:].sum(1).mean())
 
 
+def check_sizes(names: Any, image_shape: Any, horizon: Any) -> None:
+    """Require what a model is made of: names, the shape of an image, and a horizon.
+
+    Raises:
+        TypeError, ValueError: the message names the argument and says what is allowed.
+    """
+    check_names("names", names)
+    sizes = list(image_shape) if isinstance(image_shape, Sequence) else []
+    if len(sizes) != 3 or not all(
+        hasattr(size, "__index__") and not isinstance(size, bool) and size > 0 for size in sizes
+    ):
+        shown = f"{sizes}"[:80] if sizes else kind_of(image_shape)
+        raise ValueError(f"image_shape must be (C, H, W), three positive integers; it is {shown}")
+    check_integer("horizon", horizon)
+
+
+def _check_flow(model: SequenceModel, z: Any, k: Any, t: Any) -> None:
+    model.check_latents(z)
+    if isinstance(k, Tensor) and k.is_floating_point() and isinstance(model, PotentialModel):
+        check_tensor("k", k, (len(z), len(model.names)), model._parameter())
+    check_times(
+        t, ordered=isinstance(model, PotentialModel), each=isinstance(model, PotentialModel)
+    )
+
+
+# What a method's first arguments must be, whichever class implements it.
+_DOORS: dict[str, tuple[int, Callable[..., None]]] = {
+    "encode": (1, lambda model, x: model.check_images(x)),
+    "represent": (1, lambda model, x: model.check_images(x)),
+    "decode_logits": (1, lambda model, z: model.check_latents(z)),
+    "decode": (1, lambda model, z: model.check_latents(z)),
+    "flow": (3, _check_flow),
+    "trace": (3, _check_flow),
+    "loss": (1, lambda model, sequences: model.check_sequences(sequences)),
+    "choose": (1, lambda model, sequences: model.check_sequences(sequences)),
+}
+
+
+def _check_arguments(cls: type[Any]) -> None:
+    """Let the methods that a class implements check their arguments when others call them."""
+    for name, (count, check) in _DOORS.items():
+        method = vars(cls).get(name)
+        if inspect.isfunction(method):
+            setattr(cls, name, _checked(method, count, check))
+
+
+def _checked(method: Any, count: int, check: Callable[..., None]) -> Any:
+    signature = inspect.signature(method)
+
+    @functools.wraps(method)
+    def checked(self: SequenceModel, *args: Any, **kwargs: Any) -> Any:
+        if _trusted.get() or torch.compiler.is_compiling():
+            return method(self, *args, **kwargs)
+        given = list(signature.bind(self, *args, **kwargs).arguments.values())
+        check(*given[: 1 + count])
+        with trusted_arguments():
+            return method(self, *args, **kwargs)
+
+    return checked
+
+
+_check_arguments(SequenceModel)
+
+
 class PotentialModel(SequenceModel):
     """A model whose latents flow along the gradients of potentials.
 
@@ -264,7 +463,9 @@ class PotentialModel(SequenceModel):
 
     def select(self, k: Potential | Selector) -> Potential:
         """Return a potential as it is, or the one that a selector asks for."""
-        return k if isinstance(k, Potential) else self.potentials.select(k)
+        if isinstance(k, int | str | Tensor):
+            return self.potentials.select(k)
+        return _potential(k)
 
     def flow(
         self,
@@ -356,7 +557,8 @@ def flow(
         torch.Size([2, 4])
     """
     if model is None:
-        return flows.flow(z, _potential(k), t, **options)
+        return flows.flow(*_check_potential_flow(z, k, t), **options)
+    check_type("model", model, SequenceModel)
     return model.flow(z, k, t, **options)
 
 
@@ -381,11 +583,42 @@ def trace(
         (torch.Size([3, 1, 2]), torch.Size([3, 1]))
     """
     if model is None:
-        return flows.trace(z, _potential(k), t, **options)
+        return flows.trace(*_check_potential_flow(z, k, t), **options)
+    check_type("model", model, PotentialModel, "a model with potentials")
     return model.trace(z, k, t, **options)
 
 
-def _potential(k: Potential | Selector) -> Potential:
-    if not isinstance(k, Potential):
-        raise ValueError(f"k = {k!r} names a transformation of a model, but there is no model")
-    return k
+def _check_potential_flow(z: Any, k: Any, t: Any) -> tuple[Tensor, Potential, Any]:
+    """Return the arguments of a flow without a model, after checking them."""
+    if isinstance(k, int | str | Tensor):
+        raise ValueError(
+            f"k is {kind_of(k)}, a transformation of a model, but there is no model: "
+            f"flow(z, k, t, model)"
+        )
+    potential = _potential(k)
+    like = next((p for p in potential.tensors() if p.is_floating_point() and p.ndim), None)
+    check_tensor("z", z, ("B", potential.dim), like)
+    check_times(t, each=True)
+    return z, potential, t
+
+
+def _potential(k: Any) -> Potential:
+    """Return a potential as it is.
+
+    Raises:
+        TypeError: it is something else; the message says how to make a potential of it.
+    """
+    if isinstance(k, Potential):
+        return k
+    hint = ""
+    if isinstance(k, PotentialBank | SequenceModel):
+        names = k.names
+        hint = f": choose one of its transformations, {', '.join(map(repr, names[:5]))}"
+    elif callable(k) and not isinstance(k, type):
+        hint = ": make one of a function u(z, t) by AutogradPotential(function, dim=D)"
+    elif isinstance(k, Sequence):
+        hint = ": one index per sample is a tensor, torch.tensor(k)"
+    raise TypeError(
+        f"k must be a potential, or with a model the name or index of a transformation; it is "
+        f"{kind_of(k)}{hint}"
+    )

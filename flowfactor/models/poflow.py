@@ -90,8 +90,8 @@ class PoFlow(PotentialAutoencoder):
     ) -> None:
         # The weights of these are drawn before those of the potentials.
         networks = {
-            "encoder": make_network(options.encoder, image_shape, options.latent_dim),
-            "decoder": make_network(options.decoder, image_shape, options.latent_dim),
+            "encoder": make_network("encoder", options, image_shape, options.latent_dim),
+            "decoder": make_network("decoder", options, image_shape, options.latent_dim),
         }
         super().__init__(options, names, image_shape, horizon, **networks)
         self.speeds = nn.Parameter(torch.ones(len(names)))

@@ -138,7 +138,7 @@ class TopographicVAE(TraversalModel):
     ) -> None:
         # z and u have an encoder each; weights are drawn for these first.
         encoder, power_encoder = (
-            copy.deepcopy(make_network(options.encoder, image_shape, options.latent_dim))
+            copy.deepcopy(make_network("encoder", options, image_shape, options.latent_dim))
             for _ in range(2)
         )
         super().__init__(

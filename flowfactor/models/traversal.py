@@ -14,9 +14,11 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from flowfactor.checks import brief, kind_of
 from flowfactor.data import SequenceBatch
 from flowfactor.models.autoencoder import Autoencoder, AutoencoderOptions
 from flowfactor.potentials import Potential, Selector
+from solvers.registry import suggest
 
 FINISH_SEQUENCES = 250
 """Training sequences of each transformation from which :meth:`TraversalModel.finish` learns."""
@@ -130,13 +132,7 @@ class TraversalModel(Autoencoder):
                 or z or t has another shape.
             KeyError, IndexError: no such transformation.
         """
-        if z.ndim != 2 or z.shape[1] != self.latent_dim:
-            raise ValueError(f"z has the shape {tuple(z.shape)}; it must be (B, {self.latent_dim})")
         times = torch.as_tensor(t, dtype=z.dtype, device=z.device)
-        if times.ndim > 1 or not times.numel():
-            raise ValueError(
-                f"t has the shape {tuple(times.shape)}; give a number or a 1-D tensor of times"
-            )
         chosen = indices_of(k, self.names, z)
         if times.ndim == 0:
             return self._move(z, chosen, torch.stack([torch.zeros_like(times), times]))[-1]
@@ -366,11 +362,16 @@ def indices_of(k: Potential | Selector, names: Sequence[str], z: Tensor) -> Int[
     """
     if isinstance(k, str):
         if k not in names:
-            raise KeyError(f"no transformation is named {k!r}; there are {', '.join(names)}")
+            raise KeyError(f"k: no transformation is named {k[:80]!r}; {suggest(k, names)}")
         k = names.index(k)
-    if not isinstance(k, (int, Tensor)) or (isinstance(k, Tensor) and k.is_floating_point()):
+    if (
+        isinstance(k, bool)
+        or not isinstance(k, int | Tensor)
+        or (isinstance(k, Tensor) and k.is_floating_point())
+    ):
         raise ValueError(
-            "k must be a name, an index or one index per sample; this model has no potentials"
+            f"k must be a name, an index or a tensor of one index per sample, as this model has no "
+            f"potentials; it is {kind_of(k)}"
         )
     chosen = torch.as_tensor(k, device=z.device).long()
     if chosen.ndim > 1 or (chosen.ndim == 1 and len(chosen) != len(z)):
@@ -382,7 +383,7 @@ def indices_of(k: Potential | Selector, names: Sequence[str], z: Tensor) -> Int[
         chosen = chosen + count
     if chosen.numel() and not (int(chosen.min()) >= 0 and int(chosen.max()) < count):
         raise IndexError(
-            f"k holds an index out of range: there are {count} transformations ({', '.join(names)})"
+            f"k holds an index out of range: there are {count} transformations ({brief(names)})"
         )
     return chosen.expand(len(z))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from flowfactor.checks import check_integer, check_type, kind_of
 from flowfactor.potentials.base import (
     Potential,
     Quantity,
@@ -37,7 +39,8 @@ class AutogradPotential(Potential):
             seed after a training step.
 
     Raises:
-        ValueError: the function returns another shape than ``(B,)``.
+        TypeError: the function does not take ``(z, t)``.
+        ValueError: it returns another shape than ``(B,)``, when it is called.
 
     Example:
         >>> import torch
@@ -53,6 +56,9 @@ class AutogradPotential(Potential):
         laplacian: Hutchinson | None = None,
     ) -> None:
         super().__init__()
+        _check_function(function)
+        check_integer("dim", dim)
+        check_type("laplacian", laplacian, (Hutchinson, type(None)), "Hutchinson(probes=P) or None")
         self.dim = dim
         self.function = function
         self.estimator = laplacian
@@ -104,11 +110,17 @@ class AutogradPotential(Potential):
 
     def _value(self, z: Tensor, t: Tensor) -> Tensor:
         value = self.function(z, t)
-        if value.shape != z.shape[:1]:
+        if not isinstance(value, Tensor) or value.shape != z.shape[:1]:
+            if not isinstance(value, Tensor):
+                raise TypeError(
+                    f"the function of an AutogradPotential must return a tensor (B,); it returned "
+                    f"{kind_of(value)}"
+                )
+            hint = ": squeeze(-1) the last axis" if value.shape == (*z.shape[:1], 1) else ""
             raise ValueError(
                 f"the function of an AutogradPotential returned the shape {tuple(value.shape)} "
                 f"for z of shape {tuple(z.shape)}; it must return one value per sample, "
-                f"({z.shape[0]},)"
+                f"({z.shape[0]},){hint}"
             )
         return value
 
@@ -154,6 +166,29 @@ class AutogradPotential(Potential):
         pulled: Any = torch.func.vjp(lambda x: self._gradient(x, t), z)
         multiply: Callable[[Tensor], tuple[Tensor]] = pulled[1]
         return multiply
+
+
+def _check_function(function: Any) -> None:
+    """Require a function that can be called with ``(z, t)``.
+
+    Raises:
+        TypeError: it takes other arguments; the message says what to do.
+    """
+    if not callable(function) or isinstance(function, type):
+        raise TypeError(f"function must be a function u(z, t); it is {kind_of(function)}")
+    called = function.forward if isinstance(function, nn.Module) else function
+    try:
+        signature = inspect.signature(called)
+    except (TypeError, ValueError):  # of a builtin nothing is known
+        return
+    try:
+        signature.bind(None, None)
+    except TypeError:
+        raise TypeError(
+            f"function must take (z, t): latents (B, D) and a time; {type(function).__name__} "
+            f"takes {signature}. Write a module whose forward(z, t) calls it, for instance "
+            f"network(torch.cat([z, t.expand(len(z), 1)], dim=1)).squeeze(-1)"
+        ) from None
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:

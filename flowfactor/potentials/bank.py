@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from flowfactor.checks import brief
 from flowfactor.potentials.base import (
     Potential,
     Query,
@@ -16,6 +17,7 @@ from flowfactor.potentials.base import (
     as_time,
     check_latents,
 )
+from solvers.registry import suggest
 
 Selector = int | str | Tensor
 """Which potential: an index, a name, one index per sample ``(B,)``, or weights ``(B, K)``."""
@@ -66,13 +68,13 @@ class PotentialBank(nn.Module, ABC):
         if isinstance(name, str):
             if name not in self.names:
                 raise KeyError(
-                    f"no transformation is named {name!r}; there are {', '.join(self.names)}"
+                    f"k: no transformation is named {name[:80]!r}; {suggest(name, self.names)}"
                 )
             return self.names.index(name)
         if not -len(self) <= name < len(self):
             raise IndexError(
                 f"k = {name} is out of range: there are {len(self)} transformations, "
-                f"0 to {len(self) - 1} ({', '.join(self.names)})"
+                f"0 to {len(self) - 1} ({brief(self.names)})"
             )
         return int(name) % len(self)
 
@@ -121,7 +123,7 @@ class PotentialBank(nn.Module, ABC):
                 raise IndexError(
                     f"k holds the index {low if low < 0 else high}, which is out of range: there "
                     f"are {len(self)} transformations, 0 to {len(self) - 1} "
-                    f"({', '.join(self.names)})"
+                    f"({brief(self.names)})"
                 )
         return self.per_sample(k.long())
 

@@ -1,12 +1,17 @@
 """What goes wrong for a new user: one paragraph, exit code 2, no traceback, nothing lost."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
+import yaml
 from tiny import sets
 from typer.testing import CliRunner
 
 from experiments.cli import app
 from experiments.config import read_config
+from flowfactor.checkpoints import lock_run
 from flowfactor.errors import ConfigError
+from flowfactor.training import read_metrics
 
 # Of a configuration: what is changed, and what the message must name.
 CHANGES = {
@@ -126,13 +131,46 @@ def test_a_run_folder_that_exists_is_not_overwritten(call, tiny_run):
     assert files_of(tiny_run) == before
 
 
-def test_a_training_without_checkpoint_is_neither_continued_nor_overwritten(call, own_run):
-    (own_run / "checkpoint.pt").unlink()
+def test_a_training_without_checkpoint_starts_again(call, own_run):
+    """Not by the plain command, which is for new folders."""
+    for name in ("checkpoint.pt", "training.json"):
+        (own_run / name).unlink()
+    torn = (own_run / "metrics.jsonl").read_text()[:-20]
+    before = read_metrics(own_run)
+    for words, code in ((["train"], 2), (["train", "--resume"], 0)):
+        (own_run / "metrics.jsonl").write_text(torn if code else torn[:400])
+        (own_run / ".elsewhere-1-0123abcd.part").write_text("half")
+        result, output = call(*words, "demo", *sets(), "--out", own_run)
+        assert result == code, output
+    assert "starts again" in (own_run / "train.log").read_text()
+    again = read_metrics(own_run)
+    assert [line["loss"] for line in again] == [line["loss"] for line in before]
+    assert not list(own_run.glob(".*.part"))
+    (own_run / "checkpoint.pt").unlink()  # it has been there
     (own_run / "training.json").unlink()
+    check_error(*call("run", "demo", *sets(), "--out", own_run), "checkpoint.pt is missing")
+
+
+def test_a_training_that_runs_keeps_others_out(call, own_run):
     before = files_of(own_run)
-    for words in (("train",), ("run",), ("train", "--resume")):
-        check_error(*call(*words, "demo", *sets(), "--out", own_run), "folder")
-        assert files_of(own_run)[own_run / "metrics.jsonl"] == before[own_run / "metrics.jsonl"]
+    with ThreadPoolExecutor(1) as other, lock_run(own_run):
+        words = ("train", "demo", *sets("training.steps=6"), "--resume", "--out", own_run)
+        check_error(*other.submit(call, *words).result(), "Another process")
+    assert files_of(own_run) == before
+
+
+def test_a_run_with_another_configuration_is_refused_however_it_is_given(call, own_run):
+    words = ("demo", *sets("model.width=9"), "--out", own_run)
+    check_error(*call("run", *words), "model.width: 8 -> 9")
+    file = own_run / "config.yaml"
+    file.write_text(file.read_text().replace("width: 8", "width: 9"))
+    check_error(*call("train", *words, "--resume"), "model.width: 8 -> 9")
+    seed = ("demo", *sets("data.train=7"), "--out", own_run)
+    file.write_text(file.read_text().replace("width: 9", "width: 8"))
+    content = yaml.safe_load(file.read_text())
+    content["data"]["train"] = 7
+    file.write_text(yaml.safe_dump(content))
+    check_error(*call("train", *seed, "--resume"), "data.train: ")
 
 
 def test_out_is_a_file(call, tmp_path):

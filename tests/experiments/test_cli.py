@@ -14,7 +14,6 @@ from tiny import sets, sets_of
 
 import flowfactor
 from experiments.runs import read_evaluation, read_run_config
-from experiments.write_docs import DOCS
 from experiments.yaml_files import descriptions
 from flowfactor.metrics import Equivariance
 from flowfactor.registries import DATA, MODELS
@@ -68,8 +67,17 @@ def test_every_metric(call, tmp_path, config):
         "evaluation.metrics.predictability={}",
         "evaluation.metrics.paths={}",
     ]
-    code, output = call("train", config, *sets_of(config, tmp_path, *changes), "--out", run)
+    words = ("train", config, *sets_of(config, tmp_path, *changes), "--out", run)
+    code, output = call(*words, "--check-data")
     assert code == 0, output
+    model, facts = (run / "model.pt").read_bytes(), json.loads((run / "training.json").read_text())
+    (run / "training.json").unlink()  # as if it had ended just before
+    code, output = call(*words, "--resume")
+    assert code == 0, output
+    again = json.loads((run / "training.json").read_text())
+    assert (run / "model.pt").read_bytes() == model
+    name = "matching" if config == "mnist_weak" else "traversals"
+    assert again[name] == facts[name]
     code, output = call("evaluate", run)
     assert code == 0, output
     evaluation = read_evaluation(run)
@@ -142,13 +150,6 @@ def test_configurations_and_options_are_listed(call):
         code, output = call("options", name)
         assert code == 0, output
     assert call("options", "flow_vea")[0] == 2
-
-
-def test_the_reference_of_the_configuration_is_up_to_date():
-    """``python -m experiments.write_docs`` writes it, in a process without plug-ins."""
-    program = "from experiments import reference; print(reference.page(), end='')"
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
-    assert result.stdout.decode() == (DOCS / "configuration.md").read_text()
 
 
 def test_ones_own_images_from_an_array_and_a_folder(call, tmp_path):

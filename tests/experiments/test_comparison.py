@@ -263,7 +263,7 @@ def test_a_curve_is_read_from_the_metrics(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert curve_of(tmp_path) == [(0.5, 7.5), (1.5, 5.0)]
     assert curve_of(tmp_path / "nowhere") == []
-    (tmp_path / "metrics.jsonl").write_text("{")
+    (tmp_path / "metrics.jsonl").write_text("{\n{}\n")
     with pytest.raises(RunError, match="metrics"):
         curve_of(tmp_path)
 

@@ -1,12 +1,18 @@
 """Files of a run: read without executing code, written whole or not at all."""
 
+import hashlib
+import os
 import pickle
+import resource
+import socket
+import time
+import zipfile
 
 import pytest
 import torch
 
 import flowfactor
-from flowfactor.checkpoints import MODEL_FILE, atomic_file, read, save_model, write
+from flowfactor.checkpoints import MODEL_FILE, atomic_file, lock_run, read, save_model, write
 from flowfactor.errors import RunError
 
 
@@ -51,19 +57,127 @@ def test_damaged_files(model, tmp_path, damage):
     assert path.read_bytes() == before
 
 
-@pytest.mark.parametrize("key", ["spec", "weights"])
-def test_files_that_describe_no_model(model, tmp_path, key):
+def test_every_flipped_bit_is_noticed(model, tmp_path):
     save_model(model, tmp_path)
-    saved = read(tmp_path / MODEL_FILE)
-    del saved[key], saved["format"]
-    write(saved, tmp_path / MODEL_FILE)
-    with pytest.raises(RunError, match=r"model\.pt"):
+    path = tmp_path / MODEL_FILE
+    content = path.read_bytes()
+    generator = torch.Generator().manual_seed(0)
+    places = torch.randint(8 * len(content), (200,), generator=generator).tolist()
+    for place in [*places, 0, 8 * len(content) - 1]:
+        damaged = bytearray(content)
+        damaged[place // 8] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        with pytest.raises(RunError, match=MODEL_FILE):
+            read(path)
+    path.write_bytes(content + b"more")
+    with pytest.raises(RunError, match=MODEL_FILE):
+        read(path)
+    path.write_bytes(content)
+    read(path)
+
+
+def change(folder, **changes):
+    """Change what a model file says, its checksum too; keys below ``spec`` have two words."""
+    path = folder / MODEL_FILE
+    saved = read(path)
+    del saved["format"]
+    for key, value in changes.items():
+        if key in saved:
+            saved[key] = value
+        elif key in saved["spec"]:
+            saved["spec"][key] = value
+        else:
+            saved["spec"]["options"][key] = value
+    write({key: value for key, value in saved.items() if value is not MISSING}, path)
+
+
+MISSING = object()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"spec": MISSING},
+        {"spec": [1]},
+        {"spec": {}},
+        {"weights": MISSING},
+        {"weights": 3},
+        {"weights": {}},
+        {"model": "flow_vea"},
+        {"model": [1]},
+        {"plugins": None, "potential": "of nobody"},
+        {"names": "abc"},
+        {"names": ["x"] * 20_000},
+        {"names": ["x" * 10**6]},
+        {"names": [1, 2, 3]},
+        {"image_shape": [3, 10**9, 10**9]},
+        {"image_shape": [3, 4096, 4096]},
+        {"image_shape": [3, 28]},
+        {"horizon": 10**12},
+        {"horizon": "x" * 10**6},
+        {"latent_dim": 10**9},
+        {"latent_dim": -1},
+        {"width": 10**12},
+        {"encoder": {"kind": "conv", "channels": [4, 8], "hidden": 10**9}},
+        {"encoder": {"kind": "conv", "channels": [4, 8], "blocks": 10**9}},
+        {"decoder": {"kind": "mlp", "hidden": [16] * 10**5}},
+        {"frequencies": 10**9},
+        {"rank": 10**8},
+        {"solver": {"name": "rk4", "steps": "x" * 10**6}},
+    ],
+    ids=lambda changes: next(
+        f"{key}-{'missing' if value is MISSING else str(value)[:30]}"
+        for key, value in changes.items()
+    ),
+)
+def test_files_of_strangers(model, tmp_path, changes):
+    """They are refused at once, in a sentence, and nothing large is made."""
+    save_model(model, tmp_path)
+    change(tmp_path, **changes)
+    before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+    with pytest.raises(RunError, match=r"model\.pt") as caught:
         flowfactor.load(tmp_path)
+    assert len(str(caught.value)) < 700
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**17  # KiB
+    assert time.process_time() - began < 5
+
+
+@pytest.mark.parametrize(
+    "weight",
+    [
+        torch.zeros(()).expand(10**6, 10**6),
+        torch.zeros(16, 6, dtype=torch.float64),
+        torch.zeros(16, 7),
+        torch.zeros(16, 6, device="meta"),
+        "text",
+    ],
+)
+def test_weights_of_another_form(model, tmp_path, weight):
+    save_model(model, tmp_path)
+    weights = read(tmp_path / MODEL_FILE)["weights"]
+    assert weights["decoder.network.0.weight"].shape == (16, 6)
+    change(tmp_path, weights=weights | {"decoder.network.0.weight": weight})
+    for into in (None, model):
+        with pytest.raises(RunError, match=r"model\.pt"):
+            flowfactor.load(tmp_path, model=into)
+
+
+def test_an_archive_that_unpacks_to_more(tmp_path):
+    """With a checksum of its own."""
+    path, packed = tmp_path / "model.pt", tmp_path / "packed.pt"
+    torch.save({"format": 3, "weights": torch.zeros(10**6)}, path)
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    content = packed.read_bytes()[:-2] + (71).to_bytes(2, "little")
+    path.write_bytes(content + b"sha256:" + hashlib.sha256(content).hexdigest().encode())
+    with pytest.raises(RunError, match="unpacks"):
+        read(path)
 
 
 def test_weights_of_another_model(model, tmp_path):
     save_model(model, tmp_path)
-    with pytest.raises(RunError, match="directions"):
+    with pytest.raises(RunError, match=r"decoder\.network"):
         flowfactor.load(tmp_path, model=flowfactor.FlowVAE.build(model.names, latent_dim=3))
 
 
@@ -85,6 +199,24 @@ def test_an_interrupted_write_keeps_the_old_file(tmp_path):
         interrupted()
     assert path.read_bytes() == b"old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def test_what_killed_writes_have_left_is_removed(tmp_path):
+    """By the next write if the process is gone, by the next training from any machine."""
+    host, child = socket.gethostname(), os.fork()
+    if child == 0:
+        os._exit(0)
+    os.waitpid(child, 0)
+    left = [f".{host}-{child}-00000000.part", f".{host}-{os.getpid()}-00000000.part"]
+    left += [".elsewhere-1-00000000.part", ".part", "my.part"]
+    for name in left:
+        (tmp_path / name).touch()
+    with atomic_file(tmp_path / "file") as file:
+        file.write(b"new")
+    assert {path.name for path in tmp_path.iterdir()} == {"file", *left[1:]}
+    with lock_run(tmp_path):
+        assert {path.name for path in tmp_path.iterdir()} >= {"file", left[1], *left[3:]}
+        assert not (tmp_path / left[2]).exists()
 
 
 def test_an_unwritable_folder(tmp_path):

@@ -5,6 +5,7 @@ import io
 import math
 
 import pytest
+import rich.cells
 import rich.console
 
 from flowfactor.tables import Column, Row, Spread, Table
@@ -63,7 +64,7 @@ TABLE = Table(
 def test_markdown():
     text = TABLE.to_markdown()
     assert (
-        r"| 50% of a_b\_ & β{x} #1 $ ~ ^ \\cmd \<\|\> \*next\* | **1.5** ± 0.7 | 12,345 |" in text
+        r"| 50% of a_b\_ & β{x} #1 \$ \~ ^ \\cmd \<\|\> \*next\* | **1.5** ± 0.7 | 12,345 |" in text
     )
     assert "| two¹ | 9.0 | – |\n| mean¹ | – | 7 |\n\n¹ 1 of 2 seeds\n\nNotes \\[a\\].\n" in text
 
@@ -132,3 +133,56 @@ def test_numbers_are_never_cut_on_a_narrow_console(transposed):
 def test_rows_must_fit_the_columns():
     with pytest.raises(ValueError, match="'a'"):
         Table([LOWER], [Row("a", [1.0, 2.0])])
+
+
+HOSTILE = [
+    "[red]x[/]",
+    ":smile:",
+    "$x_$",
+    "two\nlines",
+    "名" * 300,
+    "=1+1",
+    "[2pt]",
+    "*",
+    "\x1b[31m",
+    "é Ω 😀",
+    "&lt;",
+]
+STRANGE = Table([LOWER, Column("=n")], [Row(name, [2.0, -1.0]) for name in HOSTILE], "[b]", "@m")
+
+
+def test_spreadsheets_find_no_formula_but_numbers():
+    table = Table([Column("-key")], [Row(text, [-1.5]) for text in ("=1", "+1", "-1", "@a", "a=")])
+    for text in (table.to_csv(), table.to_csv(tidy=True)):
+        rows = list(csv.reader(io.StringIO(text)))
+        assert [row[0] for row in rows[1:]] == ["'=1", "'+1", "'-1", "'@a", "a="]
+        assert {row[-1] for row in rows[1:]} == {"-1.5"}
+        assert not any(cell.startswith("-key") for cell in rows[0])
+
+
+def test_latex_of_strange_names_is_ascii_and_no_argument_of_the_line_before():
+    text = STRANGE.to_latex("tab:é x")
+    assert text.isascii()
+    assert r"\label{tab:_x}" in text
+    assert r"\'{e} $\Omega$ \ifdefined\Umathchar" in text
+    assert not [line for line in text.splitlines() if line.lstrip().startswith(("[", "*"))]
+
+
+@pytest.mark.parametrize("width", [200, 80, 40, 20])
+def test_a_console_of_any_width_shows_all(width):
+    file = io.StringIO()
+    rich.console.Console(width=width, file=file).print(STRANGE.to_rich())
+    text = file.getvalue()
+    assert max(map(rich.cells.cell_len, text.splitlines())) <= width
+    for name in HOSTILE[:3]:
+        assert name in text
+    assert text.count("名") == 300
+    assert text.count("-1.0") == len(HOSTILE)
+    assert "\x1b" not in text
+
+
+def test_markdown_and_html_show_names_as_they_are():
+    text = STRANGE.to_markdown()
+    assert r"| \$x_\$ |" in text or r"| \$x\_\$ |" in text
+    assert r"\&lt;" in text
+    assert "&amp;lt;" in STRANGE.to_html()

@@ -15,7 +15,7 @@ from itertools import pairwise
 
 import numpy as np
 import torch
-from scipy.integrate import solve_ivp
+from scipy.integrate import solve_ivp, trapezoid
 from scipy.linalg import expm
 from scipy.special import ellipj
 from torch import Tensor
@@ -102,7 +102,7 @@ def sensitivity(problem: Problem) -> float:
         growth = [change @ before for before in growth] + [np.eye(size)]
         if interval[1] in OUTPUTS:
             norms = [np.abs(g).sum(axis=1).max() for g in growth]
-            largest = max(largest, np.trapezoid(norms, dx=END / intervals))
+            largest = max(largest, trapezoid(norms, dx=END / intervals))
     return largest
 
 

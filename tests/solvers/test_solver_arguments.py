@@ -171,7 +171,7 @@ VALUES: list[tuple[Any, dict[str, Any], str]] = [
         for key in ("step_size", "grid_constructor", "step_t", "norm")
     ),
     (method_from_name, {"name": "rk4", "rtol": 1e-3}, "'rk4'.*'rtol'"),
-    (method_from_name, {"name": "dopri5", "max_step": 2}, "'max_steps'"),
+    (method_from_name, {"name": "dopri5", "mx_steps": 2}, "'max_steps'"),
     (gradient_from_name, {"name": "direct", "every": 2}, "'direct'.*'every'"),
     (gradient_from_name, {"name": "adjoint", "method": {"steps": 1}}, "name"),
     *(

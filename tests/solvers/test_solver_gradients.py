@@ -222,7 +222,8 @@ def test_checkpoint_keeps_only_the_starts_of_segments() -> None:
             solve(lambda t, z: torch.sin(z), z0, [0.0, 1.0], RK4(100), gradient, parameters=())
         return sum(sizes)
 
-    assert kept(Checkpoint(every=10)) < 1000 * 11 < kept(Direct()) / 30
+    # The starts, the end (to compare with), and the first evaluation, whose graph is looked at.
+    assert kept(Checkpoint(every=10)) < 1000 * 13 < kept(Direct()) / 30
 
 
 def test_times_among_numbers_keep_their_gradient() -> None:

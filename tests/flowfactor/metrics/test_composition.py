@@ -6,12 +6,15 @@ from toy_models import Toy
 
 from flowfactor.data import Recordings, SequenceDataset
 from flowfactor.errors import DataError
+from flowfactor.evaluation import EvaluationOptions, evaluate
 from flowfactor.metrics import (
+    Composition,
     commutation_error,
     reversal_error,
     superposition_error,
     switching_error,
 )
+from flowfactor.metrics.pixel_errors import limit_batch
 
 LEFT, RIGHT = 0.02, 0.03  # how much brighter each half becomes in a frame
 STEPS = torch.arange(1, 8, dtype=torch.float64)
@@ -109,3 +112,42 @@ def test_what_cannot_be_measured_is_refused():
     recorded = Recordings(torch.zeros(2, 9, 1, 2, 2, dtype=torch.uint8).numpy(), ["left", "right"])
     with pytest.raises(DataError, match="composed"):
         superposition_error(model, recorded)
+
+
+class Grey(SequenceDataset):
+    """Images that become brighter, whatever they undergo."""
+
+    def __init__(self):
+        super().__init__(("a", "b", "c", "d"), 3, (1, 2, 2))
+
+    def __len__(self):
+        return 2
+
+    def render_frames(self, indices, elapsed, active, starts):
+        return (elapsed.amax(0)[..., None, None, None] / 10).expand(-1, -1, 1, 2, 2)
+
+
+def test_of_many_pairs_some_are_drawn_and_the_table_says_how_many():
+    data = Grey()
+    model = Toy(
+        {name: lambda z, t: 0.1 * z.sum(-1) for name in data.names},
+        (1, 2, 2),
+        2,
+        lambda x: x[:, 0, 0],
+        lambda z: z[:, None, None, :].expand(-1, 1, 2, 2),
+    )
+    off = dict.fromkeys(("equivariance", "log_likelihood", "solver_independence"), False)
+    options = EvaluationOptions(metrics={"composition": {"pairs": 2}, **off}, frames=2)
+    evaluation = evaluate(model, data, options)
+    result = evaluation.result(Composition)
+    assert (len(result.superposition), len(result.switching), len(result.commutation)) == (2, 4, 2)
+    assert "2 of 6 pairs" in evaluation.tables()["composition"].title
+    assert evaluate(model, data, options).result(Composition) == result
+
+
+def test_batches_of_long_sequences_are_smaller():
+    data = Halves()
+    assert limit_batch(data, 250) == 250
+    assert limit_batch(data.with_horizon(2**22 - 1), 250) == 2
+    assert limit_batch(data.with_horizon(2**30), 250) == 1
+    assert limit_batch(data.with_horizon(2**30), 250, frames=7) == 250

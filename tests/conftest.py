@@ -37,6 +37,19 @@ def _seeded():
     torch.manual_seed(0)
 
 
+@pytest.fixture
+def coarse_figures(monkeypatch):
+    """Save figures with few pixels where their content is not looked at: it takes half the time."""
+    from matplotlib.figure import Figure
+
+    save = Figure.savefig
+
+    def savefig(figure, *args, **options):
+        return save(figure, *args, **(options | {"dpi": 25}))
+
+    monkeypatch.setattr(Figure, "savefig", savefig)
+
+
 @pytest.fixture(scope="session")
 def digits() -> TransformedImages:
     """Return twelve made-up digits: bright strokes on black, each one different."""

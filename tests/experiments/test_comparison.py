@@ -27,6 +27,8 @@ from flowfactor.models import VAE, fit_traversals
 from flowfactor.records import Evaluation
 from flowfactor.tables import Spread
 
+pytestmark = pytest.mark.usefixtures("coarse_figures")
+
 
 def evaluate(errors, seed=0, **metrics):
     """An evaluation, as far as tables read it."""

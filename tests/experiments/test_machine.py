@@ -17,6 +17,8 @@ from experiments.scripts import plot_landscape
 
 ESCAPE = "x/../../../../../PRECIOUS"
 
+pytestmark = pytest.mark.usefixtures("coarse_figures")
+
 
 def test_names_never_leave_the_run_folder(call, tmp_path):
     for folder in [tmp_path, *(tmp_path / f"{'a/' * depth}a" for depth in range(6))]:

@@ -21,6 +21,8 @@ from experiments.yaml_files import descriptions
 from flowfactor.errors import RunError
 from flowfactor.training import read_metrics
 
+pytestmark = pytest.mark.usefixtures("coarse_figures")
+
 
 def write_yaml(folder: Path, **content) -> Path:
     """Write a table of tiny cells; what is given is changed."""
@@ -173,8 +175,8 @@ def wait_for(condition, what: str, seconds: float = 100) -> None:
 
 def test_a_sweep_that_is_killed_goes_on(tmp_path):
     """Whatever ends the command, the cells save their state, and the next command continues."""
-    steps = 300
-    more = {"steps": steps, "validate_every": 100, "checkpoint_every": 20}
+    steps = 100
+    more = {"steps": steps, "validate_every": 50, "checkpoint_every": 10}
     table = write_yaml(
         tmp_path, set=settings("demo") | {f"training.{key}": value for key, value in more.items()}
     )

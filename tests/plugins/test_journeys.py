@@ -24,6 +24,8 @@ from flowfactor.training import TrainingOptions, fit, read_metrics
 
 HERE = Path(__file__).parent
 
+pytestmark = pytest.mark.usefixtures("coarse_figures")
+
 
 @pytest.fixture(scope="module")
 def squares(tmp_path_factory):

@@ -137,13 +137,7 @@ class TransformedImages(ParametricDataset):
         starts: Float[Tensor, "b s"] | None,
     ) -> Float[Tensor, "b f c h w"]:
         """Return frames of images while some transformations act; see :class:`SequenceDataset`."""
-        moved = self._parameters(elapsed, active, starts)
-        parameters = {
-            name: moved[name]
-            if name in moved
-            else torch.full(elapsed.shape[1:], value, device=self.device)
-            for name, value in NEUTRAL.items()
-        }
+        parameters = self._parameters(elapsed, active, starts, NEUTRAL)
         images = self.store.read(self._numbers[indices])
         return render(images, **parameters, centre=self.centre)
 

@@ -199,13 +199,8 @@ class Sprites(ParametricDataset):
         starts: Float[Tensor, "b s"] | None,
     ) -> Float[Tensor, "b f c h w"]:
         """Return frames of sprites while transformations act; see :class:`SequenceDataset`."""
-        moved = self._parameters(elapsed, active, starts)
-        parameters = {
-            name: moved[name]
-            if name in moved
-            else torch.full(elapsed.shape[1:], float(each.start or 0), device=self.device)
-            for name, each in _DEFAULTS.items()
-        }
+        unmoved = {name: float(default.start or 0) for name, default in _DEFAULTS.items()}
+        parameters = self._parameters(elapsed, active, starts, unmoved)
         return draw(self.attributes(indices), **parameters, size=self.size)
 
 

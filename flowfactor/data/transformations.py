@@ -172,8 +172,9 @@ class ParametricDataset(SequenceDataset):
         elapsed: Int[Tensor, "k b f"],
         active: Bool[Tensor, "k b"],
         starts: Float[Tensor, "b s"] | None,
+        unmoved: Mapping[str, float],
     ) -> dict[str, Float[Tensor, "b f"]]:
-        """Return the values of all parameters that a transformation moves."""
+        """Return the values of all parameters; ``unmoved`` has those that nothing moves."""
         values: dict[str, Tensor] = {}
         # Every transformation is evaluated for every sample: K is small, a time is one number, and
         # nothing has to be looked up or brought back from the device.
@@ -194,4 +195,9 @@ class ParametricDataset(SequenceDataset):
             if before is not None:
                 value = before * value if motion.parameter == "scale" else before + value
             values[motion.parameter] = value
-        return values
+        return {
+            name: values[name]
+            if name in values
+            else torch.full(elapsed.shape[1:], value, device=self.device)
+            for name, value in unmoved.items()
+        }

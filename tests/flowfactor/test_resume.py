@@ -12,9 +12,10 @@ import pytest
 import torch
 from small_models import small
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from toy_data import Tiny
 
 from flowfactor import checkpoints
-from flowfactor.data import SequenceDataset, SequenceLoader
+from flowfactor.data import SequenceLoader
 from flowfactor.errors import DataError, RunError
 from flowfactor.interrupts import Interrupted, raise_signals
 from flowfactor.training import TrainingOptions, check_samples, fit, read_metrics
@@ -37,24 +38,7 @@ KINDS = {
 }
 
 
-class Tiny(SequenceDataset):
-    """Bars that move or brighten; two batches of validation."""
-
-    def __init__(self):
-        super().__init__(("move", "brighten"), horizon=2, image_shape=(1, 8, 8))
-
-    def __len__(self):
-        return 12
-
-    def render_frames(self, indices, elapsed, active, starts):
-        frames = torch.zeros(*elapsed.shape[1:], 1, 8, 8)
-        for b, f in itertools.product(*map(range, elapsed.shape[1:])):
-            place = int(indices[b]) % 4 + int(elapsed[0, b, f])
-            frames[b, f, 0, place % 8] = 0.4 + 0.2 * float(elapsed[1, b, f])
-        return frames
-
-
-DATA = Tiny()
+DATA = Tiny(horizon=2)
 VALIDATION = [DATA.sample([0, 1]), DATA.sample([2, 3])]
 
 
@@ -239,7 +223,7 @@ def test_a_bad_sample_is_named(tmp_path):
                 raise OSError("the film ends early")
             return super().render_frames(indices, elapsed, active, starts)
 
-    data = Broken()
+    data = Broken(horizon=2)
     with pytest.raises(DataError, match=r"[Ss]ample 7 .*ends early"):
         fit(make(), data, VALIDATION, OPTIONS, tmp_path)
     assert checkpoints.read(tmp_path / "checkpoint.pt")["step"] < 3
@@ -350,7 +334,7 @@ def test_another_training_is_not_resumed(ended, what, changes):
     rest = {key: changes.pop(key) for key in ("seed", "settings") if key in changes}
     data = DATA
     if changes.pop("data", None):
-        data = Tiny()
+        data = Tiny(horizon=2)
         type(data).__len__, length = (lambda _: 11), type(data).__len__
     options = dataclasses.replace(OPTIONS, **{"average": 0.9} | changes)
     try:

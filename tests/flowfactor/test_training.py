@@ -1,17 +1,17 @@
 """The loop: it learns, resumes exactly, saves atomically and stops with a reason."""
 
 import dataclasses
-import itertools
 import json
 import math
 
 import pytest
 import torch
 from small_models import small
+from toy_data import Tiny
 
 import flowfactor
 from flowfactor import checkpoints
-from flowfactor.data import SequenceDataset, SequenceLoader
+from flowfactor.data import SequenceLoader
 from flowfactor.errors import ConfigError, DataError, RunError
 from flowfactor.training import (
     TrainingError,
@@ -34,26 +34,9 @@ OPTIONS = TrainingOptions(
 )
 
 
-class Tiny(SequenceDataset):
-    """Bars that move or brighten, rendered in no time."""
-
-    def __init__(self):
-        super().__init__(("move", "brighten"), horizon=3, image_shape=(1, 8, 8))
-
-    def __len__(self):
-        return 12
-
-    def render_frames(self, indices, elapsed, active, starts):
-        frames = torch.zeros(*elapsed.shape[1:], 1, 8, 8)
-        for b, f in itertools.product(*map(range, elapsed.shape[1:])):
-            place = int(indices[b]) % 4 + int(elapsed[0, b, f])
-            frames[b, f, 0, place % 8] = 0.4 + 0.2 * float(elapsed[1, b, f])
-        return frames
-
-
 @pytest.fixture(scope="module")
 def data():
-    return Tiny()
+    return Tiny(horizon=3)
 
 
 def make(kind="flow_vae", **options):

@@ -45,7 +45,16 @@ from solvers.methods import (
 from solvers.solve import solve
 from solvers.step import Method, Tableau
 from solvers.torchdiffeq import TorchDiffEq
-from solvers.types import Samples, Solution, State, Stats, Status, VectorField
+from solvers.types import (
+    Attempt,
+    Observer,
+    Samples,
+    Solution,
+    State,
+    Stats,
+    Status,
+    VectorField,
+)
 
 __all__ = [
     "GRADIENTS",
@@ -54,6 +63,7 @@ __all__ = [
     "AdaptiveHeun",
     "AdaptiveMethod",
     "Adjoint",
+    "Attempt",
     "Bosh3",
     "Checkpoint",
     "Direct",
@@ -66,6 +76,7 @@ __all__ = [
     "Heun",
     "Method",
     "Midpoint",
+    "Observer",
     "Samples",
     "Solution",
     "SolverError",

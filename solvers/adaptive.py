@@ -16,18 +16,22 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from solvers.attempt import prepare_attempt
 from solvers.checks import (
     check_finite,
+    check_kind,
     check_positive,
     check_positive_int,
     needs_gradient,
-    unwrap,
 )
+from solvers.error_norm import measure
 from solvers.errors import Stopped
-from solvers.step import RungeKutta, Step, advance, make_step, make_time, take_step
+from solvers.step import RungeKutta, Step, advance, make_step, make_time
 from solvers.types import Parts, Problem, Status
 
 SAFETY, SMALLEST, LARGEST = 0.9, 0.2, 10.0
+LEAST_RATIO = 1e-4
+"""A smaller error of the step before counts as this one."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +39,14 @@ class AdaptiveMethod(RungeKutta):
     """A method that chooses its steps; see its subclasses.
 
     A step is accepted if the norm of ``error / (atol + rtol * max(|z_old|, |z_new|))`` is at most
-    1, the norm being the root mean square over all entries of a tensor, and the largest of these
-    over a tuple. The samples of a batch share their steps, so that a sample's result depends,
-    within the tolerance, on its neighbours; ``solve(..., per_sample=True)`` gives each its own.
-    Steps end on the output times, where the result has the accuracy of the method, and the field
-    is never evaluated outside the interval. A step's size follows from the error of the one before
-    by HNW II.4: ``0.9 ratio^(-1/p)``, between 0.2 and 10, and at most 1 after a rejection.
+    1, the norm being the root mean square over all entries of a tensor (of their moduli, if they
+    are complex), and the largest of these over a tuple. The samples of a batch share their steps,
+    so that a sample's result depends, within the tolerance, on its neighbours;
+    ``solve(..., per_sample=True)`` gives each its own. Steps end on the output times, where the
+    result has the accuracy of the method, and the field is never evaluated outside the interval. A
+    step's size follows from the errors of the two before: the factor is ``0.9 ratio^(-a/p)
+    before^(b/p)`` with ``(a, b) = controller``, between 0.2 and 10, and at most 1 after a
+    rejection. By default that is HNW II.4, ``0.9 ratio^(-1/p)``.
 
     Every integration costs one evaluation beside those of its steps, to choose the first step
     (HNW II.4). A rejected step costs one less than ``stages``: its first stage is kept.
@@ -58,6 +64,13 @@ class AdaptiveMethod(RungeKutta):
         breakpoints: times at which the field may jump. Steps end just before them (by the smallest
             difference that the dtype has) and go on just behind, so that every evaluation is on
             one side.
+        controller: the exponents ``(a, b)`` of the step-size control, ``a > b >= 0``. (0.7, 0.4) is
+            Gustafsson's PI control (HW IV.2): smoother steps, of which few are rejected, and for
+            the same tolerance more evaluations and smaller errors.
+        compile: make one graph of a step (field, stages and norm of the error) and of its gradient
+            by ``torch.compile``. The first call takes about a minute, later ones with the same
+            field, kinds of tensors and tableau none, whatever the values, times and tolerances.
+            With first derivatives only; ignored within ``torch.func`` and on ways back.
 
     Raises:
         TypeError: an option is not a number of the right kind.
@@ -70,6 +83,8 @@ class AdaptiveMethod(RungeKutta):
     first_step: float | None = None
     max_step: float | None = None
     breakpoints: tuple[float, ...] = ()
+    controller: tuple[float, float] = (1.0, 0.0)
+    compile: bool = False
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -87,6 +102,13 @@ class AdaptiveMethod(RungeKutta):
             raise TypeError(f"{where}.breakpoints must be a tuple, got {self.breakpoints!r}")
         for point in self.breakpoints:
             check_finite(f"{where}.breakpoints", point)
+        if not isinstance(self.controller, tuple) or len(self.controller) != 2:
+            raise TypeError(f"{where}.controller must be a pair (a, b), got {self.controller!r}")
+        check_kind(f"{where}.compile", self.compile, bool, "True")
+        for exponent in self.controller:
+            check_finite(f"{where}.controller", exponent)
+        if not self.controller[0] > self.controller[1] >= 0:
+            raise ValueError(f"{where}.controller must be a > b >= 0, got {self.controller}")
 
     @property
     def is_adaptive(self) -> bool:
@@ -127,7 +149,9 @@ class AdaptiveMethod(RungeKutta):
         first: Parts | None = field(start if shift is None else start + shift, z)
         assert first is not None
         h = _choose_first_step(self, problem, t, stops[1].time, first)
+        attempt = prepare_attempt(self, problem)
         after_rejection = last_was_nan = False
+        previous = 1.0
         for before, stop in pairwise(stops):
             target = stop.time
             while t != target:
@@ -152,13 +176,16 @@ class AdaptiveMethod(RungeKutta):
                     end_shift = stop.shift if is_last else None
                     step = _shift_step(step, tableau.c, before.shift, end_shift)
                 stats.steps += 1
-                after, stages = take_step(tableau, field, step, z, first)
+                after, stages, error = attempt(step, z, first)
                 first = stages[0]
-                error = estimate_error(self, z, after, stages, problem.controlled)
                 ratio = abs(size) * error.item()
                 last_was_nan = not math.isfinite(ratio)
-                factor = _rescale(self, ratio, after_rejection)
+                factor = _rescale(self, ratio, previous, after_rejection)
                 after_rejection = not ratio <= 1.0  # a NaN is not
+                if problem.report is not None:
+                    problem.report(
+                        t, size, not after_rejection, ratio, z if after_rejection else after
+                    )
                 if after_rejection:
                     stats.rejected += 1
                     h = size * factor
@@ -168,7 +195,7 @@ class AdaptiveMethod(RungeKutta):
                 longest = factor == LARGEST and abs(h) > abs(size * factor)
                 h = h if longest else size * factor
                 ended = observe is not None and observe(t, z, end, after, stages)
-                t, z = end, after
+                t, z, previous = end, after, max(ratio, LEAST_RATIO)
                 first = stages[-1] if tableau.first_same_as_last else None
                 if ended:
                     return rows
@@ -187,74 +214,16 @@ def check_tolerances(method: Any) -> None:
     check_positive_int(f"{where}.max_steps", method.max_steps)
 
 
-def estimate_error(
-    method: AdaptiveMethod,
-    z: Parts,
-    end: Parts,
-    stages: Sequence[Parts],
-    controlled: int | None = None,
-    per_sample: bool = False,
-) -> Tensor:
-    """Return the estimated error of a step of size 1, over what the tolerance allows.
-
-    To be multiplied by the size of the step. A scalar, or ``(B,)`` if every sample is for itself.
-
-    Args:
-        method: with the tolerance.
-        z: the state at the start of the step.
-        end: that at its end.
-        stages: the derivatives in between.
-        controlled: how many leading parts of the state count; None: all.
-        per_sample: whether every sample has a norm of its own.
-    """
-    ratios = []
-    used = [(w, k) for w, k in zip(method.tableau.error, stages, strict=True) if w]
-    for i, (a, b) in enumerate(zip(z[:controlled], end[:controlled], strict=True)):
-        if not a.numel():
-            continue
-        (weight, first), *others = used
-        error = first[i].detach() * weight
-        for w, k in others:
-            error = torch.add(error, k[i].detach(), alpha=w)
-        allowed = torch.maximum(a.detach().abs(), b.detach().abs()) * method.rtol + method.atol
-        # Only now: within vmap the tensors may differ in which of them has samples, and where.
-        ratios.append(_compute_norm(unwrap(error / allowed), per_sample))
-    # amax, unlike Python's max, hands a NaN on: the step is then rejected.
-    return ratios[0] if len(ratios) == 1 else torch.stack(ratios).amax(0)
-
-
-def measure(
-    method: AdaptiveMethod, z: Parts, others: Sequence[Parts], per_sample: bool = False
-) -> list[Tensor]:
-    """Return the norms of ``others``, in units of what the tolerance allows at ``z``."""
-    norms: list[list[Tensor]] = [[] for _ in others]
-    for i, part in enumerate(z):
-        if not part.numel():
-            continue
-        allowed = part.detach().abs() * method.rtol + method.atol
-        for row, other in zip(norms, others, strict=True):
-            row.append(_compute_norm(unwrap(other[i].detach() / allowed), per_sample))
-    return [torch.stack(row).amax(0) for row in norms]
-
-
-def _compute_norm(x: Tensor, per_sample: bool) -> Tensor:
-    """Return the root mean square of all entries, or of every sample's."""
-    if not per_sample:
-        norm: Tensor = torch.linalg.vector_norm(x)
-        return norm / math.sqrt(x.numel())
-    rows = x.reshape(len(x), -1)
-    norms: Tensor = torch.linalg.vector_norm(rows, dim=1)
-    return norms / math.sqrt(rows.shape[1])
-
-
-def _rescale(method: AdaptiveMethod, ratio: float, after_rejection: bool) -> float:
-    """Return the factor by which the next step should be longer, given this one's error."""
+def _rescale(method: AdaptiveMethod, ratio: float, previous: float, after_rejection: bool) -> float:
+    """Return the factor by which the next step should be longer, given the errors of two."""
     if not math.isfinite(ratio):
         return SMALLEST
+    a, b = method.controller if ratio <= 1.0 else (1.0, 0.0)
     if ratio == 0.0:
         factor = LARGEST
     else:
-        factor = min(max(SAFETY * ratio ** (-1 / method.order), SMALLEST), LARGEST)
+        factor = SAFETY * ratio ** (-a / method.order) * previous ** (b / method.order)
+        factor = min(max(factor, SMALLEST), LARGEST)
     return min(factor, 1.0) if after_rejection else factor
 
 
@@ -284,7 +253,7 @@ def _list_stops(method: AdaptiveMethod, problem: Problem) -> list[_Stop]:
     stops = [_Stop(t, t, True, shift) for t, shift in zip(values, shifts, strict=True)]
     if not method.breakpoints:
         return stops
-    points = torch.tensor(method.breakpoints, dtype=problem.z0[0].dtype)
+    points = torch.tensor(method.breakpoints, dtype=problem.times.dtype)
     ahead = torch.full_like(points, direction * math.inf)
     sides = torch.stack([points, points.nextafter(-ahead), points.nextafter(ahead)], dim=1)
     for point, before, after in sides.tolist():
@@ -304,13 +273,13 @@ def _choose_first_step(
 ) -> float:
     """Return the size of the first step, after one more evaluation (HNW II.4)."""
     values, field, z = problem.values, problem.field, problem.z0
-    controlled = z[: problem.controlled]
+    controlled, tolerance = z[: problem.controlled], (method.rtol, method.atol)
     span = abs(values[-1] - values[0])
     if method.first_step is not None:
         return problem.direction * min(method.first_step, span)
     low, high = (min(t, stop), max(t, stop)) if method.breakpoints else (min(values), max(values))
     with torch.no_grad():
-        size, slope = torch.stack(measure(method, controlled, (z, first))).tolist()
+        size, slope = torch.stack(measure(tolerance, controlled, (z, first))).tolist()
         small = size < 1e-5 or slope < 1e-5
         h = min(1e-6 if small else 0.01 * size / slope, span)
         if not math.isfinite(size + slope):
@@ -319,7 +288,7 @@ def _choose_first_step(
         trial = advance(z, [first], (1.0,), problem.direction * h)
         there = field(make_time(min(max(ahead, low), high), z[0]), trial)
         change = tuple(b - a for a, b in zip(first, there, strict=True))
-        bend = measure(method, controlled, (change,))[0].item() / h
+        bend = measure(tolerance, controlled, (change,))[0].item() / h
     steepest = max(slope, bend)
     if not math.isfinite(bend):
         return problem.direction * h

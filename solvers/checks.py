@@ -85,22 +85,23 @@ def build(registry: Registry[type[Options]], name: str, options: Mapping[str, An
 
 
 def check_state(z0: object) -> Parts:
-    """Return the parts of a state: one float32 or float64 tensor, or a tuple of such."""
+    """Return the parts of a state: one tensor of real or complex numbers, or a tuple of such."""
     parts = z0 if isinstance(z0, tuple) else (z0,)
     for i, part in enumerate(parts):
         where = f"z0[{i}]" if isinstance(z0, tuple) else "z0"
         if not isinstance(part, Tensor):
             kind = "a tensor" if isinstance(z0, tuple) else "a tensor or a tuple of tensors"
             raise TypeError(f"{where} must be {kind}, got {type(part).__name__}")
-        if part.dtype not in (torch.float32, torch.float64):
+        if real_dtype(part.dtype) not in (torch.float32, torch.float64):
             raise TypeError(
-                f"{where} must be float32 or float64, got {part.dtype}; integrate "
-                f"{where}.float(), and convert the result"
+                f"{where} must be float32, float64, complex64 or complex128, got {part.dtype}; "
+                f"integrate {where}.float(), and convert the result"
             )
-        if part.dtype != parts[0].dtype or part.device != parts[0].device:
+        real, first = real_dtype(part.dtype), real_dtype(parts[0].dtype)
+        if real != first or part.device != parts[0].device:
             raise ValueError(
                 f"{where} is {part.dtype} on {part.device}, but z0[0] is {parts[0].dtype} on "
-                f"{parts[0].device}; all tensors of a state must agree"
+                f"{parts[0].device}; all tensors of a state must agree in precision and device"
             )
     if not parts:
         raise ValueError("z0 is an empty tuple; give at least one tensor")
@@ -109,8 +110,8 @@ def check_state(z0: object) -> Parts:
 
 def check_times(
     ts: Tensor | Sequence[float | int | Tensor], like: Tensor
-) -> tuple[Float[Tensor, "n"], list[float]]:
-    """Return the output times in dtype and on the device of ``like``, and on the host."""
+) -> tuple[Float[Tensor, "*b n"], list[float]]:
+    """Return the output times in the precision and on the device of ``like``, and on the host."""
     times = convert_times("ts", ts, like)
     if isinstance(ts, Tensor) and times.ndim == 2 and len(like.shape) and times.shape[1]:
         check_sample_times(times, like)
@@ -162,18 +163,19 @@ def check_sample_times(times: Float[Tensor, "b n"], like: Tensor) -> None:
 def convert_times(
     where: str, ts: float | Tensor | Sequence[float | int | Tensor], like: Tensor
 ) -> Tensor:
-    """Return times as a tensor in dtype and on the device of ``like``.
+    """Return times as a real tensor in the precision and on the device of ``like``.
 
     Gradients pass through a tensor, or through the tensors among numbers.
     """
+    dtype = real_dtype(like.dtype)
     try:
         if not isinstance(ts, Tensor | float | int) and any(isinstance(t, Tensor) for t in ts):
             # Made of numbers, the result would not carry the gradient of these tensors.
-            return torch.stack([torch.as_tensor(t).to(like.device, like.dtype) for t in ts])
+            return torch.stack([torch.as_tensor(t).to(like.device, dtype) for t in ts])
         kind = torch.as_tensor(ts).dtype
         if kind == torch.bool or kind.is_complex:
             raise TypeError(f"got {kind}")
-        return torch.as_tensor(ts, dtype=like.dtype, device=like.device)
+        return torch.as_tensor(ts, dtype=dtype, device=like.device)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"{where} must be real numbers or a tensor, got {ts!r}") from error
 
@@ -211,6 +213,30 @@ def check_batch(z0: Parts) -> None:
             )
 
 
+# ---- precision
+
+WITHOUT_FLOAT64 = {"mps"}
+"""The types of devices that have no float64."""
+
+
+_REAL = {torch.complex64: torch.float32, torch.complex128: torch.float64}
+
+
+def real_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the type of real and imaginary part; of a real type itself."""
+    return _REAL.get(dtype, dtype)  # torch's own to_real would cut a compiled graph
+
+
+def widest(device: torch.device) -> torch.dtype:
+    """Return the most precise floating-point type that a device has."""
+    return torch.float32 if device.type in WITHOUT_FLOAT64 else torch.float64
+
+
+def widen(x: Tensor) -> Tensor:
+    """Return a real tensor in the most precise type that its device has."""
+    return x.to(widest(x.device))
+
+
 # ---- within transforms
 
 
@@ -222,6 +248,15 @@ def unwrap(x: Tensor) -> Tensor:
     while torch._C._functorch.is_functorch_wrapped_tensor(x):
         x = torch._C._functorch.get_unwrapped(x)
     return x
+
+
+def is_plain(parts: Parts) -> bool:
+    """Return whether tensors are outside of transforms, graphs and forward-mode derivatives."""
+    return not torch.compiler.is_compiling() and not any(
+        torch._C._functorch.is_functorch_wrapped_tensor(x)
+        or torch.autograd.forward_ad.unpack_dual(x).tangent is not None
+        for x in parts
+    )
 
 
 def needs_gradient(times: Tensor) -> bool:
@@ -252,6 +287,8 @@ class CountedField:
 
     Attributes:
         backward: whether evaluations count as those of gradients; set once the integration is done.
+        function: the caller's field.
+        is_tuple: whether the caller's states are tuples.
         name: what to call the field in messages.
     """
 
@@ -260,7 +297,7 @@ class CountedField:
         self.function = field
         self.name = name_field(field)
         self._stats = stats
-        self._is_tuple = isinstance(z0, tuple)
+        self.is_tuple = isinstance(z0, tuple)
         self._like = [(z.shape, z.dtype) for z in (z0 if isinstance(z0, tuple) else (z0,))]
         device = (z0[0] if isinstance(z0, tuple) else z0).device.type
         self._autocast = (
@@ -280,14 +317,11 @@ class CountedField:
             (time, start, slopes), self._ready = self._ready, None
             if torch.equal(time, t) and all(map(torch.equal, start, z)):
                 return slopes
-        if self.backward:
-            self._stats.backward_evaluations += 1
-        else:
-            self._stats.evaluations += 1
+        self.count(1)
         watched = not _hides_writes(z)
         lent = z if watched and not self._lends_copies else tuple(part.clone() for part in z)
         versions = [part._version for part in lent] if watched else []
-        state: State = lent if self._is_tuple else lent[0]
+        state: State = lent if self.is_tuple else lent[0]
         if self.backward and self._autocast is not None:
             with self._autocast:  # gradients are computed where autocast is off again
                 value = self.function(t, state)
@@ -301,7 +335,7 @@ class CountedField:
                 )
         elif watched and self._trials == TRIAL_EVALUATIONS:
             self._lends_copies = False
-        if not self._is_tuple:
+        if not self.is_tuple:
             return self._take((self._check(value, 0, ""),))
         if not isinstance(value, tuple) or len(value) != len(self._like):
             got = f"{len(value)} tensors" if isinstance(value, tuple) else type(value).__name__
@@ -310,6 +344,13 @@ class CountedField:
                 f"returned {got}"
             )
         return self._take(tuple(self._check(v, i, f"[{i}]") for i, v in enumerate(value)))
+
+    def count(self, evaluations: int) -> None:
+        """Count evaluations."""
+        if self.backward:
+            self._stats.backward_evaluations += evaluations
+        else:
+            self._stats.evaluations += evaluations
 
     def remember(self, t: Tensor, z: Parts, slopes: Parts) -> None:
         """Let the next call, if it is at the same point, return what is known already."""

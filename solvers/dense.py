@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from solvers.adaptive import AdaptiveMethod
-from solvers.checks import convert_times, needs_gradient, unwrap
+from solvers.checks import convert_times, needs_gradient, unwrap, widen, widest
 from solvers.fixed import FixedMethod, fill_times
 from solvers.step import RungeKutta, Step, select, take_step
 from solvers.types import Parts, Problem
@@ -64,7 +64,7 @@ class DenseOutput(ABC):
         start = problem.times.detach()[:, 0] if own else problem.times.detach()[0]
         start = start.reshape(start.shape + (1,) * (plain.ndim - 1) * own)
         moved = torch.where(torch.isin(plain, points), plain.nextafter(start), plain)
-        return times + (moved - plain), moved.double().reshape(-1).tolist()
+        return times + (moved - plain), moved.reshape(-1).tolist()
 
     def _reach_own_times(self, times: Tensor) -> Parts:
         """Return the state of every sample at its own times."""
@@ -86,7 +86,7 @@ class DenseOutput(ABC):
         wanted = [given] if times.ndim == 1 else given.unbind(1)
         states = []
         for column, want in zip(columns, wanted, strict=True):
-            row = self._reach(column, column.detach().double())
+            row = self._reach(column, widen(column.detach()))
             states.append(select(want, row, tuple(torch.full_like(z, torch.nan) for z in row)))
         if times.ndim == 1:
             return states[0]
@@ -105,7 +105,7 @@ class DenseOutput(ABC):
             before = (sign[:, None] * times.detach() <= (sign * starts.detach())[:, None]).sum(1)
             places = torch.minimum(before, problem.times.isfinite().sum(1)) - 1
             return starts + (times - times.detach()).gather(1, places[:, None])[:, 0]
-        direction, plain = problem.direction, unwrap(problem.times).double()
+        direction, plain = problem.direction, widen(unwrap(problem.times))
         place = (direction * plain <= direction * starts.detach()[..., None]).sum(-1) - 1
         shifts = problem.times - problem.times.detach()
         if isinstance(self._method, FixedMethod):  # these stretch with the interval around
@@ -125,8 +125,7 @@ class DenseOutput(ABC):
     def _step(self, start: Tensor, t: Tensor, z: Parts) -> Parts:
         tableau = self._method.tableau
         start = self._shift(start)
-        size = (t - start).to(z[0].dtype)
-        start = start.to(z[0].dtype)
+        size, start = (t - start).to(t.dtype), start.to(t.dtype)
         times = [t.expand_as(start) if c == 1.0 else start + c * size for c in tableau.c]
         return take_step(tableau, self._problem.field, Step(times, size), z)[0]
 
@@ -155,7 +154,7 @@ class SharedDenseOutput(DenseOutput):
         start = self._starts[step]
         if value == start and not (needs_gradient(t) or needs_gradient(self._problem.times)):
             return tuple(part.clone() for part in self._states[step])
-        return self._step(torch.full_like(t, start, dtype=torch.float64), t, self._states[step])
+        return self._step(torch.full_like(t, start, dtype=widest(t.device)), t, self._states[step])
 
 
 class PerSampleDenseOutput(DenseOutput):

@@ -11,14 +11,23 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from solvers.adaptive import AdaptiveMethod
-from solvers.checks import CountedField
+from solvers.checks import CountedField, widen, widest
 from solvers.errors import SolverError, Stopped, explain
 from solvers.gradients import Direct, Gradient, check_steps
 from solvers.methods import Dopri5
 from solvers.solve import prepare, solve
 from solvers.step import Method, RungeKutta, Step, append_axes, make_time, select, take_step
 from solvers.surroundings import Surroundings
-from solvers.types import Parts, Problem, Solution, State, Stats, Status, VectorField
+from solvers.types import (
+    Observer,
+    Parts,
+    Problem,
+    Solution,
+    State,
+    Stats,
+    Status,
+    VectorField,
+)
 
 MAX_TRIALS = 200
 DIRECTIONS = ("either", "rising", "falling")
@@ -57,6 +66,7 @@ def solve_until(
     samples: int = 4,
     parameters: Iterable[Tensor] | None = None,
     max_steps: int | None = None,
+    observer: Observer | None = None,
 ) -> EventSolution:
     r"""Integrate ``dz/dt = field(t, z)`` until ``event(t, z)`` crosses 0 for the first time.
 
@@ -94,6 +104,8 @@ def solve_until(
             methods whose last stage is not the next first one an evaluation for every step.
         parameters: see :func:`solvers.solve`; those that ``event`` depends on need not be listed.
         max_steps: see :func:`solvers.solve`.
+        observer: see :func:`solvers.solve`; it sees the steps of the search, the last of which goes
+            beyond the event.
 
     Returns:
         Times, states, and whether the event occurred, see :class:`EventSolution`.
@@ -133,7 +145,7 @@ def solve_until(
         raise TypeError(f"samples must be an integer >= 0, got {samples!r}")
     if samples < 0:
         raise ValueError(f"samples must be an integer >= 0, got {samples}")
-    call = prepare(field, z0, span, method, gradient, parameters, max_steps)
+    call = prepare(field, z0, span, method, gradient, parameters, max_steps, observer)
     problem, method = call.problem, call.method
     check_steps("solve_until", method)
     assert isinstance(method, RungeKutta)
@@ -152,6 +164,12 @@ def solve_until(
                 f"{call.field.name} draws random numbers in every evaluation, so that the time of "
                 "an event is not defined; draw them once, before"
             )
+    jumps = isinstance(method, AdaptiveMethod) and method.breakpoints
+    if t.ndim and jumps and not isinstance(gradient, Direct):
+        raise ValueError(
+            f"events of samples, each at a time of its own, go with breakpoints by the gradient "
+            f"Direct() only, got {gradient}"
+        )
 
     def integrate(
         field: VectorField, times: Tensor | Sequence[float], method: Method, per_sample: bool
@@ -190,6 +208,8 @@ class _CheckedEvent:
         value = self._event(t.clone(), z if self._is_tuple else z[0])
         if not isinstance(value, Tensor):
             raise TypeError(f"event(t, z) must be a tensor, got {type(value).__name__}")
+        if value.is_complex():
+            raise TypeError("event(t, z) must be real, got complex numbers; take a part of them")
         if value.shape not in (torch.Size(), self._batch):
             allowed = "a scalar" + (f" or {tuple(self._batch)}" if self._batch else "")
             raise ValueError(f"event(t, z) has shape {tuple(value.shape)}; it must be {allowed}")
@@ -224,7 +244,7 @@ class _Search:
         self._occurred = torch.zeros_like(value, dtype=torch.bool)
         # The step in which it occurred: start, state there, and sizes before and after it with the
         # values of the event.
-        self._start = torch.full_like(value, end, dtype=torch.float64)
+        self._start = torch.full_like(value, end, dtype=widest(value.device))
         self._low, self._high = torch.zeros_like(self._start), torch.zeros_like(self._start)
         self._state = problem.z0
         self._values = (value, value)
@@ -256,7 +276,7 @@ class _Search:
         hidden = hidden & ~self._occurred
         occurs = self._cross(before, value)[0]
         if bool(hidden.any()):
-            place = new.to(torch.uint8).argmax(0).double() / (len(seen) - 1)
+            place = widen(new.to(torch.uint8).argmax(0)) / (len(seen) - 1)
             a, b = place * (end - t), (place + 1 / (len(seen) - 1)) * (end - t)
             ends = [self._evaluate_after(t, size, z) for size in (a, b)]
             # By the method itself, which may not confirm what the interpolation shows.
@@ -309,7 +329,7 @@ class _Search:
     def _find_root(self) -> Float[Tensor, "*b"]:
         """Return how long after the start of its step each event is."""
         a, b = self._low, self._high
-        at_a, at_b = (value.double() for value in self._values)
+        at_a, at_b = map(widen, self._values)
         resolution = 2 * torch.finfo(self._problem.times.dtype).eps
         smallest = resolution * torch.maximum((self._start + b).abs(), b.abs())
         for i in range(MAX_TRIALS):
@@ -320,7 +340,7 @@ class _Search:
             trial = b - at_b * (b - a) / (at_b - at_a)
             inside = (trial - a) * (trial - b) <= 0  # false for a NaN
             trial = torch.where(inside & (i % 3 < 2), trial, (a + b) / 2)
-            value = self._evaluate_after(self._start, trial, self._state).double()
+            value = widen(self._evaluate_after(self._start, trial, self._state))
             beyond = value.sign() != at_a.sign()  # a 0 as well
             at_a = torch.where(beyond, at_a / 2, value)
             at_b = torch.where(beyond, value, at_b / 2)
@@ -401,7 +421,7 @@ def _attach_gradient(
         rate = torch.zeros_like(t) if slopes[0] is None else slopes[0]
         for slope, v in zip(slopes[1:], velocity, strict=True):
             if slope is not None:
-                product = slope * v
+                product = (slope.conj() * v).real
                 rate = rate + product.reshape(*t.shape, -1).sum(-1)
         touching = occurred & (rate == 0)
     miss = event(t, z)

@@ -74,6 +74,8 @@ class FixedMethod(RungeKutta):
             stats.accepted += 1
             ended = observe is not None and observe(values[i - 1], z, values[i], after, stages)
             z = after
+            if problem.report is not None:
+                problem.report(values[i - 1], values[i] - values[i - 1], True, None, z)
             if i in outputs:
                 rows.append(z)
             if ended:
@@ -92,6 +94,9 @@ class FixedMethod(RungeKutta):
                 z, _ = take_step(self.tableau, problem.field, Step(times, size), z)
                 stats.steps += 1
                 stats.accepted += 1
+                if problem.report is not None:
+                    moves = torch.ones_like(start, dtype=torch.bool)
+                    problem.report(start.detach(), size.detach(), moves, None, z)
             rows.append(z)
         return rows
 

@@ -362,7 +362,7 @@ class _Backsolve(torch.autograd.Function):
             slopes = problem.field(ts[i], row)
             total = torch.zeros_like(ts[i])
             for slope, a in zip(slopes, adjoint, strict=True):
-                total = total if a is None else total + (slope * a).sum()
+                total = total if a is None else total + (slope * a.conj()).real.sum()
             return total
 
         field = _AdjointField(problem, parameters)

@@ -13,7 +13,8 @@ A method is its tableau: subclass :class:`FixedMethod` or :class:`AdaptiveMethod
 register the class under the name that it has in configuration files.
 
 Source: E. Hairer, S. P. Norsett, G. Wanner, "Solving Ordinary Differential Equations I", 2nd
-edition, Springer 1993 (chapter II), below HNW.
+edition, Springer 1993 (chapter II), below HNW; E. Hairer, G. Wanner, "Solving Ordinary Differential
+Equations II", 2nd edition, Springer 1996, below HW.
 
 Example:
     Ralston's method of order 2, with steps of one's own number:
@@ -46,9 +47,9 @@ def method_from_name(name: str, **options: Any) -> Method:
     Args:
         name: one of ``METHODS``: ``rk4``, ``dopri5``, ...
         options: the fields of the class: ``steps`` (an integer, or a list or tuple of one per
-            output interval), or ``rtol``, ``atol``, ``max_steps``, ``first_step``, ``max_step``
-            and ``breakpoints``; for ``torchdiffeq`` ``solver``, ``steps``, the tolerances,
-            ``max_steps`` and ``options``.
+            output interval), or ``rtol``, ``atol``, ``max_steps``, ``first_step``, ``max_step``,
+            ``breakpoints`` and ``controller``; for ``torchdiffeq`` ``solver``, ``steps``, the
+            tolerances, ``max_steps`` and ``options``.
 
     Raises:
         ValueError: an unknown name (``UnknownNameError``) or option, or a value out of range.
@@ -58,7 +59,7 @@ def method_from_name(name: str, **options: Any) -> Method:
         >>> method_from_name("rk4", steps=[1, 2])
         RK4(steps=(1, 2))
     """
-    for key in ("steps", "breakpoints"):
+    for key in ("steps", "breakpoints", "controller"):
         if isinstance(options.get(key), list):  # YAML has no tuples
             options[key] = tuple(options[key])
     return build(METHODS, name, options)

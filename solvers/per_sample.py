@@ -12,23 +12,24 @@ from torch import Tensor
 
 from solvers.adaptive import (
     LARGEST,
+    LEAST_RATIO,
     SAFETY,
     SMALLEST,
     AdaptiveMethod,
-    estimate_error,
-    measure,
 )
-from solvers.checks import needs_gradient
+from solvers.attempt import prepare_attempt
+from solvers.checks import needs_gradient, widen
+from solvers.error_norm import measure
 from solvers.fixed import fill_times
 from solvers.step import Step, advance, select, take_step
-from solvers.types import Parts, Problem, SampleObserver, Samples, Status
+from solvers.types import Parts, Problem, SampleHook, Samples, Status
 
 _STATUSES = tuple(Status)
 _SUCCESS, _MAX_STEPS, _DT_UNDERFLOW, _NON_FINITE = range(4)
 
 
 def integrate_per_sample(
-    method: AdaptiveMethod, problem: Problem, observe: SampleObserver | None = None
+    method: AdaptiveMethod, problem: Problem, observe: SampleHook | None = None
 ) -> tuple[list[Parts], Samples]:
     """Return the states at the output times, and what became of each sample.
 
@@ -43,7 +44,7 @@ def integrate_per_sample(
             end.
     """
     field, z = problem.field, problem.z0
-    tableau, dtype = method.tableau, z[0].dtype
+    tableau, dtype = method.tableau, problem.times.dtype
     resolution = torch.finfo(dtype).eps
     moving = needs_gradient(problem.times)
     # Times are kept in double precision: in that of the state, the sum of the steps would drift.
@@ -54,6 +55,8 @@ def integrate_per_sample(
     status = torch.full_like(t, _SUCCESS, dtype=torch.long)
     accepted, rejected = torch.zeros_like(status), torch.zeros_like(status)
     was_rejected = was_nan = torch.zeros_like(status, dtype=torch.bool)
+    previous = torch.ones_like(t)
+    attempt = prepare_attempt(method, problem, per_sample=True)
     rows: list[Parts] = [z]
 
     first: Parts | None = field(t.to(dtype) + stops.shifts[..., 0], z)
@@ -99,8 +102,8 @@ def integrate_per_sample(
         if moving:
             start, stop = stops.shift(goal - 1), stops.shift(here[:, 0])
             step = _shift_steps(step, tableau.c, is_last, start, stop)
-        after, stages = take_step(tableau, field, step, z, first)
-        ratio = size.abs() * estimate_error(method, z, after, stages, per_sample=True)
+        after, stages, error = attempt(step, z, first)
+        ratio = size.abs() * error
         accept = running & (ratio <= 1.0)  # a NaN is not
         is_nan = running & ~ratio.isfinite()
         if torch.is_grad_enabled() and bool(is_nan.any()):
@@ -110,6 +113,8 @@ def integrate_per_sample(
             after, stages = take_step(tableau, field, step, z, stages[0])
 
         z = select(accept, after, z)
+        if problem.report is not None:
+            problem.report(t, size, accept, ratio, z)
         first = select(accept, stages[-1], stages[0]) if tableau.first_same_as_last else None
         t = torch.where(accept, end, t)
         arrived = accept & is_last
@@ -123,7 +128,8 @@ def integrate_per_sample(
             t = torch.where(jumps, resume, t)
             first = None if bool(jumps.any()) else first
         goal = goal + arrived
-        factor = rescale_steps(method, ratio, was_rejected)
+        factor = rescale_steps(method, ratio, previous, was_rejected)
+        previous = torch.where(accept, ratio.clamp(min=LEAST_RATIO), previous)
         # A step cut short by an output may be too short to tell how long the next can be.
         longest = is_last & (factor == LARGEST) & (h.abs() > (size * factor).abs())
         h = torch.where(running & ~longest, size * factor, h)
@@ -144,11 +150,18 @@ def integrate_per_sample(
 
 
 def rescale_steps(
-    method: AdaptiveMethod, ratio: Float[Tensor, "b"], after_rejection: Bool[Tensor, "b"]
+    method: AdaptiveMethod,
+    ratio: Float[Tensor, "b"],
+    previous: Float[Tensor, "b"],
+    after_rejection: Bool[Tensor, "b"],
 ) -> Float[Tensor, "b"]:
-    """Return the factors by which the next steps should be longer, given the errors of these."""
+    """Return the factors by which the next steps should be longer, given the errors of two."""
+    a, b = method.controller
     # Not by a power, whose last bits depend on the place in the batch.
-    factor = (SAFETY * (ratio.log() / -method.order).exp()).clamp(SMALLEST, LARGEST)
+    log = ratio.log()
+    if (a, b) != (1.0, 0.0):
+        log = torch.where(ratio <= 1.0, a * log - b * previous.log(), log)
+    factor = (SAFETY * (log / -method.order).exp()).clamp(SMALLEST, LARGEST)
     factor = torch.where(after_rejection, factor.clamp(max=1.0), factor)
     return torch.where(ratio.isfinite(), factor, SMALLEST)
 
@@ -178,11 +191,11 @@ class _Stops(NamedTuple):
 
 
 def _list_stops(method: AdaptiveMethod, problem: Problem) -> _Stops:
-    batch, dtype = len(problem.z0[0]), problem.z0[0].dtype
+    batch, dtype = len(problem.z0[0]), problem.times.dtype
     times = problem.times.expand(batch, -1)
     outputs = fill_times(times) if problem.times.ndim == 2 else times
     shifts = outputs - outputs.detach()
-    plain = outputs.detach().double()
+    plain = widen(outputs.detach())
     last = times.isfinite().sum(1) - 1
     places = torch.arange(times.shape[1], device=times.device).expand(times.shape)
     if not method.breakpoints:
@@ -192,16 +205,16 @@ def _list_stops(method: AdaptiveMethod, problem: Problem) -> _Stops:
     points = torch.tensor(method.breakpoints, dtype=dtype, device=times.device).unique()
     start, end = plain[:, :1], plain[:, -1:]
     direction = torch.where(end >= start, 1.0, -1.0)
-    more = points.double().expand(batch, -1)
+    more = widen(points).expand(batch, -1)
     everything = torch.cat([plain, more], dim=1)
     inside = ((more - start) * direction > 0) & ((end - more) * direction > 0)
     twice = (more[:, :, None] == plain[:, None, :]).any(2)
     real = torch.cat([places <= last[:, None], inside & ~twice], dim=1)
     order = torch.where(real, direction * everything, torch.inf).argsort(dim=1, stable=True)
     stops = everything.gather(1, order)
-    jumps = (stops[:, :, None] == points.double()).any(2)
+    jumps = (stops[:, :, None] == more[0]).any(2)
     ahead = (direction * torch.inf).to(dtype).expand_as(stops)
-    before, after = (stops.to(dtype).nextafter(a).double() for a in (-ahead, ahead))
+    before, after = (widen(stops.to(dtype).nextafter(a)) for a in (-ahead, ahead))
     # Nothing is evaluated outside of the interval.
     none = points.new_zeros(batch, len(points))
     return _Stops(
@@ -217,7 +230,7 @@ def rest(problem: Problem) -> tuple[list[Parts], Samples]:
     """Return the result for samples that do not move."""
     times, z0 = problem.times, problem.z0
     none = torch.zeros(len(z0[0]), dtype=torch.long, device=z0[0].device)
-    time = fill_times(times.detach())[..., -1].double().expand(len(none))
+    time = widen(fill_times(times.detach())[..., -1]).expand(len(none))
     rows = [z0] * times.shape[-1]
     return rows, Samples((Status.SUCCESS,) * len(none), time, none, none)
 
@@ -248,12 +261,12 @@ def _choose_first_steps(
     method: AdaptiveMethod, problem: Problem, stops: _Stops, first: Parts
 ) -> Float[Tensor, "b"]:
     """Return the sizes of the first steps, after one more evaluation (HNW II.4); NaN: none."""
-    z, t = problem.z0, stops.resume[:, 0]
+    z, t, tolerance = problem.z0, stops.resume[:, 0], (method.rtol, method.atol)
     end = stops.times.gather(1, stops.last[:, None])[:, 0]
     direction, span = torch.where(end >= t, 1.0, -1.0), (end - t).abs()
     stop = stops.times[:, 1] if method.breakpoints else end
     with torch.no_grad():
-        size, slope = (m.double() for m in measure(method, z, (z, first), per_sample=True))
+        size, slope = map(widen, measure(tolerance, z, (z, first), per_sample=True))
         if method.first_step is not None:
             best = span.clamp(max=method.first_step)
             return direction * torch.where((size + slope).isfinite(), best, torch.nan)
@@ -261,11 +274,11 @@ def _choose_first_steps(
         h = torch.where(small, 1e-6, 0.01 * size / slope).clamp(max=span)
         # A sample without a derivative takes no part.
         step = torch.where(h.isfinite(), h, 0.0)
-        trial = advance(z, [first], (1.0,), (direction * step).to(z[0].dtype))
+        trial = advance(z, [first], (1.0,), (direction * step).to(problem.times.dtype))
         low, high = torch.minimum(t, stop), torch.maximum(t, stop)
-        ahead = (t + direction * step).clamp(low, high).to(z[0].dtype)
+        ahead = (t + direction * step).clamp(low, high).to(problem.times.dtype)
         change = tuple(b - a for a, b in zip(first, problem.field(ahead, trial), strict=True))
-        bend = measure(method, z, (change,), per_sample=True)[0].double() / h
+        bend = widen(measure(tolerance, z, (change,), per_sample=True)[0]) / h
         steepest = torch.maximum(slope, bend)
         longer = torch.where(
             steepest <= 1e-15,

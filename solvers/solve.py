@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,11 +22,21 @@ from solvers.checks import (
 )
 from solvers.dense import DenseOutput, PerSampleDenseOutput, SharedDenseOutput
 from solvers.errors import SolverError, Stopped, explain
-from solvers.gradients import Direct, Gradient
+from solvers.gradients import Direct, Gradient, check_steps
 from solvers.methods import RK4
 from solvers.per_sample import fail_non_finite, integrate_per_sample, rest
 from solvers.step import Method, RungeKutta, select
-from solvers.types import Parts, Problem, Solution, State, Stats, Status, VectorField
+from solvers.types import (
+    Attempt,
+    Observer,
+    Parts,
+    Problem,
+    Solution,
+    State,
+    Stats,
+    Status,
+    VectorField,
+)
 
 
 def solve(
@@ -40,6 +51,7 @@ def solve(
     per_sample: bool = False,
     dense: bool = False,
     throw: bool = True,
+    observer: Observer | None = None,
 ) -> Solution:
     r"""Integrate ``dz/dt = field(t, z)`` from ``z(ts[0]) = z0``, and return ``z`` at all ``ts``.
 
@@ -53,13 +65,14 @@ def solve(
 
     Args:
         field: ``field(t, z)`` returns ``dz/dt`` with the structure, shapes and dtype of ``z``;
-            ``t`` is a scalar tensor in the dtype of ``z``. Under autocast a result of lower
-            precision is converted to the dtype of the state, which is integrated in its own.
-        z0: the state at ``ts[0]``: a float32 or float64 tensor of any shape, or a tuple of such
-            with one dtype and device. Dtype and device are kept.
+            ``t`` is a real scalar tensor in the precision of ``z``. Under autocast a result of
+            lower precision is converted to the dtype of the state, which is integrated in its own.
+        z0: the state at ``ts[0]``: a tensor of any shape, float32, float64, complex64 or
+            complex128, or a tuple of such with one precision and device. Dtype and device are kept.
+            Gradients with respect to complex tensors follow autograd's convention.
         ts: the output times ``(n,)``, ``n >= 1``, strictly increasing or strictly decreasing
-            (backwards in time), a tensor or numbers. Converted to the dtype of the state. Gradients
-            with respect to a tensor (or to tensors among the numbers) are computed. A tensor
+            (backwards in time), a tensor or numbers. Converted to the precision of the state.
+            Gradients by a tensor (or by tensors among the numbers) are computed. A tensor
             ``(B, n)`` gives every sample its own times, each row like ``(n,)`` and filled up by
             NaN, for fixed methods, and adaptive ones with ``per_sample``; the field is then called
             with a time for each sample.
@@ -78,6 +91,9 @@ def solve(
         dense: keep the steps, for :meth:`Solution.interpolate`.
         throw: raise if the integration fails; otherwise the returned ``status`` says so, and
             outputs that were not reached are NaN.
+        observer: called with an :class:`Attempt` after each step that is tried, accepted or
+            rejected, on the way forward (of any method but :class:`TorchDiffEq`): for progress bars
+            and recordings. What it returns is ignored; what it raises ends the integration.
 
     Returns:
         Times, states, status and statistics, see :class:`Solution`.
@@ -111,7 +127,7 @@ def solve(
         >>> torch.allclose(back.ys[0][-1], z0[0], atol=1e-5)
         True
     """
-    call = prepare(field, z0, ts, method, gradient, parameters, max_steps)
+    call = prepare(field, z0, ts, method, gradient, parameters, max_steps, observer)
     problem, method = call.problem, call.method
     first, values = problem.z0, problem.values
     own_times = problem.times.ndim == 2
@@ -197,6 +213,7 @@ def prepare(
     gradient: Gradient,
     parameters: Iterable[Tensor] | None,
     max_steps: int | None,
+    observer: Observer | None,
 ) -> Call:
     """Check the arguments of an integration.
 
@@ -217,9 +234,24 @@ def prepare(
     through: tuple[Tensor, ...] = ()
     if gradient.needs_parameters:
         through = collect_parameters(field, parameters, gradient)
+    report = None
+    if observer is not None:
+        if not callable(observer):
+            raise TypeError(f"observer must be callable, got {type(observer).__name__}")
+        check_steps("observer", method)
+        report = _make_report(observer, isinstance(z0, tuple))
     stats = Stats()
     counted = CountedField(field, z0, stats)
-    return Call(Problem(counted, parts, times, values, stats), counted, method, through)
+    problem = Problem(counted, parts, times, values, stats, report=report)
+    return Call(problem, counted, method, through)
+
+
+def _make_report(observer: Observer, is_tuple: bool) -> Callable[..., None]:
+    def report(t: Any, size: Any, accepted: Any, error: Any, z: Parts) -> None:
+        copies = tuple(part.detach().clone() for part in z)
+        observer(Attempt(t, size, accepted, error, copies if is_tuple else copies[0]))
+
+    return report
 
 
 def check_features(

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from solvers.checks import real_dtype
 from solvers.types import Parts, PartsField, Problem
 
 
@@ -195,7 +196,7 @@ def select(which: Tensor, a: Parts, b: Parts) -> Parts:
 
 def make_time(t: float, like: Tensor) -> Tensor:
     """Return a time as the scalar that the field is called with."""
-    return torch.full((), t, dtype=like.dtype, device=like.device)
+    return torch.full((), t, dtype=real_dtype(like.dtype), device=like.device)
 
 
 def make_step(tableau: Tableau, t: float, end: float, size: float, like: Tensor) -> Step:

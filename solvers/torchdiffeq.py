@@ -139,6 +139,12 @@ class TorchDiffEq(Method):
             Stopped: an adaptive method could not go on.
         """
         stats, options = problem.stats, dict(self.options)
+        kinds = {part.dtype for part in problem.z0}
+        if len(kinds) > 1 or (self.kind == "other" and next(iter(kinds)).is_complex):
+            raise TypeError(
+                f"z0 is {', '.join(sorted(map(str, kinds)))}: torchdiffeq takes no mixture of real "
+                "and complex tensors, and SciPy's methods none that are complex"
+            )
         watched = _WatchedField(problem, self)
         if self.kind == "fixed":
             options["grid_constructor"] = lambda _f, _z, ts: divide_intervals(ts, self.steps)
@@ -191,7 +197,7 @@ def _compute_norm(z: Parts) -> Tensor:
     step is rejected. And it is no part of the graph: the size of the first step is not what a
     gradient should follow (at an entry of 0, moreover, the square root's is infinite).
     """
-    norms = [part.square().mean().sqrt() for part in z if part.numel()]
+    norms = [part.abs().square().mean().sqrt() for part in z if part.numel()]
     return norms[0] if len(norms) == 1 else torch.stack(norms).max()
 
 
@@ -223,7 +229,7 @@ class _WatchedField:
             self._left -= 1
         # torchdiffeq's guess of the first step promotes a 0-dimensional float32 state.
         parts = tuple(part.to(like.dtype) for part, like in zip(_split(z), start, strict=True))
-        t = t.to(start[0].dtype)
+        t = t.to(self._problem.times.dtype)
         inside = t.clamp(self._low, self._high)
         # Where a clamp acts its derivative is 0, which would lose gradients with respect to ts.
         t = t + (inside - t).detach() if t.requires_grad else inside

@@ -6,7 +6,7 @@ import enum
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Inexact, Int
 from torch import Tensor
 
 State = Tensor | tuple[Tensor, ...]
@@ -21,11 +21,11 @@ Parts = tuple[Tensor, ...]
 PartsField = Callable[[Tensor, Parts], Parts]
 """A vector field on the parts of a state."""
 
-Observer = Callable[[float, Parts, float, Parts, Sequence[Parts]], bool]
+StepHook = Callable[[float, Parts, float, Parts, Sequence[Parts]], bool]
 """``observe(t, z, end, after, stages)``, called after every step with the derivatives at its
 stages; True ends the integration."""
 
-SampleObserver = Callable[[Tensor, Parts], None]
+SampleHook = Callable[[Tensor, Parts], None]
 """``observe(t, z)``, called before every attempt with the times ``(B,)`` of all samples."""
 
 Interpolant = Callable[[float | Sequence[float | Tensor] | Tensor], Parts]
@@ -75,6 +75,33 @@ class Stats:
 
 
 @dataclass(frozen=True)
+class Attempt:
+    """A step that a method has tried, as an observer gets it.
+
+    With ``per_sample`` numbers and truth values are tensors ``(B,)``; a sample that has arrived, or
+    failed, waits by steps of size 0.
+
+    Attributes:
+        t: where it began.
+        size: how far it went; negative backwards in time.
+        accepted: whether it was taken, or is tried again with a smaller size.
+        error: its estimated error over what the tolerance allows: accepted up to 1. None if the
+            steps are given.
+        z: a copy of the state behind it: at ``t + size``, or still at ``t`` if it was rejected.
+    """
+
+    t: float | Float[Tensor, "b"]
+    size: float | Float[Tensor, "b"]
+    accepted: bool | Bool[Tensor, "b"]
+    error: float | Float[Tensor, "b"] | None
+    z: State
+
+
+Observer = Callable[[Attempt], object]
+"""``observer(attempt)``, called after each attempted step."""
+
+
+@dataclass(frozen=True)
 class Problem:
     """What a method integrates.
 
@@ -85,6 +112,7 @@ class Problem:
         values: the same on the host, in double precision; NaN if every sample has its own.
         stats: where steps are counted.
         observe: called after every accepted step.
+        report: called after every attempt, with the fields of :class:`Attempt`.
         controlled: how many leading parts of the state the error norm looks at; None: all.
     """
 
@@ -93,7 +121,8 @@ class Problem:
     times: Float[Tensor, "*b n"]
     values: list[float]
     stats: Stats
-    observe: Observer | None = None
+    observe: StepHook | None = None
+    report: Callable[..., None] | None = None
     controlled: int | None = None
 
     @property
@@ -129,7 +158,7 @@ class Solution:
     """The result of :func:`solvers.solve`.
 
     Attributes:
-        ts: the output times, shape ``(n,)``, in the dtype and on the device of the state; or
+        ts: the output times, shape ``(n,)``, in the precision and on the device of the state; or
             ``(B, n)`` if every sample has its own.
         ys: the states at these times, the first being the initial state: ``(n, *shape)``, or a
             tuple of such tensors if the state is a tuple. After a failure (``throw=False``) the
@@ -141,7 +170,7 @@ class Solution:
     """
 
     ts: Float[Tensor, "*b n"]
-    ys: Float[Tensor, "n ..."] | tuple[Float[Tensor, "n ..."], ...]
+    ys: Inexact[Tensor, "n ..."] | tuple[Inexact[Tensor, "n ..."], ...]
     status: Status
     stats: Stats
     samples: Samples | None = None

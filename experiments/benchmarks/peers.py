@@ -8,7 +8,6 @@ same steps; ``dopri5`` has the same tolerances everywhere, and each package its 
 from __future__ import annotations
 
 import importlib
-import inspect
 from collections.abc import Callable
 from importlib import metadata
 from typing import Any, ClassVar
@@ -19,7 +18,7 @@ import torchdiffeq
 from torch import Tensor
 
 from experiments.benchmarks.ridge_flow import LAST, CountingFlow, Outcome, RidgeFlow
-from solvers import RK4, Direct, Dopri5, Gradient, Method, solve
+from solvers import RK4, Direct, Gradient, Method, solve
 
 RTOL, ATOL = 1e-5, 1e-6
 
@@ -86,13 +85,6 @@ def ours(gradient: Gradient = Direct(), method: Method = RK4(steps=1), **options
         return run
 
     return build
-
-
-def ours_per_sample(flow: RidgeFlow) -> Run:
-    """``solve`` with steps of its own for every sample."""
-    if "per_sample" not in inspect.signature(solve).parameters:
-        raise MissingPeerError("this version of solvers has no solve(..., per_sample=True)")
-    return ours(method=Dopri5(RTOL, ATOL), per_sample=True)(flow)
 
 
 def ours_compiled(flow: RidgeFlow) -> Run:
@@ -256,7 +248,7 @@ def by_diffrax(method: str, direct: bool = False) -> Build:
             }
         else:
             arguments = {
-                "solver": diffrax.Dopri5(),
+                "solver": {"dopri5": diffrax.Dopri5, "tsit5": diffrax.Tsit5}[method](),
                 "dt0": None,
                 "stepsize_controller": diffrax.PIDController(rtol=RTOL, atol=ATOL),
                 "saveat": diffrax.SaveAt(ts=np.asarray(flow.times, dtype=np.float32)),

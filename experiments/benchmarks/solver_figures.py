@@ -54,7 +54,7 @@ _PAPER = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
 def draw_ratios(result: dict[str, Any]) -> Figure:
     """Draw the times of ``solver_speed``, relative to ours: a panel per method and setting."""
     panels = []
-    for method in ("rk4", "dopri5"):
+    for method in (m for m in ("rk4", "dopri5", "tsit5") if m in result[SETTINGS[0]]):
         for setting in SETTINGS:
             found = result[setting]
             cases = {k: v for k, v in found[method].items() if "skipped" not in v}
@@ -66,9 +66,10 @@ def draw_ratios(result: dict[str, Any]) -> Figure:
         for known in cases.values():
             known["ratio"] = known["milliseconds"] / base
             known["spread"] = [x / base for x in known["quartiles"]]
-    heights = [max(len(cases) for _, cases in panels[i : i + 2]) for i in (0, 2)]
+    starts = range(0, len(panels), 2)
+    heights = [max(len(cases) for _, cases in panels[i : i + 2]) for i in starts]
     figure = new_figure(PAGE_WIDTH, 0.165 * sum(heights) + 1.3)
-    grid = figure.subplots(2, 2, height_ratios=heights)
+    grid = figure.subplots(len(starts), 2, height_ratios=heights)
     furthest = max(min(v["ratio"], 3.2) for _, cases in panels for v in cases.values())
     for axes, (title, cases) in zip(grid.flat, panels, strict=True):
         _bars(axes, cases, limit=1.25 * furthest)
@@ -76,7 +77,7 @@ def draw_ratios(result: dict[str, Any]) -> Figure:
     for i, axes in enumerate(grid.flat):
         if i % 2 and list(panels[i][1]) == list(panels[i - 1][1]):
             axes.set_yticklabels([])
-    for axes in grid[1]:
+    for axes in grid[-1]:
         axes.set_xlabel("time relative to ours, with quartiles")
     return figure
 

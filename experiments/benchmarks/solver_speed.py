@@ -5,8 +5,9 @@
 The flow of a ridge potential that moves in time, B = 128 latents of size D = 48, H = 256 ridges,
 float32, over t in [0, 8] with states at t = 0, 1, .., 8, all of which enter the loss; gradients by
 the initial state and all parameters; with the log-density in the state, and without. ``rk4`` is the
-3/8 rule with a step between two times; ``dopri5`` has rtol 1e-5 and atol 1e-6. Before anything is
-timed every case must give the states and gradients of a reference in float64, or the run fails.
+3/8 rule with a step between two times; ``dopri5`` and ``tsit5`` have rtol 1e-5 and atol 1e-6.
+Before anything is timed every case must give the states and gradients of a reference in float64, or
+the run fails.
 What is compiled is compiled beforehand. The cases then take turns, round after round; what counts
 are the ratios of medians.
 
@@ -31,7 +32,7 @@ from experiments.benchmarks.solver_figures import draw_ratios
 from experiments.benchmarks.timing import Timing, positive, timings, use_threads
 from experiments.runs import write_json
 from flowfactor.diagnostics.io import save
-from solvers import Adjoint, Checkpoint, Dopri5
+from solvers import Adjoint, Checkpoint, Dopri5, Tsit5
 
 OURS = "ours"
 
@@ -53,25 +54,40 @@ CASES: dict[str, dict[str, Build]] = {
     },
     "dopri5": {
         OURS: peers.ours(method=Dopri5(RTOL, ATOL)),
-        "ours, per sample": peers.ours_per_sample,
+        "ours, compiled": peers.ours(method=Dopri5(RTOL, ATOL, compile=True)),
+        "ours, per sample": peers.ours(method=Dopri5(RTOL, ATOL), per_sample=True),
+        "ours, per sample, compiled": peers.ours(
+            method=Dopri5(RTOL, ATOL, compile=True), per_sample=True
+        ),
         "torchdiffeq": peers.by_torchdiffeq("dopri5", rtol=RTOL, atol=ATOL),
         "torchdyn": peers.by_torchdyn("dopri5"),
         "torchode (per sample)": peers.by_torchode("dopri5"),
         "diffrax (jit)": peers.by_diffrax("dopri5"),
         "diffrax (jit), DirectAdjoint": peers.by_diffrax("dopri5", direct=True),
     },
+    "tsit5": {
+        OURS: peers.ours(method=Tsit5(RTOL, ATOL)),
+        "ours, compiled": peers.ours(method=Tsit5(RTOL, ATOL, compile=True)),
+        "diffrax (jit)": peers.by_diffrax("tsit5"),
+    },
 }
 
 # Relative distances of states and of gradients (Euclidean norms) beyond which a case fails. The
 # continuous adjoint is another gradient: it has the error of a second integration.
-TOLERANCES = {"rk4": (1e-5, 1e-4), "adjoint": (1e-5, 5e-2), "dopri5": (1e-3, 1e-2)}
+TOLERANCES = {
+    "rk4": (1e-5, 1e-4),
+    "adjoint": (1e-5, 5e-2),
+    "dopri5": (1e-3, 1e-2),
+    "tsit5": (1e-3, 1e-2),
+}
 
 
 def references(density: bool) -> dict[str, Outcome]:
     """Return what is exact for a method: the same steps in float64, or a tight tolerance."""
     flow = RidgeFlow(density=density, dtype=torch.float64)
     exact = peers.by_torchdiffeq("dopri8", rtol=1e-10, atol=1e-11)
-    return {"rk4": peers.by_torchdiffeq()(flow)(), "dopri5": exact(flow)()}
+    outcome = exact(flow)()
+    return {"rk4": peers.by_torchdiffeq()(flow)(), "dopri5": outcome, "tsit5": outcome}
 
 
 def prepare(

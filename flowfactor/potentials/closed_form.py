@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -12,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from flowfactor.potentials.base import Query, log_abs_det_of_identity_plus
+from flowfactor.potentials.cached import cached_property
 from flowfactor.potentials.time_features import TimeFeatures
 
 
@@ -125,6 +125,10 @@ class ClosedForm(ABC):
     def slope(self) -> Float[Tensor, "c n h"]:
         """``f_s``, the gradient of f in s."""
 
+    def slope_product(self) -> tuple[Float[Tensor, "c n h"], Float[Tensor, "c h d"]]:
+        """Return two matrices whose product is ``f_s^T A``, the inner part of the gradient."""
+        return self.slope, self.directions
+
     @abstractmethod
     def inner_laplacian(self) -> Float[Tensor, "c n"]:
         """Return the trace of ``A^T f_ss A``."""
@@ -160,7 +164,7 @@ class ClosedForm(ABC):
 
     def gradient(self) -> Float[Tensor, "c n d"]:
         """Return ``grad u``."""
-        gradient = torch.baddbmm(self.coefficients.linear, self.slope, self.directions)
+        gradient = torch.baddbmm(self.coefficients.linear, *self.slope_product())
         if self.axes is not None:
             pull = self.coefficients.strengths * self._along_axes
             gradient = torch.baddbmm(gradient, pull, self.axes)
@@ -210,7 +214,7 @@ class ClosedForm(ABC):
 
     @cached_property
     def coefficients(self) -> Coefficients:
-        """The coefficients at t."""
+        """Return the coefficients at t."""
         if not self._moves:
             return self._grouped(self._combinations)
         return self._split(self._features.values(self._t))

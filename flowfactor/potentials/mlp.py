@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from flowfactor.potentials.cached import cached_property
 from flowfactor.potentials.closed_form import ClosedForm, Coefficients, StackedParameters, times
 from flowfactor.potentials.stacked import StackedPotentials
 from flowfactor.potentials.time_features import TimeFeatures
@@ -199,12 +199,12 @@ class _MLPForm(ClosedForm):
 
     @cached_property
     def _g2(self) -> Tensor:
-        """The derivative of f in s2."""
+        """Return the derivative of f in s2."""
         return self._w * (1 - self._tanh2.square())
 
     @cached_property
     def _back(self) -> Tensor:
-        """The derivative of f in the first hidden layer, ``tanh(s1)``."""
+        """Return the derivative of f in the first hidden layer, ``tanh(s1)``."""
         return torch.bmm(self._g2, self.mixing)
 
     @cached_property

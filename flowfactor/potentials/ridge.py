@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import cached_property
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from flowfactor.potentials.cached import cached_property
 from flowfactor.potentials.closed_form import ClosedForm, StackedParameters
 from flowfactor.potentials.stacked import StackedPotentials
 from flowfactor.potentials.time_features import TimeFeatures
@@ -89,16 +90,33 @@ class RidgePotential(StackedPotentials):
 
     def parameters_of(self, which: slice | Int[Tensor, "c"]) -> RidgeParameters:
         """Return the stacked parameters of some of the potentials, views for a slice."""
+        weighted = None
+        if self.autonomous:
+            # Not from the tensors below: a gradient with respect to one must not reach another.
+            w = self.coefficients[which][:, 0, : self.width]
+            weighted = w.unsqueeze(-1) * self.directions[which]
         return RidgeParameters(
             self.directions[which],
             self.coefficients[which],
             None if self.axes is None else self.axes[which],
             TimeFeatures(self.frequencies, self.horizon),
+            weighted,
         )
 
 
+@dataclass(frozen=True, eq=False)
 class RidgeParameters(StackedParameters):
-    """Stacked parameters of C sums of ridge functions."""
+    """Stacked parameters of C sums of ridge functions; ``weighted`` is ``w A``, if w is constant.
+
+    With it a gradient is two matrix products and a tanh.
+    """
+
+    weighted: Float[Tensor, "c h d"] | None = None
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Return the tensors that hold the parameters."""
+        own = () if self.weighted is None else (self.weighted,)
+        return (*super().tensors(), *own)
 
     def at(
         self,
@@ -112,6 +130,16 @@ class RidgeParameters(StackedParameters):
 
 class _RidgeForm(ClosedForm):
     """``f(s) = sum_h w_h logcosh(s_h + b_h)``."""
+
+    def __init__(
+        self,
+        parameters: RidgeParameters,
+        z: Float[Tensor, "c n d"],
+        t: Float[Tensor, "*cn"],
+        vector: Float[Tensor, "c n d"] | None = None,
+    ) -> None:
+        super().__init__(parameters, z, t, vector)
+        self._weighted = parameters.weighted
 
     def own_sizes(self) -> tuple[int, ...]:
         H = self.directions.shape[1]
@@ -129,6 +157,11 @@ class _RidgeForm(ClosedForm):
     def slope(self) -> Float[Tensor, "c n h"]:
         w, _ = self.coefficients.own
         return w * self._tanh
+
+    def slope_product(self) -> tuple[Float[Tensor, "c n h"], Float[Tensor, "c h d"]]:
+        if self._weighted is None:
+            return super().slope_product()
+        return self._tanh, self._weighted
 
     def inner_laplacian(self) -> Float[Tensor, "c n"]:
         squares = self.directions.square().sum(-1, keepdim=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Self
 
 import torch
 from jaxtyping import Float, Int
@@ -85,6 +86,13 @@ class StackedPotentials(PotentialBank):
         self.axes: nn.Parameter | None
         self.frequencies: Tensor
         self.register_buffer("frequencies", spectrum(frequencies, horizon), persistent=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        # Converted to float64 they would keep the rounding of float32.
+        exact = spectrum(len(self.frequencies), self.horizon, self.frequencies.dtype)
+        self.frequencies = exact.to(self.frequencies.device)
+        return self
 
     @abstractmethod
     def parameters_of(self, which: slice | Int[Tensor, "c"]) -> StackedParameters:

@@ -46,6 +46,9 @@ class TimeFeatures(NamedTuple):
         )
 
 
-def spectrum(frequencies: int, horizon: float) -> Float[Tensor, "f"]:
+def spectrum(
+    frequencies: int, horizon: float, dtype: torch.dtype | None = None
+) -> Float[Tensor, "f"]:
     """Return ``pi / (2 T) * 2^i`` for i = 0..F-1: slow enough that a frame is a small step."""
-    return math.pi / (2 * horizon) * 2.0 ** torch.arange(frequencies)
+    exact = math.pi / (2 * horizon) * 2.0 ** torch.arange(frequencies, dtype=torch.float64)
+    return exact.to(torch.get_default_dtype() if dtype is None else dtype)

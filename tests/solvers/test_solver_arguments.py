@@ -62,7 +62,7 @@ TYPES: list[tuple[Any, dict[str, Any], str]] = [
     (run, {"z0": Z.half()}, r"z0 .*z0\.float"),
     (run, {"z0": (Z.bfloat16(),)}, r"z0\[0\]"),
     (run, {"z0": Z.long()}, "z0"),
-    (run, {"z0": Z + 1j}, "z0"),
+    (until, {"event": lambda t, z: z[0] + 1j}, r"event\(t, z\)"),
     (run, {"ts": ["a", "b"]}, "ts"),
     (run, {"ts": torch.tensor([True])}, "ts"),
     (run, {"ts": [0.0, 1j]}, "ts"),

@@ -295,3 +295,53 @@ def test_failures() -> None:
 def test_a_batch_without_samples() -> None:
     found = solve_until(oscillator(1.0), torch.zeros(0, 2), position, (0.0, 1.0))
     assert (found.t.shape, found.z.shape, found.occurred.shape) == ((0,), (0, 2), (0,))
+
+
+@pytest.mark.parametrize("method", [RK4(60), TIGHT], ids=name_of)
+@pytest.mark.parametrize("each", [True, False])
+@pytest.mark.parametrize("gradient", [Adjoint(), Adjoint(seminorm=True, method=TIGHT)])
+def test_the_adjoint_agrees_with_direct(method, each: bool, gradient) -> None:
+    """Of a module that depends on time, for an event with weights of its own."""
+    if gradient.seminorm and method is TIGHT:
+        gradient = Adjoint(seminorm=True)
+    layer = torch.nn.Linear(3, 3).double()
+    weight = torch.nn.Parameter(torch.randn(3).double() / 3 + 1)
+
+    class Field(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, t: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+            z, s = state
+            velocity = torch.tanh(self.layer(z)) + 0.5 * torch.sin(t)[..., None] + 1
+            return velocity, torch.cos(s) + z[:, 0]
+
+    def event(t: Tensor, state: tuple[Tensor, Tensor]) -> Tensor:
+        value = state[0] @ weight + 0.1 * state[1] + 0.2 * t - 4.0
+        return value if each else value.sum()
+
+    start = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    second = torch.zeros(4, dtype=torch.float64)
+    inputs = (start, weight, *layer.parameters())
+    results = []
+    for one in (Direct(), gradient):
+        found = solve_until(Field(), (start, second), event, (0.1, 6.0), method, one)
+        assert bool(found.occurred.all())
+        loss = found.t.square().sum() + found.z[0].sin().sum() + found.z[1].sum()
+        results.append((found.t, *found.z, *torch.autograd.grad(loss, inputs)))
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_samples_at_breakpoints_need_direct() -> None:
+    with pytest.raises(ValueError, match="breakpoints"):
+        solve_until(
+            oscillator(1.0),
+            torch.ones(2, 2),
+            position,
+            (0.0, 6.0),
+            Dopri5(breakpoints=(0.3,)),
+            Adjoint(),
+            parameters=(),
+        )

@@ -78,16 +78,18 @@ def test_the_same_bits_at_every_place_of_a_batch() -> None:
 def test_the_next_step_is_the_same_bits_at_every_place(method) -> None:
     ratio = torch.rand(203, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 2
     rejected = ratio > 1.5
-    together = rescale_steps(method, ratio, rejected)
+    before = torch.ones_like(ratio)
+    together = rescale_steps(method, ratio, before, rejected)
     expected = (0.9 * ratio ** (-1 / method.order)).clamp(0.2, 10.0)
     expected = torch.where(rejected, expected.clamp(max=1.0), expected)
     assert torch.allclose(together, expected, rtol=1e-14)
     for i in range(0, len(ratio), 7):
         assert torch.equal(
-            rescale_steps(method, ratio[i : i + 1], rejected[i : i + 1]), together[i : i + 1]
+            rescale_steps(method, ratio[i : i + 1], before[i : i + 1], rejected[i : i + 1]),
+            together[i : i + 1],
         )
     bad = doubles(0.0, torch.inf, torch.nan)
-    assert rescale_steps(method, bad, bad < 0).tolist() == [10.0, 0.2, 0.2]
+    assert rescale_steps(method, bad, bad, bad < 0).tolist() == [10.0, 0.2, 0.2]
 
 
 @pytest.mark.parametrize(

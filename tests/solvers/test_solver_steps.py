@@ -158,7 +158,7 @@ def test_dense_output_and_events_over_a_jump() -> None:
 
 
 def test_options_go_through_files() -> None:
-    method = Dopri5(first_step=0.1, max_step=0.5, breakpoints=(0.3, 1.0))
+    method = Dopri5(first_step=0.1, max_step=0.5, breakpoints=(0.3, 1.0), controller=(0.7, 0.4))
     assert to_dict(method)["breakpoints"] == [0.3, 1.0]
     assert method_from_name(**to_dict(method)) == method
 
@@ -172,11 +172,57 @@ def test_options_go_through_files() -> None:
         ({"breakpoints": [0.3]}, TypeError),
         ({"breakpoints": (True,)}, TypeError),
         ({"breakpoints": (NAN,)}, ValueError),
+        ({"controller": 0.7}, TypeError),
+        ({"controller": (0.7, "0.4")}, TypeError),
+        ({"controller": (0.4, 0.7)}, ValueError),
+        ({"controller": (0.7, -0.4)}, ValueError),
+        ({"controller": (math.inf, 0.4)}, ValueError),
     ],
 )
 def test_refuses_options(option, error) -> None:
     with pytest.raises(error, match=rf"Tsit5\.{next(iter(option))}"):
         Tsit5(**option)
+
+
+# ---- control of the size
+
+
+@pytest.mark.parametrize("method", ADAPTIVE, ids=name_of)
+def test_pi_control_keeps_the_tolerance(method) -> None:
+    method = replace(method, controller=(0.7, 0.4))
+    z0 = doubles(1.0, 0.0).view(1, 2)
+
+    def field(t: Tensor, z: Tensor) -> Tensor:
+        return torch.stack([z[:, 1], -4 * z[:, 0]], dim=1)
+
+    both = [
+        solve(field, z0, [0.0, 2.0], method, per_sample=per_sample) for per_sample in (False, True)
+    ]
+    exact = doubles(math.cos(4.0), -2 * math.sin(4.0)).view(1, 2)
+    for solution in both:
+        torch.testing.assert_close(solution.ys[-1], exact, rtol=0, atol=50 * method.rtol)
+    assert both[0].stats.steps == both[1].stats.steps
+    plain = solve(field, z0, [0.0, 2.0], replace(method, controller=(1.0, 0.0)))
+    assert not torch.equal(both[0].ys, plain.ys)
+
+
+@pytest.mark.parametrize("per_sample", [False, True])
+def test_pi_control_rejects_less_where_stability_limits_the_steps(per_sample: bool) -> None:
+    def field(t: Tensor, z: Tensor) -> Tensor:
+        return -100 * (z - torch.cos(t)[..., None])
+
+    z0 = torch.ones(1, 1, dtype=torch.float64)
+    default, pi = (
+        solve(
+            field,
+            z0,
+            [0.0, 4.0],
+            Dopri5(1e-4, 1e-4, controller=controller),
+            per_sample=per_sample,
+        ).stats
+        for controller in ((1.0, 0.0), (0.7, 0.4))
+    )
+    assert pi.rejected < default.rejected / 2
 
 
 # ---- inside of steps

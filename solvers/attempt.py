@@ -1,0 +1,103 @@
+"""One attempt of an adaptive step: operation by operation, or as one compiled graph."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from solvers.checks import CountedField, is_plain
+from solvers.error_norm import estimate_error
+from solvers.step import Step, Tableau, make_time, take_step
+from solvers.types import Parts, Problem
+
+Try = Callable[[Step, Parts, Parts | None], tuple[Parts, Sequence[Parts], Tensor]]
+"""``attempt(step, z, first)`` returns the state behind a step, the derivatives at its stages (at
+least at the first and the last), and the error of a step of size 1 over what is allowed."""
+
+MOST_GRAPHS = 64
+"""Of one field and tableau: for other kinds of tensors there are others."""
+
+
+def prepare_attempt(method: Any, problem: Problem, per_sample: bool = False) -> Try:
+    """Return the function that attempts a step of an adaptive method."""
+    tableau, field = method.tableau, problem.field
+    tolerance, controlled = (method.rtol, method.atol), problem.controlled
+
+    def attempt(step: Step, z: Parts, first: Parts | None) -> tuple[Parts, Sequence[Parts], Tensor]:
+        after, stages = take_step(tableau, field, step, z, first)
+        error = estimate_error(tableau.error, tolerance, z, after, stages, controlled, per_sample)
+        return after, stages, error
+
+    if not method.compile or not isinstance(field, CountedField) or not is_plain(problem.z0):
+        return attempt
+
+    code: Any = getattr(field.function, "__code__", type(field.function))
+    graph = _compile(tableau, field.is_tuple, controlled, per_sample, code)
+    # As tensors: numbers would become constants of the graph.
+    limits = [make_time(x, problem.z0[0]) for x in tolerance]
+
+    def attempt_compiled(
+        step: Step, z: Parts, first: Parts | None
+    ) -> tuple[Parts, Sequence[Parts], Tensor]:
+        size = step.size if isinstance(step.size, Tensor) else make_time(step.size, z[0])
+        if torch.is_grad_enabled():
+            z, first = _require_gradients(z, first)
+        field.count(len(tableau.c) - (first is not None))
+        given = (field.function, torch.stack(list(step.times)), size, limits, z, first)
+        after, begin, last, error = graph(*given)
+        if any(a.shape != b.shape for a, b in zip(after, z, strict=True)):
+            raise ValueError(f"{field.name} does not return dz/dt in the shape of z")
+        return after, (first or begin, last), error
+
+    return attempt_compiled
+
+
+@lru_cache(maxsize=256)
+def _compile(
+    tableau: Tableau, is_tuple: bool, controlled: int | None, per_sample: bool, _code: object
+) -> Callable[..., Any]:
+    """Return a step as a graph; for each kind of field a cache of its own."""
+
+    def step(
+        function: Callable[..., Any],
+        times: Tensor,
+        size: Tensor,
+        limits: list[Tensor],
+        z: Parts,
+        first: Parts | None,
+    ) -> tuple[Parts, Parts | None, Parts, Tensor]:
+        def field(t: Tensor, at: Parts) -> Parts:
+            # Copies, as the field may write to both; where it does not, the graph loses them.
+            lent = tuple(x.clone() for x in at)
+            value = function(t, lent) if is_tuple else (function(t, lent[0]),)
+            # Under autocast it has less precision.
+            return tuple(v.to(x.dtype).clone() for v, x in zip(value, at, strict=True))
+
+        after, stages = take_step(tableau, field, Step(times.unbind(), size), z, first)
+        error = estimate_error(
+            tableau.error, (limits[0], limits[1]), z, after, stages, controlled, per_sample
+        )
+        return after, stages[0] if first is None else None, stages[-1], error
+
+    options: dict[str, Any] = {"recompile_limit": MOST_GRAPHS, "isolate_recompiles": True}
+    known = inspect.signature(torch.compile).parameters  # older releases lack them
+    compiled: Callable[..., Any] = torch.compile(
+        step, **{name: value for name, value in options.items() if name in known}
+    )
+    return compiled
+
+
+def _require_gradients(z: Parts, first: Parts | None) -> tuple[Parts, Parts | None]:
+    """Let all parts require gradients if any does: one graph for the first step and the others."""
+
+    def require(parts: Parts) -> Parts:
+        return tuple(x if x.requires_grad else x.detach().requires_grad_() for x in parts)
+
+    if not any(x.requires_grad for x in (*z, *(first or ()))):
+        return z, first
+    return require(z), None if first is None else require(first)

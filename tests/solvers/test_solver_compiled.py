@@ -1,0 +1,160 @@
+"""Adaptive steps as compiled graphs: the same results, and no compilation for other values."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+from solver_cases import doubles
+from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from flowfactor import RidgePotential, trace
+from solvers import (
+    AdaptiveHeun,
+    Bosh3,
+    Checkpoint,
+    Direct,
+    solve,
+    solve_until,
+)
+
+
+@pytest.fixture
+def graphs(monkeypatch) -> CompileCounterWithBackend:
+    """Count the graphs; they are made as usual, but not translated to machine code."""
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("eager")
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counter))
+    return counter
+
+
+class Network(torch.nn.Module):
+    """A field with parameters, of tuples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(3, 3).double()
+
+    def forward(self, t: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        z, s = state
+        velocity = torch.tanh(self.layer(z)) * torch.cos(3 * t)[..., None]
+        return velocity, z.sum(-1) - s
+
+
+def start(count: int = 4) -> tuple[Tensor, Tensor]:
+    z0 = torch.randn(count, 3, dtype=torch.float64, requires_grad=True)
+    return z0, torch.zeros(count, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(("kind", "per_sample"), [(Bosh3, False), (AdaptiveHeun, True)])
+def test_the_same_as_eager(kind, per_sample: bool, graphs) -> None:
+    network, z0 = Network(), start()
+    ts = doubles(0.1, 0.4, 1.0).requires_grad_()
+    results = []
+    for compiled in (False, True):
+        method = kind(1e-4, 1e-4, compile=compiled, breakpoints=(0.6,))
+        solution = solve(network, z0, ts, method, per_sample=per_sample, dense=True)
+        inputs = (z0[0], ts, *network.parameters())
+        loss = (
+            solution.ys[0].sin().sum() + solution.ys[1].sum() + solution.interpolate(0.7)[1].sum()
+        )
+        results.append((solution.stats, *solution.ys, *torch.autograd.grad(loss, inputs)))
+    assert results[0][0] == results[1][0]
+    for ours, theirs in zip(results[0][1:], results[1][1:], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-11)
+    assert graphs.frame_count > 0
+
+
+def test_other_values_need_no_other_graph(graphs) -> None:
+    def run(scale: float, count: int = 5, tolerance: float = 1e-4, span: float = 1.0) -> None:
+        bank = RidgePotential(("a", "b"), 3, 4, horizon=2.0)
+        z0 = (scale * torch.randn(count, 3)).requires_grad_()
+        method = Bosh3(tolerance, tolerance, compile=True)
+        path = trace(z0, bank["b"], [0.0, span / 2, span], method=method, log_density=True)
+        path.log_det.sum().backward()
+
+    run(1.0)
+    first = graphs.frame_count
+    for scale, tolerance, span in ((0.1, 1e-4, 1.0), (5.0, 1e-2, 3.0), (2.0, 1e-6, -1.0)):
+        run(scale, tolerance=tolerance, span=span)
+    assert graphs.frame_count == first
+    run(1.0, count=7)
+    general = graphs.frame_count
+    run(1.0, count=9)
+    assert graphs.frame_count == general <= first + 2
+
+
+def test_ways_back_are_eager(graphs) -> None:
+    gradient = Checkpoint(3)
+    network, z0 = Network(), start()
+    results = []
+    for each in (Direct(), gradient):
+        method = Bosh3(1e-7, 1e-7, compile=each is gradient)
+        end = solve(network, z0, [0.0, 1.0], method, each).ys[0][-1]
+        results.append((end, *torch.autograd.grad(end.sum(), network.parameters())))
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_with_other_features(graphs) -> None:
+    method = Bosh3(1e-7, 1e-7, compile=True)
+    seen: list[object] = []
+
+    def field(t: Tensor, z: Tensor) -> Tensor:
+        return -z
+
+    with torch.no_grad():
+        found = solve_until(
+            field, doubles(1.0), lambda t, z: z[0] - 0.5, (0.0, 5.0), method, observer=seen.append
+        )
+    torch.testing.assert_close(found.t, doubles(2.0)[0].log(), rtol=1e-6, atol=1e-6)
+    assert seen
+
+    def end(z: Tensor) -> Tensor:
+        return solve(field, z, [0.0, 1.0], method).ys[-1].sum()
+
+    slope = torch.func.grad(end)(doubles(1.0))
+    torch.testing.assert_close(slope, doubles(-1.0).exp(), rtol=1e-6, atol=1e-6)
+
+
+def test_fields_that_no_graph_takes(graphs) -> None:
+    """They cut it: slower, with the same values."""
+
+    def field(t: Tensor, z: Tensor) -> Tensor:
+        with torch.enable_grad():
+            x = z.detach().requires_grad_()
+            slope = torch.autograd.grad(-(x**2).sum() / 2, x)[0]
+        return slope if float(t) >= 0 else 0 * slope
+
+    method = AdaptiveHeun(1e-3, 1e-3)
+    plain, compiled = (
+        solve(field, doubles(1.0, 2.0), [0.0, 1.0], replace(method, compile=c)).ys
+        for c in (False, True)
+    )
+    assert torch.equal(plain, compiled)
+
+
+def test_fields_that_write(graphs) -> None:
+    """Into their argument, and into what they return each time."""
+    buffer = torch.empty(2, dtype=torch.float64)
+
+    def field(t: Tensor, z: Tensor) -> Tensor:
+        buffer.copy_(z.mul_(-1))
+        return buffer
+
+    with torch.no_grad():
+        end = solve(field, doubles(1.0, 2.0), [0.0, 1.0], Bosh3(1e-6, 1e-6, compile=True)).ys[-1]
+    torch.testing.assert_close(end, doubles(1.0, 2.0) / torch.e, rtol=1e-5, atol=1e-5)
+
+
+def test_a_derivative_that_changes_its_shape_is_refused(graphs) -> None:
+    with pytest.raises(ValueError, match="shape"):
+        solve(
+            lambda t, z: z if t.ndim else z.new_ones(2, 3),
+            torch.ones(3),
+            [0.0, 1.0],
+            AdaptiveHeun(compile=True),
+        )

@@ -1,6 +1,7 @@
-"""Imports run one way and without circles: experiments -> flowfactor -> solvers."""
+"""Imports run one way, experiments -> flowfactor -> solvers, without circles or side effects."""
 
 import ast
+import json
 import re
 import subprocess
 import sys
@@ -75,16 +76,39 @@ def test_modules_import_one_another_without_circles(package):
         visit(name, ())
 
 
-def test_importing_the_library_has_no_side_effects():
+@pytest.fixture(scope="module")
+def untouched_process() -> dict[str, object]:
+    """Return what a process finds that imports the packages and nothing else."""
+    program = """
+import json, sys, torch
+before = torch.get_rng_state(), torch.get_num_threads()
+import flowfactor, flowfactor.diagnostics, flowfactor.metrics, solvers
+alone = "experiments" not in sys.modules
+from experiments import reference
+print(json.dumps({
+    "alone": alone,
+    "random": torch.equal(before[0], torch.get_rng_state()),
+    "threads": before[1] == torch.get_num_threads(),
+    "page": reference.page(),
+}))
+"""
+    command = [sys.executable, "-c", program]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    return json.loads(result.stdout) | {"errors": result.stderr}
+
+
+def test_importing_the_library_has_no_side_effects(untouched_process):
     """No output, no seed drawn, no thread count changed."""
-    program = (
-        "import torch; before = torch.get_rng_state(), torch.get_num_threads()\n"
-        "import flowfactor, flowfactor.diagnostics, flowfactor.metrics, solvers, sys\n"
-        "assert torch.equal(before[0], torch.get_rng_state())\n"
-        "assert before[1] == torch.get_num_threads()\n"
-        "assert 'experiments' not in sys.modules\n"
-    )
-    assert run(program) == (0, "", "")
+    assert untouched_process["alone"]
+    assert untouched_process["random"]
+    assert untouched_process["threads"]
+    assert not untouched_process["errors"]
+
+
+def test_the_page_of_the_configuration_is_up_to_date(untouched_process):
+    """As it is where no test has registered anything."""
+    page = (ROOT / "docs" / "configuration.md").read_text()
+    assert page == untouched_process["page"], "run `make docs`"
 
 
 def test_the_command_line_helps_without_torch():
@@ -95,21 +119,17 @@ def test_the_command_line_helps_without_torch():
         "    assert CliRunner().invoke(app, words).exit_code == 0\n"
         "assert not {'torch', 'numpy'} & set(sys.modules)\n"
     )
-    assert run(program) == (0, "", "")
-
-
-def run(program: str) -> tuple[int, str, str]:
-    result = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=False
-    )
-    return result.returncode, result.stdout, result.stderr
+    command = [sys.executable, "-c", program]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 
 
 def test_the_oldest_versions_that_are_tested_are_those_that_are_allowed():
     """Torch and the tools of ``make check`` are tested as installed."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    groups = [project["dependencies"], *(extras[name] for name in ("data", "demo", "dev", "video"))]
+    named = ("data", "demo", "dev", "photos", "video", "zarr")
+    groups = [project["dependencies"], *(extras[name] for name in named)]
     wanted = [line for group in (*groups, extras["metrics"]) for line in group]
     allowed = dict(
         re.fullmatch(r"([\w-]+)>=([\d.]+)", line).groups() for line in wanted if ">" in line

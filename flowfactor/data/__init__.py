@@ -6,8 +6,16 @@ has options beside it, which a configuration names by ``data.source``.
 """
 
 from flowfactor.data.base import UNLABELLED, SequenceBatch, SequenceDataset
+from flowfactor.data.coverage import Coverage
 from flowfactor.data.factor_grid import FactorGrid, FactorGridOptions, GridOptions
 from flowfactor.data.factor_sampling import GridFactors, StartFactors
+from flowfactor.data.glyphs import (
+    ALPHABETS,
+    DigitsOptions,
+    LettersOptions,
+    draw_letters,
+    load_digits,
+)
 from flowfactor.data.images import (
     IMAGE_TRANSFORMATIONS,
     ImagesOptions,
@@ -20,6 +28,13 @@ from flowfactor.data.loader import SequenceLoader
 from flowfactor.data.mnist import Digits, MNISTOptions, load_mnist, resolve_provider
 from flowfactor.data.nvidia import Falcor3DOptions, Isaac3DOptions, falcor3d, isaac3d
 from flowfactor.data.options import DataOptions, ParametricOptions
+from flowfactor.data.photos import (
+    PHOTO_TRANSFORMATIONS,
+    Photos,
+    PhotosOptions,
+    free_photographs,
+)
+from flowfactor.data.public_grids import DSpritesOptions, MPI3DOptions, grid_of
 from flowfactor.data.recordings import Recordings, RecordingsOptions
 from flowfactor.data.rendering import hue_to_rgb, render, shift_hue
 from flowfactor.data.shapes3d import SHAPES3D_TRANSFORMATIONS, Shapes3D, Shapes3DOptions
@@ -27,13 +42,18 @@ from flowfactor.data.sprites import SHAPES, SPRITE_TRANSFORMATIONS, Sprites, Spr
 from flowfactor.data.transformations import ParametricDataset, Transformation
 
 __all__ = [
+    "ALPHABETS",
     "IMAGE_TRANSFORMATIONS",
+    "PHOTO_TRANSFORMATIONS",
     "SHAPES",
     "SHAPES3D_TRANSFORMATIONS",
     "SPRITE_TRANSFORMATIONS",
     "UNLABELLED",
+    "Coverage",
+    "DSpritesOptions",
     "DataOptions",
     "Digits",
+    "DigitsOptions",
     "FactorGrid",
     "FactorGridOptions",
     "Falcor3DOptions",
@@ -42,9 +62,13 @@ __all__ = [
     "ImagesOptions",
     "Isaac3DOptions",
     "KnownFactors",
+    "LettersOptions",
     "MNISTOptions",
+    "MPI3DOptions",
     "ParametricDataset",
     "ParametricOptions",
+    "Photos",
+    "PhotosOptions",
     "Recordings",
     "RecordingsOptions",
     "SequenceBatch",
@@ -58,9 +82,13 @@ __all__ = [
     "StillOptions",
     "Transformation",
     "TransformedImages",
+    "draw_letters",
     "falcor3d",
+    "free_photographs",
+    "grid_of",
     "hue_to_rgb",
     "isaac3d",
+    "load_digits",
     "load_mnist",
     "render",
     "repack_h5",

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from flowfactor.checks import check_tensor
 from flowfactor.data.checks import check_choice, check_distinct, check_range
+from flowfactor.data.coverage import Coverage
 from flowfactor.data.known_factors import KnownFactors
 from flowfactor.errors import DataError
 from solvers.registry import suggest
@@ -34,18 +35,21 @@ MAX_TRANSFORMATIONS = 1000
 class SequenceBatch:
     """Frames ``x_t`` of ``b`` sequences and the transformation that each of them undergoes.
 
-    A sequence has frames at ``t = 0..T``. A batch holds all of them, or frame 0 and some others, as
-    many for each sequence; ``times`` says which.
+    A sequence has frames at ``t = 0..T``. A batch holds all of them, or some, as many for each
+    sequence; ``times`` says which. The first of a row is the frame that a model encodes, the others
+    are those that it explains from there, in any order.
 
     The constructor trusts its arguments, because it runs at every training step. :meth:`full`
     checks them.
 
     Attributes:
         frames: pixels in [0, 1], ``(b, f, c, h, w)``.
-        times: frame numbers ``(b, f)``; the first column is 0.
+        times: frame numbers ``(b, f)`` in ``0..T``.
         labels: index of the transformation of each sequence, ``(b,)``, :data:`UNLABELLED` where it
             is unknown; None if it is unknown of all of them, or if several transformations act.
         horizon: ``T``, number of the last frame of the whole sequence.
+        first_weight: how often the cost of the first frame counts in a sum over all frames.
+        later_weight: likewise of each of the others; ``T / n`` for n random ones of ``1..T``.
 
     Example:
         >>> import torch
@@ -58,6 +62,8 @@ class SequenceBatch:
     times: Int[Tensor, "b f"]
     labels: Int[Tensor, "b"] | None
     horizon: int
+    first_weight: float = 1.0
+    later_weight: float = 1.0
 
     @classmethod
     def full(cls, frames: Tensor, labels: Tensor | None = None) -> SequenceBatch:
@@ -98,25 +104,42 @@ class SequenceBatch:
     def weights(self) -> Float[Tensor, "b f"]:
         """Weights ``w`` for which ``sum_f w_f cost_f`` estimates the sum over all frames, unbiased.
 
-        Frame 0 is always present and weighs 1. The other frames are a uniformly random subset of
-        ``n`` of ``1..T``, each present with probability ``n / T``, and weigh ``T / n``.
-
         Example:
             >>> import torch
             >>> SequenceBatch.full(torch.rand(1, 3, 1, 4, 4)).weights.tolist()
             [[1.0, 1.0, 1.0]]
         """
-        later = self.times > 0
-        drawn = later.sum(dim=1, keepdim=True, dtype=self.frames.dtype)
-        return torch.where(later, self.horizon / drawn, 1.0)
+        weights = self.frames.new_full((self.frames.shape[1],), self.later_weight)
+        weights[0] = self.first_weight
+        return weights.expand(self.times.shape)
+
+    @property
+    def counted(self) -> SequenceBatch:
+        """The same sequences without their first frame, if its weight is 0."""
+        if self.first_weight != 0:
+            return self
+        return dataclasses.replace(
+            self,
+            frames=self.frames[:, 1:],
+            times=self.times[:, 1:],
+            first_weight=self.later_weight,
+        )
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every row has the frames ``0..T`` in their order."""
+        count = self.times.shape[1]
+        if count != self.horizon + 1:
+            return False
+        return bool((self.times == torch.arange(count, device=self.times.device)).all())
 
     def to(self, device: torch.device | str) -> SequenceBatch:
         """Return the same sequences on another device."""
-        return SequenceBatch(
-            self.frames.to(device, non_blocking=True),
-            self.times.to(device, non_blocking=True),
-            None if self.labels is None else self.labels.to(device, non_blocking=True),
-            self.horizon,
+        return dataclasses.replace(
+            self,
+            frames=self.frames.to(device, non_blocking=True),
+            times=self.times.to(device, non_blocking=True),
+            labels=None if self.labels is None else self.labels.to(device, non_blocking=True),
         )
 
     def __len__(self) -> int:
@@ -173,6 +196,7 @@ class SequenceDataset(ABC):
     """
 
     per_sample: ClassVar[tuple[str, ...]] = ("labels", "classes")
+    _dtype: torch.dtype | None = None  # of frames; None: as rendered
 
     def __init__(
         self,
@@ -246,6 +270,15 @@ class SequenceDataset(ABC):
         """
         raise DataError(f"The factors of {type(self).__name__} are not known.")
 
+    def coverage(self, k: int) -> Coverage | None:
+        """Return which states of a transformation training sequences show, None if unknown.
+
+        Args:
+            k: index of the transformation.
+        """
+        start_anywhere = self.initial_state == "random"
+        return None if start_anywhere else Coverage((0.0, float(self.horizon)))
+
     # ---- what follows
 
     def sample(
@@ -261,8 +294,8 @@ class SequenceDataset(ABC):
             indices: numbers of the samples, ``(b,)``.
             labels: the transformation, an index or a name for all or an index each ``(b,)``; by
                 default what was recorded, or :meth:`round_robin`.
-            times: frame numbers in ``0..T`` of shape ``(b, f)``, the first of each row 0; all of
-                ``0..T`` by default.
+            times: frame numbers in ``0..T`` of shape ``(b, f)``, all of ``0..T`` by default; the
+                costs of those after the first count ``T / (f - 1)`` times.
             starts: from :meth:`random_starts`; canonical by default.
 
         Raises:
@@ -297,11 +330,11 @@ class SequenceDataset(ABC):
         """
         count = max(1, len(self.names))
         active = labels == torch.arange(count, device=labels.device)[:, None]
-        frames = self.render_frames(indices, times.expand(count, -1, -1), active, starts)
+        frames = self._render(indices, times.expand(count, -1, -1), active, starts)
         shown: Tensor | None = None if self._hidden else labels
         if shown is not None and self._labelled is not None:
             shown = torch.where(self._labelled[indices], shown, UNLABELLED)
-        return SequenceBatch(frames, times, shown, self.horizon)
+        return SequenceBatch(frames, times, shown, self.horizon, later_weight=self._weight(times))
 
     def compose(
         self,
@@ -357,14 +390,14 @@ class SequenceDataset(ABC):
                 check_integers("elapsed", clock, tuple(times.shape))
                 clocks[k] = self._checked_times(clock, count)
         acts = torch.tensor([k in chosen for k in range(len(self.names))], device=self.device)
-        frames = self.render_frames(
+        frames = self._render(
             indices,
             torch.stack(clocks),
             acts[:, None].expand(-1, count),
             self._checked_starts(starts, count),
         )
         self._check_frames(frames, times)
-        return SequenceBatch(frames, times, None, self.horizon)
+        return SequenceBatch(frames, times, None, self.horizon, later_weight=self._weight(times))
 
     def render_at_rest(
         self, indices: Int[Tensor, "b"], starts: Float[Tensor, "b s"] | None = None
@@ -373,7 +406,7 @@ class SequenceDataset(ABC):
         count = max(1, len(self.names)), len(indices)
         still = torch.zeros(*count, 1, dtype=torch.long, device=self.device)
         active = torch.zeros(count, dtype=torch.bool, device=self.device)
-        return self.render_frames(indices.to(self.device), still, active, starts)[:, 0]
+        return self._render(indices.to(self.device), still, active, starts)[:, 0]
 
     def random_starts(
         self, count: int, generator: torch.Generator
@@ -431,6 +464,12 @@ class SequenceDataset(ABC):
             if isinstance(value, Tensor):
                 setattr(changed, name, value.to(device))
         changed.device = torch.device(device)
+        return changed
+
+    def in_dtype(self, dtype: torch.dtype) -> Self:
+        """Return the same data set with its frames in another floating-point type."""
+        changed = copy.copy(self)
+        changed._dtype = dtype
         return changed
 
     def subset(self, indices: Tensor | Sequence[int]) -> Self:
@@ -526,6 +565,10 @@ class SequenceDataset(ABC):
                 f"{int(unknown.sum())} of {len(self)} have none; the first is {first!r}."
             )
 
+    def _weight(self, times: Tensor) -> float:
+        """Return how often each of n frames counts that stand for the T after the first."""
+        return self.horizon / max(times.shape[1] - 1, 1)
+
     # ---- checks
 
     def _checked_indices(self, indices: Tensor | Sequence[int]) -> Tensor:
@@ -534,6 +577,16 @@ class SequenceDataset(ABC):
         for index in (int(chosen.min()), int(chosen.max())):
             check_range("indices", index, 0, len(self) - 1)
         return chosen.long()
+
+    def _render(
+        self, indices: Tensor, elapsed: Tensor, active: Tensor, starts: Tensor | None
+    ) -> Tensor:
+        """Return frames in the type that was asked for, or at least torch's default one."""
+        frames = self.render_frames(indices, elapsed, active, starts)
+        if not isinstance(frames, Tensor) or not frames.is_floating_point():
+            return frames  # which is refused where it is checked
+        default = torch.promote_types(frames.dtype, torch.get_default_dtype())
+        return frames.to(self._dtype or default)
 
     def _check_frames(self, frames: Tensor, times: Tensor) -> None:
         """Refuse what a :meth:`render_frames` of one's own should not have returned."""
@@ -567,8 +620,6 @@ class SequenceDataset(ABC):
         check_integers("times", times, (count, None))
         for t in (int(times.min()), int(times.max())):
             check_range("times", t, 0, self.horizon)
-        if bool((times[:, 0] != 0).any()):
-            raise DataError("times: each row must begin with 0.")
         return times.to(self.device).long()
 
     def _checked_starts(self, starts: Tensor | None, count: int) -> Tensor | None:

@@ -18,9 +18,13 @@ from einops import pack, rearrange
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
+from flowfactor.data.animation import Animation, is_animated
 from flowfactor.data.io import (
+    ANIMATED,
     HDF5,
+    METADATA,
     PICTURES,
+    ZARR,
     Array,
     ArrayFile,
     Layout,
@@ -30,6 +34,7 @@ from flowfactor.data.io import (
     open_picture,
     picture_channels,
     picture_pixels,
+    read_metadata,
     reading,
     warn_range,
 )
@@ -50,19 +55,41 @@ class Preparation:
     """What every frame undergoes: to grey, and to one size.
 
     Attributes:
+        crop: top, left, height and width of the part that is taken, before all else.
         size: height and width that frames are resized to cover; the middle is cut out.
         grey: whether colours become their luminance.
     """
 
     size: tuple[int, int] | None = None
     grey: bool = False
+    crop: tuple[int, int, int, int] | None = None
+
+    def shape(self, shape: tuple[int, int, int], name: str) -> tuple[int, int, int]:
+        """Return what becomes of the shape of the frames of a recording.
+
+        Raises:
+            DataError: the part to be taken is not inside.
+        """
+        channels, height, width = shape
+        if self.crop is not None:
+            top, left, tall, wide = self.crop
+            if top + tall > height or left + wide > width:
+                raise DataError(
+                    f"crop: {list(self.crop)} (top, left, height, width) is not inside the frames "
+                    f"of recording {name!r}, which are {height} high and {width} wide."
+                )
+            height, width = tall, wide
+        return (1 if self.grey else channels, *(self.size or (height, width)))
 
     def __call__(self, frames: UInt8[Tensor, "f c h w"]) -> UInt8[Tensor, "f k u v"]:
         """Return frames of the size and number of channels."""
+        if self.crop is not None:
+            top, left, height, width = self.crop
+            frames = frames[..., top : top + height, left : left + width]
         same_size = self.size is None or tuple(frames.shape[2:]) == self.size
         to_grey = self.grey and frames.shape[1] == 3
         if same_size and not to_grey:
-            return frames
+            return frames.contiguous()
         pixels = frames.float()
         if to_grey:
             pixels = (pixels * pixels.new_tensor(_LUMINANCE)[:, None, None]).sum(1, keepdim=True)
@@ -91,6 +118,7 @@ class Clips(ABC):
         names: of the clips.
         lengths: how many frames each has.
         labels: what was found with them that says how they differ, one value each, if anything.
+        groups: what was found with them that says what belongs together, one value each.
         image_shape: of a prepared frame.
     """
 
@@ -104,15 +132,15 @@ class Clips(ABC):
         memory: int,
     ) -> None:
         self.names, self.lengths, self.labels = list(names), list(lengths), labels
+        self.groups: Labels | None = None
         self.prepare, self.memory = prepare, memory
         self._kept: OrderedDict[tuple[int, int], Tensor] = OrderedDict()
         self._bytes = 0
         prepared: dict[tuple[int, ...], str] = {}
         self._count = _CHUNK
-        for name, (channels, *size) in zip(self.names, shapes, strict=True):
-            self._count = min(self._count, max(1, _CHUNK_BYTES // (channels * math.prod(size))))
-            shape = (1 if prepare.grey else channels, *(prepare.size or size))
-            prepared.setdefault(shape, name)
+        for name, shape in zip(self.names, shapes, strict=True):
+            self._count = min(self._count, max(1, _CHUNK_BYTES // math.prod(shape)))
+            prepared.setdefault(prepare.shape(shape, name), name)
         if len(prepared) > 1:
             listed = "; ".join(f"{name!r} has {shape}" for shape, name in prepared.items())
             raise DataError(
@@ -200,20 +228,28 @@ class HeldClips(Clips):
 
 
 class ArrayClips(Clips):
-    """Clips in an array ``(N, T+1, ...)`` in a ``.npy`` or HDF5 file."""
+    """Clips in an array ``(N, T+1, ...)``, or ``(T+1, N, ...)``, in a file that is read lazily."""
 
     def __init__(
-        self, array: ArrayFile, labels: Labels | None, prepare: Preparation, memory: int
+        self,
+        array: ArrayFile,
+        labels: Labels | None,
+        prepare: Preparation,
+        memory: int,
+        frames_first: bool = False,
     ) -> None:
         self.array, self.layout = array, Layout.of(array, 2)
-        count, length = array.shape[:2]
+        self.frames_first = frames_first
+        count, length = array.shape[:2][:: -1 if frames_first else 1]
         names = [str(number) for number in range(count)]
         shapes = [self.layout.image_shape] * count
         super().__init__(names, [length] * count, shapes, labels, prepare, memory)
 
     def read(self, clip: int, first: int, count: int) -> UInt8[Tensor, "f c h w"]:
         """Return consecutive frames of a clip."""
-        return self.layout.to_bytes(self.array[clip, first : first + count], first)
+        frames = slice(first, first + count)
+        rows = (frames, clip) if self.frames_first else (clip, frames)
+        return self.layout.to_bytes(self.array[rows], first)
 
 
 class FrameFolders(Clips):
@@ -264,7 +300,7 @@ class FrameFolders(Clips):
 
 
 class VideoClips(Clips):
-    """Video files."""
+    """Videos and animated pictures."""
 
     def __init__(
         self,
@@ -274,7 +310,9 @@ class VideoClips(Clips):
         prepare: Preparation,
         memory: int,
     ) -> None:
-        self.videos = [Video(path) for path in paths]
+        self.videos = [
+            Video(path) if path.suffix.lower() in VIDEOS else Animation(path) for path in paths
+        ]
         super().__init__(
             [_name(path, root) for path in paths],
             [len(video) for video in self.videos],
@@ -291,7 +329,11 @@ class VideoClips(Clips):
 
 
 def open_clips(
-    frames: Tensor | Array | str | Path, prepare: Preparation = Preparation(), memory: int = 1 << 30
+    frames: Tensor | Array | str | Path,
+    prepare: Preparation = Preparation(),
+    memory: int = 1 << 30,
+    *,
+    frames_first: bool = False,
 ) -> Clips:
     """Return the clips in an array, a file or a folder.
 
@@ -299,38 +341,52 @@ def open_clips(
         frames: see :class:`Recordings`.
         prepare: what every frame undergoes.
         memory: bytes of frames to keep of what is read on demand.
+        frames_first: whether arrays are ``(T+1, N, ...)`` rather than ``(N, T+1, ...)``.
 
     Raises:
         DataError: something that is missing, cannot be read, or has another type or shape.
     """
     if not isinstance(frames, str | Path):
-        array = frames.detach().cpu().numpy() if isinstance(frames, Tensor) else frames
-        held = HeldClips(np.asarray(array), "the array", None, prepare)
+        array = frames.detach().cpu().numpy() if isinstance(frames, Tensor) else np.asarray(frames)
+        array = array.swapaxes(0, 1) if frames_first and array.ndim > 1 else array
+        held = HeldClips(array, "the array", None, prepare)
         warn_range(held.held, "the array")
         return held
-    return _open_file(local_path(frames), prepare, memory)
-
-
-def _open_file(path: Path, prepare: Preparation, memory: int) -> Clips:
-    if path.is_dir():
-        return _open_folder(path, prepare, memory)
+    path = local_path(frames)
     suffix = path.suffix.lower()
-    if suffix in VIDEOS:
+    if path.is_dir() and suffix != ZARR:
+        return _open_folder(path, prepare, memory)
+    if suffix in VIDEOS or (path.exists() and is_animated(path)):
         return VideoClips([path], path.parent, None, prepare, memory)
-    if path.exists() and suffix not in (".npy", ".npz", *HDF5):
+    if path.exists() and suffix not in (".npy", ".npz", *HDF5, ZARR):
         raise DataError(
-            f"{path} is none of what can be read: .npy, .npz, {', '.join(HDF5)}, a folder of "
-            f"folders of pictures, a folder of videos, or a video ({', '.join(VIDEOS)})."
+            f"{path} is none of what can be read: .npy, .npz, {', '.join(HDF5)}, {ZARR}, a folder "
+            f"of folders of pictures, a folder of videos, a video ({', '.join(VIDEOS)}) or an "
+            f"animated picture ({', '.join(ANIMATED)})."
         )
-    file = ArrayFile(path, usual="frames")
-    if suffix == ".npz":
-        return HeldClips(file[:], str(path), file.read_labels(), prepare)
-    return ArrayClips(file, file.read_labels(), prepare, memory)
+    return _open_array(ArrayFile(path, usual="frames"), prepare, memory, frames_first)
+
+
+def _open_array(file: ArrayFile, prepare: Preparation, memory: int, frames_first: bool) -> Clips:
+    count = file.shape[1 if frames_first and len(file.shape) > 1 else 0]
+    labels, groups = (file.read_beside(name, count) for name in ("labels", "groups"))
+    clips: Clips
+    if file.is_held:
+        array = file[:].swapaxes(0, 1) if frames_first else file[:]
+        clips = HeldClips(array, str(file.path), labels, prepare)
+    else:
+        clips = ArrayClips(file, labels, prepare, memory, frames_first)
+    clips.groups = groups
+    return clips
 
 
 def _open_folder(root: Path, prepare: Preparation, memory: int) -> Clips:
-    pictures, videos, folders = list_files(root, PICTURES), list_files(root, VIDEOS), _folders(root)
+    if (root / METADATA).is_file():
+        return _open_listed(root, prepare, memory)
+    pictures, folders = list_files(root, PICTURES), _folders(root)
+    videos = _list_videos(root)
     films = videos or [each for each in folders if list_files(each, PICTURES + VIDEOS)]
+    pictures = [path for path in pictures if path not in videos]
     if pictures and len(films) < len(pictures):
         if films:
             raise DataError(
@@ -342,10 +398,11 @@ def _open_folder(root: Path, prepare: Preparation, memory: int) -> Clips:
         _log.warning("%s is ignored, as it is beside films.", pictures[0])
     if videos:
         return VideoClips(videos, root, None, prepare, memory)
-    if any(list_files(folder, PICTURES) for folder in folders):
+    inside = {folder: _list_videos(folder) for folder in folders}
+    if any(set(list_files(folder, PICTURES)) - set(videos) for folder, videos in inside.items()):
         return FrameFolders(folders, root, None, prepare, memory)
     # One level more: classes, each with videos or with folders of pictures.
-    inside = {folder: list_files(folder, VIDEOS) or _folders(folder) for folder in folders}
+    inside = {folder: videos or _folders(folder) for folder, videos in inside.items()}
     paths = [path for clips in inside.values() for path in clips]
     if not folders or not all(inside.values()):
         empty = next((folder for folder, clips in inside.items() if not clips), root)
@@ -356,6 +413,28 @@ def _open_folder(root: Path, prepare: Preparation, memory: int) -> Clips:
     labels: Labels = [folder.name for folder, clips in inside.items() for _ in clips]
     kind = VideoClips if all(path.is_file() for path in paths) else FrameFolders
     return kind(paths, root, labels, prepare, memory)
+
+
+def _list_videos(folder: Path) -> list[Path]:
+    """Return the videos of a folder, and its animated pictures if the first picture is one."""
+    pictures = list_files(folder, PICTURES)
+    if not pictures or not is_animated(pictures[0]):
+        return list_files(folder, VIDEOS)
+    return list_files(folder, (*VIDEOS, *{path.suffix.lower() for path in pictures}))
+
+
+def _open_listed(root: Path, prepare: Preparation, memory: int) -> Clips:
+    """Return the films that a ``metadata.csv`` lists, with their labels and groups."""
+    rows = read_metadata(root / METADATA)
+    paths = [root / row["file_name"] for row in rows]
+    columns = {
+        name: [row[name] for row in rows] if name in rows[0] else None
+        for name in ("label", "group")
+    }
+    kind = FrameFolders if all(path.is_dir() for path in paths) else VideoClips
+    clips = kind(paths, root, columns["label"], prepare, memory)  # type: ignore[arg-type]
+    clips.groups = columns["group"]  # type: ignore[assignment]
+    return clips
 
 
 def _folders(folder: Path) -> list[Path]:

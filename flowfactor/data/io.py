@@ -2,15 +2,17 @@
 
 Files are opened when they are first read, once in each process, so that whatever holds one can be
 pickled and sent to the workers of a data loader, and no more of a file is in memory than was asked
-for (``.npz`` archives excepted, which cannot be mapped). What a file announces is compared with
+for (compressed ``.npz`` archives excepted). What a file announces is compared with
 what it holds, and bounded, before anything is allocated.
 """
 
 from __future__ import annotations
 
 import contextlib
+import csv
 import dataclasses
 import importlib
+import io
 import logging
 import math
 import os
@@ -37,7 +39,11 @@ from flowfactor.options import shorten
 Array = npt.NDArray[Any]
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".pgm", ".ppm", ".webp")
+ANIMATED = (".gif", ".webp", ".png", ".apng")
 HDF5 = (".h5", ".hdf5")
+ZARR = ".zarr"
+METADATA = "metadata.csv"
+"""In a folder, the file that lists what it holds: a column ``file_name``, and others."""
 LAYOUTS = ("auto", "nhwc", "nchw")
 
 MAX_PIXELS = 1 << 26
@@ -186,6 +192,49 @@ def list_files(folder: Path, suffixes: Sequence[str]) -> list[Path]:
     return [folder / name for name in sorted(names, key=natural_key)]
 
 
+def find_pictures(folder: Path) -> tuple[list[Path], list[str] | None]:
+    """Return the pictures of a folder, and their classes if it says any.
+
+    Either those that its ``metadata.csv`` lists, with the column ``label``; or those in it, in
+    natural order; or those in the folders in it, which are named after classes.
+
+    Raises:
+        DataError: there are none.
+    """
+    if (folder / METADATA).is_file():
+        rows = read_metadata(folder / METADATA)
+        labels = [row["label"] for row in rows] if "label" in rows[0] else None
+        return [folder / row["file_name"] for row in rows], labels
+    if pictures := list_files(folder, PICTURES):
+        return pictures, None
+    with reading(folder):
+        inside = [path for path in folder.iterdir() if path.is_dir() and path.name[0] != "."]
+    found = [
+        (path, each.name)
+        for each in sorted(inside, key=lambda path: natural_key(path.name))
+        for path in list_files(each, PICTURES)
+    ]
+    if not found:
+        raise DataError(
+            f"The folder {folder.absolute()} holds no pictures ({', '.join(PICTURES)})."
+        )
+    return [path for path, _ in found], [name for _, name in found]
+
+
+def read_classes(path: str | Path) -> Int[Tensor, "n"] | None:
+    """Return the classes of a folder's pictures, numbered in natural order, None if it says none.
+
+    Raises:
+        DataError: the folder cannot be read.
+    """
+    folder = local_path(path)
+    names = find_pictures(folder)[1] if folder.is_dir() and folder.suffix != ZARR else None
+    if names is None:
+        return None
+    known = sorted(set(names), key=natural_key)
+    return torch.tensor([known.index(name) for name in names])
+
+
 @contextlib.contextmanager
 def open_picture(path: Path) -> Iterator[Image.Image]:
     """Open a picture, upright as its EXIF orientation says.
@@ -193,16 +242,12 @@ def open_picture(path: Path) -> Iterator[Image.Image]:
     Raises:
         DataError: it cannot be read, is animated or too large, or has other numbers of bits.
     """
-    with reading(path), Image.open(path, formats=_FORMATS) as picture:
-        if picture.width * picture.height > MAX_PIXELS:
-            raise DataError(
-                f"{path} has {picture.width} x {picture.height} pixels; it may have {MAX_PIXELS:,}."
-            )
+    with open_film_picture(path) as picture:
         # A photo may hold further ones, such as its preview.
         if picture.format != "MPO" and getattr(picture, "is_animated", False):
             raise DataError(
-                f"{path} holds several pictures, where one is expected. Save its frames as a "
-                "folder of pictures, or as a video, and read that as a recording."
+                f"{path} holds several pictures, where one is expected. A GIF, WebP or PNG can be "
+                "read as a recording; save others as a folder of pictures, or as a video."
             )
         if picture.mode not in (*_GREY, *_SIXTEEN_BIT, *_COLOUR):
             raise DataError(
@@ -213,6 +258,21 @@ def open_picture(path: Path) -> Iterator[Image.Image]:
         with contextlib.suppress(Exception):  # viewers show pictures with damaged EXIF data
             orientation = picture.getexif().get(_ORIENTATION, 1)
         yield picture if orientation == 1 else ImageOps.exif_transpose(picture)
+
+
+@contextlib.contextmanager
+def open_film_picture(path: Path) -> Iterator[Image.Image]:
+    """Open a picture with one frame or several.
+
+    Raises:
+        DataError: it cannot be read, or is too large.
+    """
+    with reading(path), Image.open(path, formats=_FORMATS) as picture:
+        if picture.width * picture.height > MAX_PIXELS:
+            raise DataError(
+                f"{path} has {picture.width} x {picture.height} pixels; it may have {MAX_PIXELS:,}."
+            )
+        yield picture
 
 
 def picture_channels(picture: Image.Image) -> int:
@@ -229,8 +289,7 @@ def picture_pixels(
     """
     mode = "L" if channels == 1 else "RGB"
     if picture.mode in _SIXTEEN_BIT:
-        values = np.asarray(picture).astype(np.uint32)
-        picture = Image.fromarray(((values + 128) // 257).astype(np.uint8))
+        picture = Image.fromarray(reduce_bits(np.asarray(picture)))
     if picture.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in picture.info:
         picture = picture.convert("RGBA")
         black = Image.new("RGBA", picture.size, (0, 0, 0, 255))
@@ -240,6 +299,25 @@ def picture_pixels(
         picture = picture.resize(size[::-1], Image.Resampling.BOX)
     pixels = np.array(picture, dtype=np.uint8)
     return pixels.reshape(picture.height, picture.width, channels)
+
+
+def reduce_bits(values: Array) -> UInt8[np.ndarray, "*shape"]:
+    """Return 16-bit values 0..65535 as the nearest of 0..255."""
+    return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+
+
+def read_metadata(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a ``metadata.csv`` by column, at least one.
+
+    Raises:
+        DataError: it cannot be read, is empty, or lacks a column ``file_name`` or a value of it.
+    """
+    text = read_text(path)
+    with reading(path):
+        rows = list(csv.DictReader(io.StringIO(text, newline=None)))
+    if not rows or not all(row.get("file_name") for row in rows):
+        raise DataError(f"{path} must have a column file_name, and a file on each line below.")
+    return rows
 
 
 # ---- arrays
@@ -274,10 +352,10 @@ class Layout:
         where = array.where if isinstance(array, ArrayFile) else "the array"
         check_choice("layout", layout, LAYOUTS)
         kind = str(array.dtype).removeprefix("torch.")
-        if kind != "uint8" and not kind.startswith(("float", "bfloat")):
+        if kind not in ("uint8", "uint16") and not kind.startswith(("float", "bfloat")):
             raise DataError(
-                f"Images must be uint8 (0..255) or floating point in [0, 1], but {where} is of "
-                f"type {kind}."
+                "Images must be uint8 (0..255), uint16 (0..65535) or floating point in [0, 1], but "
+                f"{where} is of type {kind}."
             )
         sides = [int(size) for size in array.shape[leading:]]
         if 0 not in array.shape and len(sides) == 2 and layout == "auto":
@@ -307,7 +385,9 @@ class Layout:
         Raises:
             DataError: floating point numbers that are not in [0, 1].
         """
-        if array.dtype != np.uint8:
+        if array.dtype == np.uint16:
+            array = reduce_bits(array)
+        elif array.dtype != np.uint8:
             # NaN compares false with everything, so that "not inside" finds it too.
             bad = ~((array >= 0) & (array <= 1))
             if bad.any():
@@ -328,10 +408,12 @@ class Layout:
 
 
 class ArrayFile:
-    """An array in a ``.npy``, ``.npz`` or HDF5 file, which gives any of its rows.
+    """An array in a ``.npy``, ``.npz``, HDF5 or zarr file, which gives any of its rows.
+
+    Arrays in compressed ``.npz`` archives are unpacked into memory, all others stay in their file.
 
     Args:
-        path: the file; HDF5 unless its name ends in ``.npy`` or ``.npz``.
+        path: the file; HDF5 unless its name ends in ``.npy``, ``.npz`` or ``.zarr``.
         key: name of the array in the file.
         usual: name of the array if ``key`` is None; else the only one beside ``labels`` is taken.
 
@@ -363,19 +445,24 @@ class ArrayFile:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_handle": None}
 
-    def read_labels(self) -> list[Any] | None:
-        """Return the array ``labels`` beside this one, None if there is none."""
+    def read_beside(self, name: str, count: int) -> list[Any] | None:
+        """Return the values of another array, one for each recording, None if there is none."""
         with reading(self.path), self._container() as file:
-            if file is None or "labels" not in file:
+            if file is None or hasattr(file, "dtype") or name not in file:
                 return None
-            array = _member(file, "labels", self.path)
-            if array.shape != (len(self),):
+            array = _member(file, name, self.path)
+            if array.shape != (count,):
                 raise DataError(
-                    f"labels: {self.path} has labels of shape {array.shape} for {len(self)} "
-                    "recordings."
+                    f"{name}: {self.path} has {name} of shape {array.shape} for {count} recordings."
                 )
-            labels = to_list(np.asarray(array[()]))
-        return [value.decode() if isinstance(value, bytes) else value for value in labels]
+            values = to_list(np.asarray(array[()]))
+        return [value.decode() if isinstance(value, bytes) else value for value in values]
+
+    @property
+    def is_held(self) -> bool:
+        """Whether the whole array is in memory."""
+        array = self._open()
+        return isinstance(array, np.ndarray) and not isinstance(array, np.memmap)
 
     def close(self) -> None:
         """Close the file; it opens again when it is next read."""
@@ -392,7 +479,9 @@ class ArrayFile:
                     array = map_npy(self.path)
                 else:
                     file = stack.enter_context(self._container())
-                    array = _member(file, self._find(file), self.path)
+                    # A zarr file may be an array itself.
+                    lone = hasattr(file, "dtype")
+                    array = file if lone else _member(file, self._find(file), self.path)
             if self.path.suffix == ".npz":
                 stack.close()
             self._handle = (os.getpid(), stack, array)
@@ -406,6 +495,10 @@ class ArrayFile:
             if self.path.is_file() and not zipfile.is_zipfile(self.path):
                 raise DataError(f"{self.path} cannot be read: it is no archive, or truncated.")
             return np.load(self.path, allow_pickle=False)
+        if self.path.suffix == ZARR:
+            if not self.path.exists():
+                raise FileNotFoundError
+            return contextlib.nullcontext(import_extra("zarr", "zarr").open(self.path, mode="r"))
         return open_h5(self.path)
 
     def _find(self, file: Any) -> str:
@@ -447,7 +540,9 @@ def to_list(array: Array) -> list[Any]:
 
 
 def _is_dataset(file: Any, name: str) -> bool:
-    """Return whether an HDF5 file holds an array itself, not by a link to another file."""
+    """Return whether an HDF5 or zarr file holds an array itself, not by a link to another file."""
+    if not hasattr(file, "filename"):
+        return hasattr(file[name], "dtype")
     link = file.get(name, getlink=True)
     return not hasattr(link, "filename") and hasattr(file.get(name), "dtype")
 
@@ -467,12 +562,18 @@ def _member(file: Any, name: str, path: Path) -> Any:
             announced = math.prod(shape) * dtype.itemsize
             if not dtype.hasobject and announced != info.file_size - member.tell():
                 raise ValueError(f"{name} announces an array of shape {shape}, but holds another")
+        if info.compress_type == zipfile.ZIP_STORED and announced and not dtype.hasobject:
+            return _map_member(path, info)
         check_unpacked(path, announced, info.compress_size, held=True)
         return file[name]
     array = file[name]
-    if array.external or array.is_virtual or array.file.filename != file.filename:
+    if not hasattr(array, "external"):  # of zarr, where missing chunks are read as zeros
+        stored = _folder_size(path)
+        check_unpacked(path, array.nbytes, stored, held=False)
+    elif array.external or array.is_virtual or array.file.filename != file.filename:
         raise DataError(f"{path}: {name} takes its values from other files, which are not read.")
-    check_unpacked(path, array.nbytes, array.id.get_storage_size(), held=False)
+    else:
+        check_unpacked(path, array.nbytes, array.id.get_storage_size(), held=False)
     chunk = math.prod(array.chunks or (0,)) * array.dtype.itemsize
     if chunk > _MAX_CHUNK:
         raise DataError(
@@ -480,6 +581,33 @@ def _member(file: Any, name: str, path: Path) -> Any:
             "whole. Write it with smaller ones."
         )
     return array
+
+
+def _map_member(path: Path, info: zipfile.ZipInfo) -> Array:
+    """Return an array of an archive that is not compressed, read from there as it is used."""
+    with path.open("rb") as file:
+        # Name and further fields of the header before the array may differ from those in the index.
+        file.seek(info.header_offset)
+        header = file.read(30)
+        lengths = int.from_bytes(header[26:28], "little"), int.from_bytes(header[28:30], "little")
+        file.seek(info.header_offset + len(header) + sum(lengths))
+        version = np.lib.format.read_magic(file)
+        read = (
+            np.lib.format.read_array_header_1_0
+            if version == (1, 0)
+            else np.lib.format.read_array_header_2_0
+        )
+        shape, fortran, dtype = read(file)
+        order = "F" if fortran else "C"
+        begin = file.tell()
+    mapped: Array = np.memmap(path, dtype, "r", begin, shape, order)  # type: ignore[call-overload]
+    return mapped
+
+
+def _folder_size(path: Path) -> int:
+    if path.is_file():
+        return path.stat().st_size
+    return sum(each.stat().st_size for each in path.rglob("*") if each.is_file())
 
 
 def open_h5(path: Path, mode: str = "r") -> Any:
@@ -507,7 +635,7 @@ def read_images(source: Tensor | Array | str | Path) -> UInt8[Tensor, "n c h w"]
     if not isinstance(source, str | Path):
         return _held(source, "auto")
     path = local_path(source)
-    if path.is_dir():
+    if path.is_dir() and path.suffix != ZARR:
         folder = FolderStore(path)
         pixels = torch.from_numpy(folder.rows(np.arange(len(folder))))
         return rearrange(pixels, "n h w c -> n c h w").contiguous()
@@ -661,7 +789,7 @@ class FolderStore(FileStore):
     """A folder of pictures, numbered in the natural order of their names (``2.png``, ``10.png``).
 
     Args:
-        folder: with the pictures themselves.
+        folder: see :func:`find_pictures`.
         size: height and width to which a picture is reduced when it is read, averaging over the
             pixels that fall into one; its own by default.
 
@@ -672,12 +800,8 @@ class FolderStore(FileStore):
 
     def __init__(self, folder: Path, size: int | tuple[int, int] | None = None) -> None:
         self.where = str(folder)
-        self.paths = list_files(folder, PICTURES)
-        if not self.paths:
-            raise DataError(
-                f"The folder {folder.absolute()} holds no pictures ({', '.join(PICTURES)})."
-            )
-        if all(path.stem.isdecimal() for path in self.paths):
+        self.paths, classes = find_pictures(folder)
+        if classes is None and all(path.stem.isdecimal() for path in self.paths):
             numbers = np.array([int(path.stem) for path in self.paths])
             for gap in np.flatnonzero(np.diff(numbers) != 1).tolist():
                 raise DataError(
@@ -724,8 +848,8 @@ def open_store(
     """Return the store for a tensor, an array, a file or a folder.
 
     Args:
-        images: a tensor or array; a ``.npy`` or HDF5 file, which is read lazily; a ``.npz``
-            archive, which is read into memory; a folder of pictures.
+        images: a tensor or array; a file with one, which is read lazily unless it is a compressed
+            ``.npz`` archive; a folder of pictures.
         key: which array of an archive or HDF5 file, by default ``images`` or the only one.
         layout: ``nhwc`` or ``nchw``, where the shape does not tell.
         size: height and width to which pictures of a folder are reduced.
@@ -734,7 +858,7 @@ def open_store(
         DataError: something that cannot be read or has another type or shape.
     """
     path = local_path(images) if isinstance(images, str | Path) else None
-    if path is not None and path.is_dir():
+    if path is not None and path.is_dir() and path.suffix != ZARR:
         store: FileStore = FolderStore(path, size)
         warn_range(store.sample(), store.where)
         return store
@@ -746,7 +870,7 @@ def open_store(
         warn_range(held, "the array")
         return TensorStore(held)
     file = ArrayFile(path, key)
-    if path.suffix == ".npz":
+    if file.is_held:
         held = _read_held(file, layout)
         warn_range(held, file.where)
         return TensorStore(held)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -11,7 +13,10 @@ from jaxtyping import Int
 from torch import Tensor
 
 from flowfactor.data.base import SequenceBatch, SequenceDataset
-from flowfactor.data.checks import check_range
+from flowfactor.data.checks import check_choice, check_range
+
+EncodedFrame = Literal["first", "random"]
+"""Which frame of a sequence is encoded: frame 0, or any."""
 
 # First numbers of the seeds of two kinds of random stream, so that they never coincide.
 _EPOCH, _STEP = 0, 1
@@ -36,9 +41,13 @@ class SequenceLoader:
     Args:
         dataset: where the sequences come from.
         batch_size: sequences per batch and process.
-        frames_per_sequence: how many frames beside frame 0, a uniformly random subset of ``1..T``
-            drawn anew for each sequence; all by default. :attr:`SequenceBatch.weights` makes sums
-            over them unbiased.
+        frames_per_sequence: how many frames beside the one that is encoded, a uniformly random
+            subset drawn anew for each sequence; all by default. :attr:`SequenceBatch.weights` makes
+            sums over them unbiased.
+        encoded_frame: which frame comes first in the batch, to be encoded. ``first``: frame 0, and
+            the others are from ``1..T``. ``random``: any of ``0..T``, uniformly, and the others,
+            from all of ``0..T``, are drawn independently of it; it counts only if it is one of
+            them.
         seed: of everything random here.
         rank, world_size: number of this process and of all.
 
@@ -61,19 +70,23 @@ class SequenceLoader:
         batch_size: int,
         *,
         frames_per_sequence: int | None = None,
+        encoded_frame: EncodedFrame = "first",
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
         check_range("batch_size", batch_size, 1)
+        check_choice("encoded_frame", encoded_frame, get_args(EncodedFrame))
+        self._drawn_from = dataset.horizon + (encoded_frame == "random")
         if frames_per_sequence is None:
-            frames_per_sequence = dataset.horizon
-        check_range("frames_per_sequence", frames_per_sequence, 1, dataset.horizon)
+            frames_per_sequence = self._drawn_from
+        check_range("frames_per_sequence", frames_per_sequence, 1, self._drawn_from)
         check_range("seed", seed, 0)
         check_range("rank", rank, 0, world_size - 1)
         self.dataset = dataset
         self.batch_size = batch_size
         self.frames_per_sequence = frames_per_sequence
+        self.encoded_frame = encoded_frame
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
@@ -109,7 +122,11 @@ class SequenceLoader:
         if self.dataset.initial_state == "random":
             starts = self.dataset.random_starts(self.batch_size, generator)
         device = self.dataset.device
-        return self.dataset.select(indices.to(device), labels.to(device), times.to(device), starts)
+        batch = self.dataset.select(indices.to(device), labels.to(device), times.to(device), starts)
+        if self.encoded_frame == "first":
+            return batch
+        weight = self._drawn_from / self.frames_per_sequence
+        return dataclasses.replace(batch, first_weight=0.0, later_weight=weight)
 
     def indices(self, step: int) -> Int[Tensor, "b"]:
         """Return the numbers of the samples in batch number ``step`` of this process."""
@@ -150,12 +167,16 @@ class SequenceLoader:
         return torch.repeat_interleave(torch.arange(count), counts)
 
     def _draw_times(self, generator: torch.Generator) -> Tensor:
-        horizon = self.dataset.horizon
-        if self.frames_per_sequence == horizon:
-            return torch.arange(horizon + 1).repeat(self.batch_size, 1)
-        order = torch.rand(self.batch_size, horizon, generator=generator).argsort(dim=1)
-        later = order[:, : self.frames_per_sequence].sort(dim=1).values + 1
-        return F.pad(later, (1, 0))
+        total, count = self._drawn_from, self.frames_per_sequence
+        if count == total:
+            drawn = torch.arange(total).repeat(self.batch_size, 1)
+        else:
+            order = torch.rand(self.batch_size, total, generator=generator).argsort(dim=1)
+            drawn = order[:, :count].sort(dim=1).values
+        if self.encoded_frame == "first":
+            return F.pad(drawn + 1, (1, 0))
+        first = torch.randint(total, (self.batch_size, 1), generator=generator)
+        return torch.cat([first, drawn], dim=1)
 
 
 def _generator(*key: int) -> torch.Generator:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import itertools
 import json
 import logging
 import re
@@ -31,8 +32,9 @@ from flowfactor.data.checks import check_choice, check_range
 from flowfactor.data.clips import Clips, Labels, Preparation, open_clips
 from flowfactor.data.io import Array, local_path, map_npy, natural_key, read_text, reading, to_list
 from flowfactor.data.options import DataOptions, Horizon, Name, Side
+from flowfactor.data.splits import SPLITS, Part, split_indices
 from flowfactor.errors import DataError
-from flowfactor.options import OpenFraction, PositiveInt, options, shorten
+from flowfactor.options import NonNegativeInt, PositiveInt, options, shorten
 from flowfactor.registries import DATA
 
 # What marks pixels or samples to be ignored in many data sets.
@@ -53,11 +55,14 @@ class Recordings(SequenceDataset):
       or ``(N, T+1, H, W)``, ``uint8`` (0..255) or floating point in [0, 1] (kept to 8 bits);
     * a folder with one folder of pictures for each recording, in natural order (``frame9`` before
       ``frame10``);
-    * a video file, or a folder of them;
-    * a folder of such folders or videos for each transformation, which it is named after.
+    * a video file or an animated picture, or a folder of them;
+    * a folder of such folders or videos for each transformation, which it is named after;
+    * a folder with a ``metadata.csv`` of columns ``file_name`` and, if known, ``label`` and
+      ``group``, as for Hugging Face's VideoFolder.
 
-    Files other than ``.npz`` are read when frames are asked for. Recordings are cut to sequences of
-    ``T + 1`` frames: one from the beginning of each, or with ``stride`` as many as it has.
+    Frames are read when they are asked for, except from compressed ``.npz`` archives. Recordings
+    are cut to sequences of ``T + 1`` frames: one from the beginning of each, or with ``stride`` as
+    many as it has.
 
     Args:
         frames: the array, file or folder.
@@ -69,8 +74,13 @@ class Recordings(SequenceDataset):
         names: of the transformations, in the order of their index; by default the different
             labels in natural order. Without labels a single name is that of all sequences; else
             it is unknown which one a sequence undergoes.
+        groups: what belongs together, for instance the film that a recording is cut from: a name
+            or number of each recording, given like ``labels``; by default what the file says, the
+            array ``groups``, else each recording is a group of its own. See :meth:`split`.
+        frames_first: whether arrays are ``(T+1, N, ...)``, as that of Moving MNIST.
         horizon: ``T``, the number of the last frame of a sequence; by default all that the shortest
             recording has.
+        crop: top, left, height and width of the part of each frame that is taken.
         size: height and width, or one number for both, to which frames are resized, and their
             middle cut out where the shape differs.
         grey: make frames grey, by luminance.
@@ -96,7 +106,10 @@ class Recordings(SequenceDataset):
         {'train': 14, 'validation': 2, 'test': 4}
     """
 
-    per_sample: ClassVar[tuple[str, ...]] = (*SequenceDataset.per_sample, "_clip", "_begin")
+    per_sample: ClassVar[tuple[str, ...]] = (
+        *SequenceDataset.per_sample,
+        *("_clip", "_begin", "_end", "_group"),
+    )
 
     def __init__(
         self,
@@ -104,7 +117,10 @@ class Recordings(SequenceDataset):
         labels: Tensor | Array | Sequence[Any] | Mapping[str, Any] | str | Path | None = None,
         names: Sequence[str] | None = None,
         *,
+        groups: Tensor | Array | Sequence[Any] | Mapping[str, Any] | str | Path | None = None,
+        frames_first: bool = False,
         horizon: int | None = None,
+        crop: Sequence[int] | None = None,
         size: int | Sequence[int] | None = None,
         grey: bool = False,
         every: int = 1,
@@ -123,7 +139,13 @@ class Recordings(SequenceDataset):
             height, width = (size, size) if isinstance(size, int) else size
             check_range("size", min(height, width), 1)
             sides = (height, width)
-        clips = open_clips(frames, Preparation(sides, grey), memory_limit)
+        part = None
+        if crop is not None:
+            top, left, height, width = crop
+            check_range("crop", min(top, left, height - 1, width - 1), 0)
+            part = (top, left, height, width)
+        prepare = Preparation(sides, grey, part)
+        clips = open_clips(frames, prepare, memory_limit, frames_first=frames_first)
         labels = clips.labels if labels is None else labels
         names, numbers = _number_labels(clips, labels, names)
         if horizon is None:
@@ -140,6 +162,9 @@ class Recordings(SequenceDataset):
         )
         self._clips = clips
         self._every = every
+        self._end = np.array(clips.lengths)[self._clip]
+        belongs = clips.groups if groups is None else groups
+        self._group = _number_groups(clips, belongs)[self._clip]
 
     def __len__(self) -> int:
         return len(self._clip)
@@ -147,8 +172,7 @@ class Recordings(SequenceDataset):
     @property
     def max_horizon(self) -> float:
         """The last frame that all recordings have."""
-        lengths = np.array(self._clips.lengths)[self._clip]
-        return int(((lengths - 1 - self._begin) // self._every).min())
+        return int(((self._end - 1 - self._begin) // self._every).min())
 
     def warn_range(self) -> None:
         """Log a warning if frames in the middle of some recordings hardly look like pictures."""
@@ -159,10 +183,14 @@ class Recordings(SequenceDataset):
         return self._clips.names[int(self._clip[index])]
 
     def split(self, validation: float = 0.1, test: float = 0.1, seed: int = 0) -> dict[str, Self]:
-        """Return disjoint parts, drawn at random, with all sequences of a recording in one of them.
+        """Return disjoint parts, drawn at random, with all sequences of a group in one of them.
+
+        A single recording is cut in time: its first frames are for training, those that follow for
+        validation, and its last for the test; no frame is in two parts.
 
         Args:
-            validation: the part of the recordings for validation, at least one; none if 0.
+            validation: how many groups are for validation, a whole number, or a part of all, at
+                least one; none if 0. Of a single recording a part of its frames.
             test: the same for the test.
             seed: of the draw.
 
@@ -170,25 +198,39 @@ class Recordings(SequenceDataset):
             ``train``, and ``validation`` and ``test`` unless their part is 0.
 
         Raises:
-            DataError: a part out of range, or too few recordings for one in each.
+            DataError: a part out of range, or too few groups or frames for one in each.
         """
-        check_range("validation", validation, 0, 1)
-        check_range("test", test, 0, 1)
-        present = torch.from_numpy(np.unique(self._clip))
-        order = present[torch.randperm(len(present), generator=torch.Generator().manual_seed(seed))]
-        counts = [max(1, round(p * len(present))) if p else 0 for p in (validation, test)]
-        if sum(counts) >= len(present):
-            raise DataError(
-                f"validation, test: {len(present)} recordings are too few to hold out "
-                f"{counts[0]} and {counts[1]}."
-            )
-        sizes = [len(present) - sum(counts), *counts]
-        parts = zip(("train", "validation", "test"), order.split(sizes), strict=True)
+        if len(np.unique(self._clip)) == 1:
+            return self._split_in_time(validation, test)
+        present = np.unique(self._group)
+        parts = split_indices(len(present), validation, test, seed, "recordings or groups of them")
         return {
-            name: self.subset(np.flatnonzero(np.isin(self._clip, part.numpy())).tolist())
-            for name, part in parts
+            name: self.subset(np.flatnonzero(np.isin(self._group, present[part.numpy()])).tolist())
+            for name, part in parts.items()
             if len(part)
         }
+
+    def _split_in_time(self, validation: float, test: float) -> dict[str, Self]:
+        for name, part in (("validation", validation), ("test", test)):
+            check_range(f"{name}, of a single recording", part, 0, 1)
+        first, last = int(self._begin.min()), int(self._end.max())
+        cuts = [first + round((last - first) * (1 - p)) for p in (validation + test, test)]
+        bounds = dict(zip(SPLITS, itertools.pairwise([first, *cuts, last]), strict=True))
+        span = self.horizon * self._every + 1
+        parts = {}
+        for name, (begin, end) in bounds.items():
+            inside = (self._begin >= begin) & (self._begin + span <= end)
+            if begin == end and name != "train":
+                continue
+            if not inside.any():
+                raise DataError(
+                    f"validation, test: of the {last - first} frames of the only recording, "
+                    f"{end - begin} are for {name}, where no sequence of {span} frames lies. Give "
+                    "a stride, a smaller horizon, or other parts."
+                )
+            parts[name] = self.subset(np.flatnonzero(inside).tolist())
+            parts[name]._end = np.minimum(parts[name]._end, end)
+        return parts
 
     def render_frames(
         self,
@@ -222,6 +264,18 @@ def _cut(clips: Clips, span: int, stride: int | None, short: str) -> tuple[Numbe
         )
     clip, begin = np.array(sequences, dtype=np.int64).T
     return clip, begin
+
+
+def _number_groups(clips: Clips, groups: Any) -> Numbers:
+    """Return the number of the group of each clip; one that is unknown is a group of its own."""
+    if groups is None:
+        return np.arange(len(clips.names))
+    if isinstance(groups, str | Path):
+        groups = _read_labels(local_path(groups), "groups")
+    known: dict[str, int] = {}
+    values = [_plain(value, "groups") for value in _in_order(clips.names, groups, "groups")]
+    keys = [f"\0{k}" if value is None else str(value) for k, value in enumerate(values)]
+    return np.array([known.setdefault(key, len(known)) for key in keys])
 
 
 def _number_labels(
@@ -280,12 +334,12 @@ def _normal(text: str) -> str:
     return unicodedata.normalize("NFC", text.strip())
 
 
-def _in_order(recordings: Sequence[str], labels: Any) -> list[Any]:
+def _in_order(recordings: Sequence[str], labels: Any, what: str = "labels") -> list[Any]:
     """Return the labels of all recordings, in the order of these."""
     if not isinstance(labels, Mapping):
         values = labels.tolist() if isinstance(labels, Tensor | np.ndarray) else list(labels)
         if len(values) != len(recordings):
-            raise DataError(f"labels: {len(values)} labels of {len(recordings)} recordings.")
+            raise DataError(f"{what}: {len(values)} of them for {len(recordings)} recordings.")
         return values
     # A file may be called by its name with or without what kind of file it is.
     stems = {_normal(Path(name).with_suffix("").as_posix()): name for name in recordings}
@@ -293,31 +347,31 @@ def _in_order(recordings: Sequence[str], labels: Any) -> list[Any]:
     given = {stems.get(_normal(str(name)), name): value for name, value in labels.items()}
     if wrong := sorted({*given} ^ {*recordings}, key=str):
         raise DataError(
-            f"labels: they must name each of the {len(recordings)} recordings, such as "
-            f"{recordings[0]!r}; {wrong[0]!r} has only a label or is only recorded."
+            f"{what}: they must name each of the {len(recordings)} recordings, such as "
+            f"{recordings[0]!r}; {wrong[0]!r} is only named there or only recorded."
         )
     return [given[name] for name in recordings]
 
 
-def _plain(value: Any) -> str | int | None:
+def _plain(value: Any, what: str = "labels") -> str | int | None:
     """Return a label as a name or number, None if it is unknown."""
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, str | int | None):
         raise DataError(
-            f"labels must be names or whole numbers, but one of them is {shorten(repr(value))}."
+            f"{what} must be names or whole numbers, but one of them is {shorten(repr(value))}."
         )
     value = _normal(value) if isinstance(value, str) else value
     if value is not None and (
         len(value) > MAX_NAME if isinstance(value, str) else abs(value) >= 2**63
     ):
-        raise DataError(f"labels may have {MAX_NAME} characters, or 64 bits as numbers.")
+        raise DataError(f"{what} may have {MAX_NAME} characters, or 64 bits as numbers.")
     return None if value in ("", "-1", -1) else value
 
 
-def _read_labels(path: Path) -> Any:
+def _read_labels(path: Path, what: str = "labels") -> Any:
     suffix = path.suffix.lower()
-    check_choice("labels: their file ends in", suffix, (".npy", ".json", ".csv", ".tsv"))
+    check_choice(f"{what}: their file ends in", suffix, (".npy", ".json", ".csv", ".tsv"))
     if suffix == ".npy":
         with reading(path):
             return to_list(map_npy(path))
@@ -326,24 +380,27 @@ def _read_labels(path: Path) -> Any:
         if suffix == ".json":
             values = json.loads(text, object_pairs_hook=_distinct)
             if not isinstance(values, list | dict):
-                raise DataError(f"labels: {path} must hold a list or an object.")
+                raise DataError(f"{what}: {path} must hold a list or an object.")
             return values
         rows = _split_columns(text)
     # A first line that says what the columns are; anything else there is taken for a label.
-    if rows and [cell.strip().casefold() for cell in rows[0]] in (["label"], ["name", "label"]):
+    if rows and [cell.strip().casefold() for cell in rows[0]] in (
+        [what[:-1]],
+        ["name", what[:-1]],
+    ):
         rows = rows[1:]
     widths = {len(row) for row in rows}
     if widths == {1}:
         return [row[0] for row in rows]
     if widths != {2}:
         raise DataError(
-            f"labels: {path} must have one column or two, on each line the same, separated by "
+            f"{what}: {path} must have one column or two, on each line the same, separated by "
             "commas, semicolons or tabs."
         )
     named: dict[str, str] = {}
     for name, label in rows:
         if named.setdefault(name.strip(), label) != label:
-            raise DataError(f"labels: {path} has different ones for recording {name.strip()!r}.")
+            raise DataError(f"{what}: {path} has different ones for recording {name.strip()!r}.")
     return named
 
 
@@ -373,7 +430,7 @@ class RecordingsOptions(DataOptions):
 
     irrelevant: ClassVar[frozenset[str]] = DataOptions.irrelevant | {"memory_limit"}
 
-    paths: ClassVar[tuple[str, ...]] = ("path", "labels")
+    paths: ClassVar[tuple[str, ...]] = ("path", "labels", "groups", "test_path", "test_labels")
 
     path: str = dataclasses.field(kw_only=True)
     """The file or folder."""
@@ -381,12 +438,29 @@ class RecordingsOptions(DataOptions):
     labels: str | None = None
     """A ``.csv``, ``.json`` or ``.npy`` file with the transformation of each recording."""
 
+    groups: str | None = None
+    """A ``.csv``, ``.json`` or ``.npy`` file that says which recordings belong together, such as
+    the film each is cut from: those of one group are in one split. By default the array ``groups``
+    of the file, or the column ``group`` of ``metadata.csv``, else each is on its own."""
+
+    test_path: str | None = None
+    """A file or folder of recordings for the test; by default a part of ``path`` is held out."""
+
+    test_labels: str | None = None
+    """The labels of ``test_path``, as ``labels``."""
+
     names: Annotated[tuple[Name, ...], Field(max_length=MAX_TRANSFORMATIONS)] | None = None
     """Names of the transformations; by default the different labels. Without labels a single name
     is that of all sequences."""
 
     horizon: Horizon | None = None
     """T, the number of the last frame; by default all that the shortest recording has."""
+
+    frames_first: bool = False
+    """Whether arrays are (T+1, N, ...), as that of Moving MNIST, and not (N, T+1, ...)."""
+
+    crop: tuple[NonNegativeInt, NonNegativeInt, Side, Side] | None = None
+    """Top, left, height and width of the part of each frame that is taken."""
 
     size: Side | tuple[Side, Side] | None = None
     """Height and width to which frames are resized, the middle being cut out."""
@@ -407,11 +481,12 @@ class RecordingsOptions(DataOptions):
     memory_limit: PositiveInt = 1 << 30
     """Bytes of frames that were read to keep in memory."""
 
-    validation: OpenFraction = 0.1
-    """Part of the recordings for validation."""
+    validation: Part = 0.1
+    """Recordings, or groups of them, for validation: a number, or a part of all. Of a single
+    recording the part of its frames before those for the test."""
 
-    test: OpenFraction = 0.1
-    """Part of the recordings for the test."""
+    test: Part = 0.1
+    """The same for the test; of a single recording the part at its end."""
 
     @model_validator(mode="after")
     def _starts_as_recorded(self) -> Self:
@@ -421,11 +496,33 @@ class RecordingsOptions(DataOptions):
 
     def load(self, split: str, seed: int) -> Recordings:
         """Return the recordings of a split, drawn by the seed."""
-        whole = Recordings(
-            self.path,
-            self.labels,
+        whole = self._open(self.path, self.labels, self.groups, self.horizon)
+        if split == "train":
+            whole.warn_range()
+        if self.test_path is None:
+            return whole.split(self.validation, self.test, seed)[split]
+        if split != "test":
+            return whole.split(self.validation, 0, seed)[split]
+        test = self._open(self.test_path, self.test_labels, None, whole.horizon)
+        if unknown := [name for name in test.names if name not in whole.names]:
+            raise DataError(f"test_path: {unknown[0]!r} is no label of {self.path}.")
+        if test.names == whole.names:
+            return test
+        own = torch.tensor([*(whole.names.index(name) for name in test.names), UNLABELLED])
+        assert test.labels is not None
+        return test.relabel(whole.names, own[test.labels])
+
+    def _open(
+        self, path: str, labels: str | None, groups: str | None, horizon: int | None
+    ) -> Recordings:
+        return Recordings(
+            path,
+            labels,
             self.names,
-            horizon=self.horizon,
+            groups=groups,
+            frames_first=self.frames_first,
+            horizon=horizon,
+            crop=self.crop,
             size=self.size,
             grey=self.grey,
             every=self.every,
@@ -433,9 +530,6 @@ class RecordingsOptions(DataOptions):
             short=self.short,
             memory_limit=self.memory_limit,
         )
-        if split == "train":
-            whole.warn_range()
-        return whole.split(self.validation, self.test, seed)[split]
 
     @classmethod
     def tiny(cls, folder: Path) -> dict[str, Any]:
@@ -450,4 +544,8 @@ class RecordingsOptions(DataOptions):
                 Image.fromarray(frame).save(clip / f"{t}.png")
             lines.append(f"clip{number:02},{('right', 'down')[number % 2]}")
         (folder / "labels.csv").write_text("\n".join(lines) + "\n")
-        return {"path": str(folder / "recordings"), "labels": str(folder / "labels.csv")}
+        return {
+            "path": str(folder / "recordings"),
+            "labels": str(folder / "labels.csv"),
+            "test_path": None,
+        }

@@ -212,12 +212,13 @@ class RenderedShapes:
 
 def _factor_values(positions: Tensor, factors: Mapping[str, int]) -> Tensor:
     scales, orientations = _axes(factors["scale"], factors["orientation"])
+    positions = positions.cpu()
     return torch.stack(
         [
             *(positions[:, j].double() / factors[name] for j, name in enumerate(_HUES)),
-            scales.to(positions.device)[positions[:, 3]],
+            scales[positions[:, 3]],
             positions[:, 4].double(),
-            orientations.to(positions.device)[positions[:, 5]],
+            orientations[positions[:, 5]],
         ],
         dim=1,
     )

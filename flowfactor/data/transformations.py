@@ -13,6 +13,7 @@ from torch import Tensor
 
 from flowfactor.data.base import SequenceDataset
 from flowfactor.data.checks import check_choice, check_range
+from flowfactor.data.coverage import Coverage
 from flowfactor.data.factor_sampling import StartFactors
 from flowfactor.data.known_factors import KnownFactors
 from flowfactor.errors import DataError
@@ -65,6 +66,10 @@ class Transformation:
             if (value := getattr(self, field.name)) is not None
         }
         return dataclasses.replace(defaults[parameter], **given | {"parameter": parameter})
+
+
+# After which change a parameter is back where it was.
+_CYCLES = {"angle": 360.0, "hue": 360.0}
 
 
 class _Motion(NamedTuple):
@@ -166,6 +171,24 @@ class ParametricDataset(SequenceDataset):
         # Starts are random with this probability; without it nothing varies.
         ranges = self.start_ranges if self.random_start_prob > 0 else ()
         return StartFactors(self, ranges, bins, self.class_name)
+
+    def coverage(self, k: int) -> Coverage | None:
+        """Return which states of a transformation training sequences show; None if it has none."""
+        motion, (low, high) = self._motions[k], sorted(self.start_ranges[k])
+        if motion.step == 0:
+            return None
+        starts, rests = [motion.start], [motion.rest]
+        if self.initial_state == "random" and self.random_start_prob > 0:
+            rests += [low, high]
+            starts += [low, high] if self.active_start == "random" else []
+        values = [start + motion.step * t for start in starts for t in (0, self.horizon)]
+        return Coverage.of_values(
+            motion.start,
+            motion.step,
+            moving=(min(values), max(values)),
+            resting=(min(rests), max(rests)),
+            cycle=_CYCLES.get(motion.parameter),
+        )
 
     def _parameters(
         self,

@@ -67,7 +67,7 @@ class Video:
         self.shown = np.arange(len(stamps))
         if None not in stamps and len(set(stamps)) == len(stamps):
             self.stamps = np.unique(np.array(stamps, dtype=np.int64))
-            self.shown = self._show_constant_rate(self.stamps)
+            self.shown = constant_rate(self.stamps, path)
         with _open(path) as container:
             first = next(container.decode(_stream(container, path)), None)
             if first is None:
@@ -97,38 +97,6 @@ class Video:
                 f"{len(self)} frames. Repair or remove it."
             )
         return frames
-
-    def _show_constant_rate(self, stamps: Int[np.ndarray, "n"]) -> Int[np.ndarray, "f"]:
-        """Return the number of the frame that is shown at each of equally distant times."""
-        count = len(stamps)
-        numbers = np.arange(count)
-        if count < 3:
-            return numbers
-        elapsed = stamps - stamps[0]
-        gaps = np.diff(elapsed)
-        interval = float(np.median(gaps))
-        # A camera that misses a single frame now and then is not said to have a variable rate.
-        missed = (gaps > 1.5 * interval) & (gaps < 2.5 * interval)
-        if missed.mean() <= _MISSED:
-            gaps = np.where(missed, interval, gaps)
-        times = np.concatenate([[0], np.cumsum(gaps)])
-        mean = times[-1] / (count - 1)
-        if np.abs(times - mean * numbers).max() <= _JITTER * mean:
-            return numbers
-        total = round(float(elapsed[-1]) / interval) + 1
-        if total > _MAX_REPEATS * count:
-            raise DataError(
-                f"{self.path} has a variable frame rate: its {count} frames would be {total} at a "
-                "constant one. Re-encode it at a constant rate."
-            )
-        _log.warning(
-            "%s has a variable frame rate: its %d frames become %d at a constant one.",
-            self.path,
-            count,
-            total,
-        )
-        middles = interval * (np.arange(total) + 0.5)
-        return np.searchsorted(elapsed, middles) - 1
 
     def _decode(
         self, numbers: Int[np.ndarray, "f"], stamps: Int[np.ndarray, "n"] | None
@@ -176,6 +144,47 @@ class Video:
             pixels, a, d = pixels.swapaxes(0, 1), c, b
         rows, columns = (slice(None, None, -1 if sign < 0 else 1) for sign in (d, a))
         return np.ascontiguousarray(pixels[rows, columns])
+
+
+def constant_rate(stamps: Int[np.ndarray, "n"], path: Path) -> Int[np.ndarray, "f"]:
+    """Return the number of the frame that is shown at each of equally distant times.
+
+    Args:
+        stamps: times at which frames begin, increasing.
+        path: the file, for messages.
+
+    Raises:
+        DataError: a rate that is so variable that there would be very many.
+    """
+    count = len(stamps)
+    numbers = np.arange(count)
+    if count < 3:
+        return numbers
+    elapsed = stamps - stamps[0]
+    gaps = np.diff(elapsed)
+    interval = float(np.median(gaps))
+    # A camera that misses a single frame now and then is not said to have a variable rate.
+    missed = (gaps > 1.5 * interval) & (gaps < 2.5 * interval)
+    if missed.mean() <= _MISSED:
+        gaps = np.where(missed, interval, gaps)
+    times = np.concatenate([[0], np.cumsum(gaps)])
+    mean = times[-1] / (count - 1)
+    if np.abs(times - mean * numbers).max() <= _JITTER * mean:
+        return numbers
+    total = round(float(elapsed[-1]) / interval) + 1
+    if total > _MAX_REPEATS * count:
+        raise DataError(
+            f"{path} has a variable frame rate: its {count} frames would be {total} at a "
+            "constant one. Re-encode it at a constant rate."
+        )
+    _log.warning(
+        "%s has a variable frame rate: its %d frames become %d at a constant one.",
+        path,
+        count,
+        total,
+    )
+    middles = interval * (np.arange(total) + 0.5)
+    return np.searchsorted(elapsed, middles) - 1
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """Batches, and what follows for every data set from the frames that it renders."""
 
+import dataclasses
 import itertools
 import pickle
 
@@ -46,13 +47,31 @@ def test_full_sequences_hold_every_frame():
 @pytest.mark.parametrize("drawn", [1, 2, 5])
 def test_weighted_sum_is_unbiased(drawn: int):
     """Its mean over all equally likely subsets of frames is the sum over all frames, exactly."""
-    horizon = 5
-    cost = torch.rand(horizon + 1).double()
-    subsets = [(0, *later) for later in itertools.combinations(range(1, horizon + 1), drawn)]
-    times = torch.tensor(subsets)
-    frames = torch.zeros(len(times), drawn + 1, 1, 1, 1, dtype=torch.float64)
-    estimates = (SequenceBatch(frames, times, None, horizon).weights * cost[times]).sum(dim=1)
+    data = TransformedImages(torch.zeros(1, 1, 4, 4, dtype=torch.uint8), horizon=5).in_dtype(
+        torch.float64
+    )
+    cost = torch.rand(6).double()
+    times = torch.tensor([(0, *later) for later in itertools.combinations(range(1, 6), drawn)])
+    batch = data.sample([0] * len(times), "hue", times)
+    estimates = (batch.weights * cost[times]).sum(dim=1)
     torch.testing.assert_close(estimates.mean(), cost.sum(), rtol=1e-12, atol=0)
+    assert batch.is_complete == (drawn == 5)
+
+
+def test_frames_may_come_in_any_order_and_a_first_one_need_not_count(dataset):
+    times = torch.tensor([[3, 0, 3, 8], [8, 7, 1, 8]])
+    batch = dataset.sample([4, 5], "rotation", times)
+    whole = dataset.sample([4, 5], "rotation")
+    for row in range(2):
+        assert torch.equal(batch.frames[row], whole.frames[row, times[row]])
+    assert whole.is_complete
+    assert not batch.is_complete
+    assert not dataset.sample([4, 5], times=whole.times.flip(1)).is_complete
+    assert batch.counted is batch
+    later = dataclasses.replace(batch, first_weight=0.0, later_weight=2.5).counted
+    assert torch.equal(later.times, times[:, 1:])
+    assert torch.equal(later.frames, batch.frames[:, 1:])
+    assert later.weights.tolist() == [[2.5] * 3] * 2
 
 
 @pytest.mark.parametrize(
@@ -115,7 +134,7 @@ TIMES = torch.zeros(2, 1, dtype=torch.long)
         ("labels", {"labels": torch.tensor([0])}),
         ("labels", {"labels": torch.tensor([0.0, 1.0])}),
         ("times", {"times": TIMES + 9}),
-        ("times", {"times": TIMES + 1}),
+        ("times", {"times": TIMES - 1}),
         ("times", {"times": TIMES[:1]}),
         ("times", {"times": TIMES.float()}),
         ("starts", {"starts": torch.zeros(2, 3)}),

@@ -161,7 +161,7 @@ def test_repacking_keeps_everything_and_makes_short_chunks(tmp_path):
     file = ArrayFile(tmp_path / "new.h5")
     assert (file.chunks, ArrayStore(file).chunks_are_long) == ((1, 6, 8, 3), False)
     assert np.array_equal(file[:], many)
-    assert file.read_labels() == list(range(120))
+    assert file.read_beside("labels", 120) == list(range(120))
     with h5py.File(tmp_path / "new.h5") as new:
         assert new.attrs["description"] == "what it is"
     for target in (tmp_path / "new.h5", tmp_path / "nowhere" / "new.h5"):

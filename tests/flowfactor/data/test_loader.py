@@ -118,6 +118,38 @@ def test_every_subset_of_frames_is_equally_likely():
     assert ((counts - 200) ** 2 / 200).sum() < 20.5
 
 
+def test_any_frame_first_and_any_others():
+    """Every pair of the encoded frame and the other one is equally likely."""
+    images = torch.zeros(4, 1, 4, 4, dtype=torch.uint8)
+    data = TransformedImages(images, horizon=3)
+    batch = SequenceLoader(data, 1600, frames_per_sequence=1, encoded_frame="random").batch(0)
+    pairs, counts = batch.times.unique(dim=0, return_counts=True)
+    assert pairs.tolist() == [list(pair) for pair in itertools.product(range(4), repeat=2)]
+    # 100 expected each; chi-squared of 15 degrees of freedom exceeds 37.7 once in 1,000 seeds.
+    assert ((counts - 100) ** 2 / 100).sum() < 37.7
+    assert batch.weights.unique(dim=0).tolist() == [[0.0, 4.0]]
+
+
+@pytest.mark.parametrize(("given", "drawn"), [(1, 1), (3, 3), (9, 9), (None, 9)])
+def test_frames_beside_a_random_one(dataset: TransformedImages, given, drawn):
+    """Their costs estimate the sum over all frames, whichever frame is encoded."""
+    loaders = [
+        SequenceLoader(dataset, 30, frames_per_sequence=given, encoded_frame="random", seed=3)
+        for _ in range(2)
+    ]
+    batch = loaders[0].batch(4)
+    assert same(batch, loaders[1].batch(4))
+    assert not same(batch, loaders[0].batch(3))
+    assert same(batch, dataset.sample(loaders[0].indices(4), batch.labels, batch.times))
+    assert torch.equal(batch.labels, batch.labels.sort().values)
+    later = batch.times[:, 1:]
+    assert later.shape[1] == drawn
+    assert (later.diff(dim=1) > 0).all()
+    assert 0 <= batch.times.min() <= batch.times.max() <= 8
+    assert (batch.times[:, 0] > later[:, -1]).any() or drawn == 9
+    assert (batch.first_weight, batch.later_weight) == (0.0, 9 / drawn)
+
+
 def test_steps_per_epoch(dataset: TransformedImages):
     assert SequenceLoader(dataset, 10).steps_per_epoch == 3
     assert SequenceLoader(dataset, 8).steps_per_epoch == 4
@@ -201,11 +233,14 @@ def test_batches_of_transformations_that_are_chosen_have_not_changed(dataset: Tr
         ("batch_size", {"batch_size": 0}),
         ("frames_per_sequence", {"frames_per_sequence": 0}),
         ("frames_per_sequence", {"frames_per_sequence": 9}),
+        ("frames_per_sequence", {"frames_per_sequence": 10, "encoded_frame": "random"}),
+        ("encoded_frame", {"encoded_frame": "last"}),
         ("seed", {"seed": -1}),
         ("rank", {"rank": 2, "world_size": 2}),
         ("rank", {"rank": -1}),
     ],
 )
+@pytest.mark.wrong_types
 def test_bad_loader(dataset: TransformedImages, name, arguments):
     with pytest.raises(DataError, match=name):
         SequenceLoader(dataset, **{"batch_size": 4, **arguments})

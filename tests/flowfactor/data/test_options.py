@@ -8,11 +8,16 @@ from flowfactor.options import dump, fields_of, parse
 from flowfactor.registries import DATA
 
 SOURCES = [
+    "digits",
+    "dsprites",
     "factor_grid",
-    "images",
-    "mnist",
     "falcor3d",
+    "images",
     "isaac3d",
+    "letters",
+    "mnist",
+    "mpi3d",
+    "photos",
     "recordings",
     "shapes3d",
     "sprites",

@@ -78,7 +78,9 @@ def test_archives_that_fill_the_memory(tmp_path, monkeypatch):
         file.create_dataset("images", (10**6, 64, 64, 3), np.uint8, chunks=(1, 64, 64, 3))
     with pytest.raises(DataError, match="made to fill the memory"):
         open_store(tmp_path / "a.h5")
-    np.savez(tmp_path / "b.npz", np.frombuffer(np.random.default_rng(0).bytes(1 << 20), np.uint8))
+    np.savez_compressed(
+        tmp_path / "b.npz", np.frombuffer(np.random.default_rng(0).bytes(1 << 20), np.uint8)
+    )
     monkeypatch.setattr(readers, "_free_memory", lambda: 1000.0)
     with pytest.raises(DataError, match="are free"):
         read_images(tmp_path / "b.npz")
@@ -164,10 +166,11 @@ def test_exif_orientation(tmp_path, orientation, suffix):
 
 
 @pytest.mark.parametrize("suffix", ["gif", "webp", "png", "tif"])
-def test_animated_pictures_are_refused(tmp_path, suffix):
+def test_animated_pictures_are_no_stills(tmp_path, suffix):
     images = [Image.fromarray(np.roll(PIXELS, shift, 0)) for shift in range(3)]
     images[0].save(tmp_path / f"a.{suffix}", save_all=True, append_images=images[1:])
-    for reader in (read_images, open_store, Recordings):
+    # Where films are read they are films, but for pages of a document.
+    for reader in (read_images, open_store, *((Recordings,) if suffix == "tif" else ())):
         with pytest.raises(DataError, match="several pictures"):
             reader(tmp_path)
 

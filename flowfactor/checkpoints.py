@@ -86,14 +86,7 @@ def load(
         >>> torch.equal(model.decode(z), again.decode(z))
         True
     """
-    path = Path(run)
-    if path.is_dir():
-        path = path / MODEL_FILE
-    if not path.exists():
-        raise RunError(
-            f"There is no trained model at {path}. Give the folder of a run that has finished or "
-            f"saved at least one model: `flowfactor train CONFIG --out {Path(run)}` makes one."
-        )
+    path = _model_file(run)
     saved = read(path)
     try:
         weights = saved["weights"]
@@ -110,6 +103,43 @@ def load(
             f"version or for another model."
         ) from error
     return model.to(device).eval()
+
+
+def _model_file(run: str | os.PathLike[str]) -> Path:
+    """Return the model file of a run, or the file itself.
+
+    Raises:
+        RunError: there is none.
+    """
+    path = Path(run)
+    if path.is_dir():
+        path = path / MODEL_FILE
+    if not path.exists():
+        raise RunError(
+            f"There is no trained model at {path}. Give the folder of a run that has finished or "
+            f"saved at least one model: `flowfactor train CONFIG --out {Path(run)}` makes one."
+        )
+    return path
+
+
+def digest(run: str | os.PathLike[str]) -> str:
+    """Return the SHA-256 that seals the model file of a run; other weights have another one.
+
+    It is read from the end of the file, which :func:`load` compares with the rest.
+
+    Args:
+        run: a folder, or the file itself.
+
+    Raises:
+        RunError: there is no model, or its file has no seal.
+    """
+    path = _model_file(run)
+    with path.open("rb") as file:
+        file.seek(-min(_SEAL_SIZE, file.seek(0, os.SEEK_END)), os.SEEK_END)
+        seal = file.read()
+    if len(seal) != _SEAL_SIZE or not seal.startswith(_SEAL):
+        raise RunError(f"{path} is damaged: its checksum is missing. Restore it from a copy.")
+    return seal.removeprefix(_SEAL).decode("ascii", errors="replace")
 
 
 def _rebuild(saved: dict[str, Any], path: Path) -> SequenceModel:

@@ -212,7 +212,7 @@ def check_times(t: Any, *, ordered: bool = True, each: bool = False) -> None:
     if times.ndim > 1 or not times.numel():
         raise ValueError(f"{wanted}; t has the shape {tuple(times.shape)}")
     try:
-        values = [float(value) for value in times.detach().reshape(-1).double().tolist()]
+        values = [float(value) for value in times.detach().reshape(-1).tolist()]
     except RuntimeError:  # no values: under torch.func.vmap
         return
     if not all(map(math.isfinite, values)):

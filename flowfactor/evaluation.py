@@ -99,7 +99,7 @@ def evaluate(
         >>> list(evaluation.metrics)
         ['equivariance', 'log_likelihood', 'solver_independence']
         >>> list(evaluation.tables())
-        ['errors', 'log_likelihood']
+        ['properties', 'errors', 'log_likelihood']
     """
     options = EvaluationOptions() if options is None else options
     check_type("model", model, SequenceModel)
@@ -108,6 +108,8 @@ def evaluate(
             check_type(name, each, SequenceDataset)
     check_type("options", options, EvaluationOptions)
     check_integer("seed", seed, 0)
+    data = model.match_precision(data)
+    held_out = None if held_out is None else model.match_precision(held_out)
     context = MetricContext(
         model,
         infer_labels(model, data),

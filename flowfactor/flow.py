@@ -13,7 +13,18 @@ from torch import Tensor
 
 import solvers
 from flowfactor.potentials import Potential
-from solvers import RK4, Direct, Euler, Gradient, Method, Solution, SolverError, State, Stats
+from solvers import (
+    RK4,
+    Direct,
+    Euler,
+    Gradient,
+    Method,
+    Observer,
+    Solution,
+    SolverError,
+    State,
+    Stats,
+)
 from solvers.checks import check_sample_times
 
 LogDensity = bool | Literal["discrete"]
@@ -47,6 +58,7 @@ def trace(
     gradient: Gradient = Direct(),
     log_density: LogDensity = False,
     per_sample: bool = False,
+    observer: Observer | None = None,
 ) -> Path:
     r"""Follow ``dz/dt = grad u(z, t)`` and return the whole :class:`Path`.
 
@@ -69,6 +81,7 @@ def trace(
             which is exact for any size of step; it needs ``Euler(steps=n)``.
         per_sample: let an adaptive method choose its steps for every sample by itself, so that
             the result does not depend on the rest of the batch.
+        observer: called after each step, see :func:`solvers.solve`.
 
     Raises:
         ValueError, TypeError: shapes or dtypes that do not match, times that do not run one way,
@@ -94,7 +107,7 @@ def trace(
     if log_density == "discrete":
         if per_sample:
             raise ValueError("per_sample is for adaptive methods, a discrete log-density is not")
-        return _trace_discrete(z, potential, times, grid, wanted, method, gradient)
+        return _trace_discrete(z, potential, times, grid, wanted, method, gradient, observer)
     if not isinstance(log_density, bool):
         raise ValueError(f"log_density is {log_density!r}; it is True, False or 'discrete'")
 
@@ -106,7 +119,7 @@ def trace(
         return velocity, divergence
 
     start: State = (z, z.new_zeros(z.shape[0])) if log_density else z
-    solution = _solve(field, start, grid, method, gradient, potential, z, per_sample)
+    solution = _solve(field, start, grid, method, gradient, potential, z, per_sample, observer)
     ys = solution.ys if wanted is None else _index_time(solution.ys, wanted)
     if times.ndim == 2 and _is_column(t):
         # From 0 to 0 nothing moves.
@@ -157,65 +170,100 @@ def flow(
     return path[-1] if number else path
 
 
-def flow_to_zero(
+def trace_between(
     z: Float[Tensor, "b d"],
     potential: Potential,
-    t: Float[Tensor, "b"],
-    horizon: int,
+    start: Float[Tensor, "b"],
+    end: Float[Tensor, "b"],
     *,
     method: Method = RK4(),
     gradient: Gradient = Direct(),
-) -> Float[Tensor, "b d"]:
-    """Flow back to time 0, each sample from its own time.
+    log_density: bool = False,
+    fractions: Sequence[float] = (),
+) -> Path:
+    r"""Follow each latent over an interval of its own, all of them in equally many steps.
 
     .. code-block:: text
 
-        w(0) = z,   dw/ds = -t/T grad u(w, t (1 - s/T)),   the result is w(T)
+        w(0) = z,   dw/dr = (t - s) grad u(w, s + r (t - s)),   z_t = w(1)
 
-    which is the flow in a time that runs backwards and at the speed that brings all samples to 0
-    together. The method takes as many steps as for a whole sequence.
+    which is the flow from time s to t, forwards or backwards, at the speed that brings all latents
+    to the end together.
 
     Args:
-        z: latents at the times t.
-        potential: of each sample.
-        t: in ``[0, T]``.
-        horizon: the last frame T.
-        method: a solver of :mod:`solvers`.
+        z: the latents at the times ``start``, ``(B, D)``.
+        potential: u.
+        start: s, of each latent.
+        end: t, of each latent; where it equals s nothing moves.
+        method: a solver of :mod:`solvers`. The ``steps`` of a fixed-step method count for the whole
+            of every interval, however long; with fractions for each part of it.
         gradient: how the solver is differentiated.
+        log_density: whether to integrate ``log|det dz_t/dz_s|`` too.
+        fractions: values of r in (0, 1), increasing, where the path is asked for as well.
+
+    Returns:
+        The path at ``r = 0, *fractions, 1``, its times ``(B, 2 + len(fractions))``.
+
+    Raises:
+        ValueError, TypeError: shapes or dtypes that do not match, or fractions that do not increase
+            from 0 to 1.
+        solvers.SolverError: the solver did not reach the end.
 
     Example:
         >>> import torch, flowfactor
+        >>> from flowfactor.flow import trace_between
+        >>> from solvers import RK4
         >>> _ = torch.manual_seed(0)
-        >>> from flowfactor.flow import flow_to_zero
         >>> u = flowfactor.RidgePotential(("hue",), dim=4, width=8)["hue"]
-        >>> z = torch.randn(2, 4, generator=torch.Generator().manual_seed(0))
-        >>> back = flow_to_zero(z, u, torch.tensor([0.0, 3.0]), horizon=8)
-        >>> torch.allclose(back[0], z[0])
+        >>> z = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+        >>> start, end = torch.tensor([0.0, 3.0, 2.0]), torch.tensor([2.0, 0.0, 2.0])
+        >>> path = trace_between(z, u, start, end, method=RK4(steps=4))
+        >>> torch.allclose(path.z[-1, 1], flowfactor.flow(z, u, [3.0, 0.0])[-1, 1], atol=1e-4)
         True
-        >>> torch.allclose(back[1], flowfactor.flow(z, u, [3.0, 0.0])[-1, 1], atol=1e-4)
+        >>> torch.equal(path.z[-1, 2], z[2])
         True
     """
+    start, end = (_as_ends(name, t, z) for name, t in (("start", start), ("end", end)))
+    if not isinstance(log_density, bool):
+        raise ValueError(f"log_density must be True or False here; it is {log_density!r}")
+    elapsed = end - start
 
     def field(at: Tensor, state: State) -> State:
-        assert isinstance(state, Tensor)
-        speed = (t / horizon).unsqueeze(-1)
-        return -speed * potential.gradient(state, t * (1 - at / horizon))
+        t = start + at * elapsed
+        if isinstance(state, Tensor):
+            return elapsed.unsqueeze(-1) * potential.gradient(state, t)
+        velocity, divergence = potential.evaluate(state[0], t, ("gradient", "laplacian"))
+        return elapsed.unsqueeze(-1) * velocity, elapsed * divergence
 
-    grid = torch.arange(horizon + 1, dtype=z.dtype, device=z.device)
-    solution = _solve(field, z, grid, method, gradient, potential, z)
-    assert isinstance(solution.ys, Tensor)
-    return solution.ys[-1]
+    first: State = (z, z.new_zeros(z.shape[0])) if log_density else z
+    # Numbers, which need not be read from the device, and are constants to a compiler.
+    grid = [0.0, *fractions, 1.0]
+    solution = _solve(field, first, grid, method, gradient, potential, z)
+    times = torch.stack([start + r * elapsed for r in grid], dim=1)
+    if isinstance(solution.ys, Tensor):
+        return Path(solution.ys, None, times, solution.stats)
+    return Path(solution.ys[0], solution.ys[1], times, solution.stats)
+
+
+def _as_ends(name: str, t: Tensor, z: Tensor) -> Tensor:
+    """Return times of each latent in the latents' dtype."""
+    _check_latents(z)
+    if not isinstance(t, Tensor) or t.shape != z.shape[:1]:
+        kind = str(tuple(t.shape)) if isinstance(t, Tensor) else type(t).__name__
+        raise ValueError(f"{name} must be a time of each latent, ({len(z)},); it is {kind}")
+    return t.to(z)
 
 
 def _solve(
     field: solvers.VectorField,
     start: State,
-    grid: Tensor,
+    grid: Tensor | Sequence[float],
     method: Method,
     gradient: Gradient,
     potential: Potential,
     z: Tensor,
     per_sample: bool = False,
+    observer: Observer | None = None,
 ) -> Solution:
     try:
         with full_precision(z):
@@ -227,6 +275,7 @@ def _solve(
                 gradient,
                 parameters=potential.tensors(),
                 per_sample=per_sample,
+                observer=observer,
             )
     except SolverError as error:
         raise _explain(error, z) from error
@@ -240,6 +289,7 @@ def _trace_discrete(
     wanted: Tensor | None,
     method: Method,
     gradient: Gradient,
+    observer: Observer | None,
 ) -> Path:
     """Return the path of Euler's method with the log-determinant of the steps that it takes."""
     counts = check_discrete(method).steps
@@ -258,7 +308,7 @@ def _trace_discrete(
         assert isinstance(state, Tensor)
         return potential.gradient(state, at)
 
-    solution = _solve(field, z, steps, Euler(steps=1), gradient, potential, z)
+    solution = _solve(field, z, steps, Euler(steps=1), gradient, potential, z, observer=observer)
     ys = solution.ys
     assert isinstance(ys, Tensor)
     log_det = [z.new_zeros(z.shape[0])]
@@ -302,11 +352,15 @@ def _explain(error: SolverError, z: Tensor) -> SolverError:
     return SolverError(message, error.status, error.time, error.stats)
 
 
-def _as_times(t: float | Sequence[float] | Tensor, z: Tensor) -> Tensor:
-    """Return the times as ``(T,)``; a number t becomes ``(0, t)``."""
+def _check_latents(z: Any) -> None:
     if not isinstance(z, Tensor) or not z.is_floating_point():
         kind = str(z.dtype) if isinstance(z, Tensor) else type(z).__name__
         raise TypeError(f"z must be a tensor of floating-point numbers (B, D); it is {kind}")
+
+
+def _as_times(t: float | Sequence[float] | Tensor, z: Tensor) -> Tensor:
+    """Return the times as ``(T,)``; a number t becomes ``(0, t)``."""
+    _check_latents(z)
     times = torch.as_tensor(t, dtype=z.dtype, device=z.device)
     if times.ndim == 0:
         times = torch.stack([torch.zeros_like(times), times])

@@ -10,7 +10,12 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from flowfactor.networks import ImageShape, halving_convolutions, reduced_shape
+from flowfactor.networks import (
+    ImageShape,
+    halving_convolutions,
+    reduced_shape,
+    single_precision,
+)
 from flowfactor.options import (
     NonNegativeInt,
     PositiveFloat,
@@ -53,10 +58,10 @@ class TransformationPosterior(nn.Module):
 
     .. code-block:: text
 
-        logits = head( mean over t > 0 of g(x_0, x_t, t / T) )
+        logits = head( mean over t of g(x_s, x_t, (t - s) / T) )
 
-    Every later frame is seen together with frame 0, by strided convolutions and a linear layer, and
-    the mean makes one vector of any number of frames.
+    Every later frame is seen together with the first one of the batch, whose time is s, by strided
+    convolutions and a linear layer, and the mean makes one vector of any number of frames.
 
     Args:
         image_shape: ``(C, H, W)``, sides divisible by ``2 ** len(channels)``.
@@ -105,7 +110,7 @@ class TransformationPosterior(nn.Module):
         """Return the logits.
 
         Args:
-            frames: frame 0 first, and at least one more.
+            frames: at least two of each sequence.
             times: the number of every frame.
 
         Raises:
@@ -119,6 +124,7 @@ class TransformationPosterior(nn.Module):
         pairs = torch.cat([frames[:, :1].expand_as(later), later], dim=2)
         seen = self.pair(rearrange(pairs, "b f c h w -> (b f) c h w"))
         seen = rearrange(seen, "(b f) d -> b f d", b=len(frames))
-        when = self.time(times[:, 1:, None].to(seen.dtype) / self.horizon)
+        elapsed = times[:, 1:] - times[:, :1]
+        when = self.time(elapsed.unsqueeze(-1).to(seen.dtype) / self.horizon)
         logits: Tensor = self.logits(self.head(seen + when).mean(1))
-        return logits.float()
+        return single_precision(logits)

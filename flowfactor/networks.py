@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
+from einops.layers.torch import Rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -77,6 +80,40 @@ class ResidualEncoderOptions(ConvEncoderOptions):
     blocks: NonNegativeInt = 1
 
 
+@ENCODERS.register("patch")
+@options
+class PatchEncoderOptions(NetworkOptions):
+    """Options of a :class:`PatchEncoder`, the fastest for images of some 28 pixels."""
+
+    patch: PositiveInt = 4
+    """Side of a square, in pixels; it divides both sides of the image."""
+    width: PositiveInt = 64
+    """Channels of a square."""
+    hidden: tuple[PositiveInt, ...] = (256,)
+    """Widths of the layers between the squares and the head."""
+
+    def build(self, image_shape: ImageShape, latent_dim: int) -> nn.Module:
+        """Return the untrained encoder."""
+        return PatchEncoder(image_shape, latent_dim, self)
+
+
+@ENCODERS.register("warp")
+@options
+class WarpEncoderOptions(PatchEncoderOptions):
+    """Options of a :class:`WarpEncoder`, for images that are moved, turned or zoomed."""
+
+    width: PositiveInt = 32
+    """Channels of a square in the layers that encode what an image shows."""
+    pose_width: PositiveInt = 32
+    """Channels of a square in the layers that find the pose."""
+    pose_hidden: PositiveInt = 128
+    """Width of the layer from which the pose is read."""
+
+    def build(self, image_shape: ImageShape, latent_dim: int) -> nn.Module:
+        """Return the untrained encoder."""
+        return WarpEncoder(image_shape, latent_dim, self)
+
+
 @DECODERS.register("mlp")
 @options
 class MLPDecoderOptions(NetworkOptions):
@@ -90,6 +127,19 @@ class MLPDecoderOptions(NetworkOptions):
     def build(self, image_shape: ImageShape, latent_dim: int) -> nn.Module:
         """Return the untrained decoder."""
         return MLPDecoder(image_shape, latent_dim, self)
+
+
+@DECODERS.register("warp")
+@options
+class WarpDecoderOptions(MLPDecoderOptions):
+    """Options of a :class:`WarpDecoder`, for images that are moved, turned or zoomed."""
+
+    tint: bool = False
+    """Whether an image has one colour: a grey picture and a colour are decoded, and multiplied."""
+
+    def build(self, image_shape: ImageShape, latent_dim: int) -> nn.Module:
+        """Return the untrained decoder."""
+        return WarpDecoder(image_shape, latent_dim, self)
 
 
 @DECODERS.register("conv")
@@ -180,6 +230,104 @@ class ConvEncoder(nn.Module):
         return out
 
 
+class PatchEncoder(nn.Module):
+    """Squares of an image through one shared linear layer, all of them together through others.
+
+    Maps images ``(B, C, H, W)`` to ``(B, 2 D)``. Every layer is one large matrix product, which
+    is what a CPU does fastest.
+
+    Args:
+        image_shape: ``(C, H, W)``; H and W divisible by ``options.patch``.
+        latent_dim: D; the head gives mean and log standard deviation.
+        options: the sizes of the layers.
+
+    Raises:
+        ValueError: the image cannot be cut into such squares.
+
+    Example:
+        >>> import torch
+        >>> encoder = PatchEncoder((3, 28, 28), 10, PatchEncoderOptions(patch=7))
+        >>> encoder(torch.rand(2, 3, 28, 28)).shape
+        torch.Size([2, 20])
+    """
+
+    def __init__(
+        self,
+        image_shape: ImageShape,
+        latent_dim: int,
+        options: PatchEncoderOptions = PatchEncoderOptions(),
+    ) -> None:
+        super().__init__()
+        squares, size = _squares(image_shape, options.patch, options.width, options.hidden)
+        head = nn.Linear(size, 2 * latent_dim)
+        self.network = nn.Sequential(*squares, head)
+        _initialise(self.network)
+        _start_moderate(head, latent_dim)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b m"]:
+        """Return mean and log standard deviation, side by side."""
+        out: Tensor = self.network(x)
+        return out
+
+
+class WarpEncoder(nn.Module):
+    """Find the pose of an image, undo it by an affine warp, and encode both.
+
+    .. code-block:: text
+
+        pose    = squares(x)                          as in a :class:`PatchEncoder`
+        content = squares(x o theta(pose))            theta an affine map of the plane
+        out     = linear(pose, content)
+
+    An image that was moved, turned or zoomed then looks the same to the layers that encode what it
+    shows. Nobody teaches the pose: it is learned with the rest, starting from ``theta = 1``.
+
+    Maps images ``(B, C, H, W)`` to ``(B, 2 D)``.
+
+    Args:
+        image_shape: ``(C, H, W)``; H and W divisible by ``options.patch``.
+        latent_dim: D; the head gives mean and log standard deviation.
+        options: the sizes of the layers.
+
+    Raises:
+        ValueError: the image cannot be cut into such squares.
+
+    Source: Jaderberg, Simonyan, Zisserman, Kavukcuoglu, "Spatial Transformer Networks", NeurIPS
+    2015, arXiv:1506.02025.
+
+    Example:
+        >>> import torch
+        >>> encoder = WarpEncoder((3, 28, 28), 10)
+        >>> encoder(torch.rand(2, 3, 28, 28)).shape
+        torch.Size([2, 20])
+    """
+
+    def __init__(
+        self,
+        image_shape: ImageShape,
+        latent_dim: int,
+        options: WarpEncoderOptions = WarpEncoderOptions(),
+    ) -> None:
+        super().__init__()
+        pose, pose_size = _squares(
+            image_shape, options.patch, options.pose_width, (options.pose_hidden,)
+        )
+        content, size = _squares(image_shape, options.patch, options.width, options.hidden)
+        self.pose = nn.Sequential(*pose)
+        self.theta = _Affine(pose_size)
+        self.content = nn.Sequential(*content)
+        self.head = nn.Linear(pose_size + size, 2 * latent_dim)
+        _initialise(self)
+        _start_moderate(self.head, latent_dim)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b m"]:
+        """Return mean and log standard deviation, side by side."""
+        pose = self.pose(x)
+        upright = _warp(x, self.theta(pose))
+        out: Tensor = self.head(torch.cat([pose, self.content(upright)], dim=1))
+        return out
+
+
 class MLPDecoder(nn.Module):
     """Fully connected layers: latents ``(B, D)`` to logits ``(B, C, H, W)``.
 
@@ -201,13 +349,8 @@ class MLPDecoder(nn.Module):
         options: MLPDecoderOptions = MLPDecoderOptions(),
     ) -> None:
         super().__init__()
-        hidden = options.hidden
-        if not hidden:
-            raise ValueError("hidden must name the width of at least one layer")
-        layers: list[nn.Module] = []
-        for before, after in zip([latent_dim, *hidden[:-1]], hidden, strict=True):
-            layers += [nn.Linear(before, after), nn.SiLU()]
-        last = nn.Linear(hidden[-1], math.prod(image_shape))
+        layers = _hidden_layers(latent_dim, options.hidden)
+        last = nn.Linear(options.hidden[-1], math.prod(image_shape))
         self.network = nn.Sequential(*layers, last, nn.Unflatten(1, image_shape))
         _initialise(self.network)
         _start_dark(last, options.brightness)
@@ -216,6 +359,70 @@ class MLPDecoder(nn.Module):
         """Return one logit for each pixel."""
         logits: Tensor = self.network(z)
         return logits
+
+
+class WarpDecoder(nn.Module):
+    """Draw an upright picture and give it a pose, by an affine warp, and a colour if asked for.
+
+    .. code-block:: text
+
+        logits = picture(h) o theta(h)                       with h = MLP(z)
+        p      = sigmoid(logits) sigmoid(colour(h))          with ``tint``, of one channel
+
+    What moves, turns or zooms an image then moves six numbers instead of all pixels. Beyond the
+    picture all is dark. With ``tint`` the logits returned are those of the product p.
+
+    Maps latents ``(B, D)`` to logits ``(B, C, H, W)``.
+
+    Args:
+        image_shape: ``(C, H, W)``.
+        latent_dim: D.
+        options: the sizes of the layers.
+
+    Raises:
+        ValueError: there is no hidden layer.
+
+    Source: Jaderberg et al., arXiv:1506.02025, for the warp.
+
+    Example:
+        >>> import torch
+        >>> decoder = WarpDecoder((3, 28, 28), 10, WarpDecoderOptions(tint=True))
+        >>> decoder(torch.randn(2, 10)).shape
+        torch.Size([2, 3, 28, 28])
+    """
+
+    def __init__(
+        self,
+        image_shape: ImageShape,
+        latent_dim: int,
+        options: WarpDecoderOptions = WarpDecoderOptions(),
+    ) -> None:
+        super().__init__()
+        channels, height, width = image_shape
+        self.hidden = nn.Sequential(*_hidden_layers(latent_dim, options.hidden))
+        size = options.hidden[-1]
+        drawn = (1 if options.tint else channels, height, width)
+        last = nn.Linear(size, math.prod(drawn))
+        self.picture = nn.Sequential(last, nn.Unflatten(1, drawn))
+        self.theta = _Affine(size)
+        self.colour = nn.Linear(size, channels) if options.tint else None
+        _initialise(self)
+        _start_dark(last, options.brightness)
+        if self.colour is not None:
+            _start_dark(self.colour, 0.6)
+
+    def forward(self, z: Float[Tensor, "b d"]) -> Float[Tensor, "b c h w"]:
+        """Return one logit for each pixel."""
+        h = self.hidden(z)
+        picture = single_precision(self.picture(h))
+        # The warp fills up with zeros what it sees beyond the picture.
+        logits = _warp(picture - _DARK, self.theta(h)) + _DARK
+        if self.colour is None:
+            return logits
+        colour = single_precision(self.colour(h))[:, :, None, None]
+        # With odds 1 / a and 1 / b of the factors, those of the product are 1 / (a + b + a b).
+        a, b = ((-each).clamp(-40, 40).exp() for each in (logits, colour))
+        return -torch.addcmul(b, a, 1 + b).log()
 
 
 class ConvDecoder(nn.Module):
@@ -362,6 +569,72 @@ def _initialise(network: nn.Module) -> None:
             nn.init.zeros_(block.last.weight)
 
 
+def _hidden_layers(size: int, hidden: Sequence[int]) -> list[nn.Module]:
+    """Return linear layers of some widths, each with its nonlinearity.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if not hidden:
+        raise ValueError("hidden must name the width of at least one layer")
+    layers: list[nn.Module] = []
+    for before, after in itertools.pairwise([size, *hidden]):
+        layers += [nn.Linear(before, after), nn.SiLU()]
+    return layers
+
+
+def _squares(
+    image_shape: ImageShape, side: int, width: int, hidden: Sequence[int]
+) -> tuple[list[nn.Module], int]:
+    """Return layers that see an image in squares, and the number of their outputs.
+
+    Raises:
+        ValueError: the image cannot be cut into such squares.
+    """
+    channels, height, image_width = image_shape
+    if height % side or image_width % side:
+        raise ValueError(
+            f"images of {height} x {image_width} pixels cannot be cut into squares of {side} "
+            "pixels; patch must divide both sides"
+        )
+    layers: list[nn.Module] = [
+        Rearrange("b c (h p) (w q) -> b (h w) (c p q)", p=side, q=side),
+        nn.Linear(channels * side * side, width),
+        nn.SiLU(),
+        nn.Flatten(),
+    ]
+    sizes = [(height // side) * (image_width // side) * width, *hidden]
+    for before, after in itertools.pairwise(sizes):
+        layers += [nn.Linear(before, after), nn.SiLU()]
+    return layers, sizes[-1]
+
+
+_DARK = -8.0
+"""The logit of a pixel beyond the picture."""
+
+
+def _warp(x: Float[Tensor, "b c h w"], theta: Float[Tensor, "b 2 3"]) -> Float[Tensor, "b c h w"]:
+    """Return ``x(theta(p))`` at all pixels p, 0 where theta leaves the image."""
+    grid = F.affine_grid(theta, list(x.shape), align_corners=False)
+    return F.grid_sample(single_precision(x), grid, align_corners=False)
+
+
+class _Affine(nn.Module):
+    """An affine map of the plane for each sample, near the identity: ``1 + 0.1 linear(h)``.
+
+    All pixels depend on these six numbers, so that they must not change as fast as others.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.change = nn.Linear(size, 6)
+        self.identity: Tensor
+        self.register_buffer("identity", torch.eye(2, 3), persistent=False)
+
+    def forward(self, h: Float[Tensor, "b m"]) -> Float[Tensor, "b 2 3"]:
+        return self.identity + 0.1 * single_precision(self.change(h)).view(-1, 2, 3)
+
+
 def _start_moderate(head: nn.Linear, latent_dim: int) -> None:
     """Let the untrained encoder give posteriors of moderate width, the same for all images."""
     with torch.no_grad():
@@ -394,3 +667,8 @@ def reduced_shape(image_shape: ImageShape, channels: Sequence[int]) -> tuple[int
             f"each of the channels {tuple(channels)}; both sides must be divisible by {factor}"
         )
     return channels[-1], height // factor, width // factor
+
+
+def single_precision(x: Tensor) -> Tensor:
+    """Return a network's output in float32 where it is in half precision."""
+    return x if x.dtype == torch.float64 else x.float()

@@ -46,17 +46,22 @@ class DiffusingPrior(nn.Module):
         return F.softplus(self.raw_diffusion)
 
     def variance(
-        self, k: Int[Tensor, "b"] | Float[Tensor, "b k"], t: Float[Tensor, "t"]
+        self, k: Int[Tensor, "b"] | Float[Tensor, "b k"], t: Float[Tensor, "t *b"]
     ) -> Float[Tensor, "t b"]:
-        """Return ``1 + 2 D_k t`` for every time and sample; with weights k, their mean ``D_k``."""
+        """Return ``1 + 2 D_k t`` for every time and sample; with weights k, their mean ``D_k``.
+
+        Args:
+            k: of each sample.
+            t: the times of all samples ``(T,)``, or of each ``(T, B)``.
+        """
         chosen = k @ self.diffusion if k.is_floating_point() else self.diffusion[k]
-        return 1 + 2 * torch.outer(t, chosen)
+        return 1 + 2 * (t.unsqueeze(-1) if t.ndim == 1 else t) * chosen
 
     def log_prob(
         self,
         z: Float[Tensor, "t b d"],
         k: Int[Tensor, "b"] | Float[Tensor, "b k"],
-        t: Float[Tensor, "t"],
+        t: Float[Tensor, "t *b"],
     ) -> Float[Tensor, "t b"]:
         """Return ``log p_t(z_t | k)`` in nats, for the latents of a path."""
         variance = self.variance(k, t)

@@ -35,6 +35,7 @@ class Evaluation:
         training: facts of the training: ``seed, steps, seconds, parameters, hardware``, ...
         command: that made it.
         environment: versions and hardware.
+        weights: SHA-256 of the model file that was measured; empty if the model was in no file.
 
     Example:
         >>> from flowfactor.metrics import PairClassification
@@ -57,18 +58,41 @@ class Evaluation:
     training: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     command: str = ""
     environment: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    weights: str = ""
 
     def result(self, metric: type[Any]) -> Any:
         """Return the result of a metric, or None if it was not measured."""
         return self.metrics.get(METRICS.name_of(metric) or "")
 
     def tables(self) -> dict[str, Table]:
-        """Return the tables of all metrics by name, in the order of the metrics."""
-        tables: dict[str, Table] = {}
-        for name, metric in registered_metrics():
-            if name in self.metrics:
-                tables |= metric.tables(self.metrics[name], self)
+        """Return :meth:`properties`, then the tables of all metrics, in their order, by name."""
+        tables = {} if (summary := self.properties()) is None else {"properties": summary}
+        for metric, result in self._measured():
+            tables |= metric.tables(result, self)
         return tables
+
+    def properties(self) -> Table | None:
+        """Return what the model can do, a line for each property; None if there is only one."""
+        rows = [
+            row for metric, result in self._measured() for row in metric.properties(result, self)
+        ]
+        columns = [
+            Column("value", bold=True),
+            Column("identity"),
+            Column("pixel copy"),
+            Column("floor"),
+        ]
+        title = f"Properties of the model on {self.images} {self.split} samples"
+        table = Table(columns, rows, title, "property")
+        return table.without_empty_columns() if len(rows) > 1 else None
+
+    def _measured(self) -> list[tuple[Any, Any]]:
+        """Return the metrics with their results."""
+        return [
+            (metric, self.metrics[name])
+            for name, metric in registered_metrics()
+            if name in self.metrics
+        ]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record as plain data."""

@@ -124,6 +124,7 @@ class Column:
         shown: whether tables that nobody chose columns for show it.
         deviates: whether seeds can differ in it, so that a deviation is informative.
         bold: whether all of its numbers are set in bold.
+        summary: what the summary of an evaluation calls the number; empty to leave it out.
     """
 
     key: str
@@ -134,6 +135,7 @@ class Column:
     shown: bool = True
     deviates: bool = True
     bold: bool = False
+    summary: str = ""
 
     @property
     def title(self) -> str:
@@ -146,6 +148,11 @@ class Column:
             return "not finite"
         sign = "+" if self.format.startswith("+") else ""
         return f"{number:{sign}z{self.format.removeprefix('+')}}"
+
+    def text_of(self, result: Any) -> str | None:
+        """Return the number of a result as text, None if it has none."""
+        number = None if self.value is None else self.value(result)
+        return None if number is None else self.write(number)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,6 +235,16 @@ class Table:
                     f"the row {row.label!r} has {len(row.values)} values for "
                     f"{len(self.columns)} columns"
                 )
+
+    def without_empty_columns(self) -> Table:
+        """Return the table without columns in which no row has a value."""
+        kept = [
+            i
+            for i in range(len(self.columns))
+            if any(row.values[i] is not None for row in self.rows)
+        ]
+        rows = [dataclasses.replace(row, values=[row.values[i] for i in kept]) for row in self.rows]
+        return dataclasses.replace(self, columns=[self.columns[i] for i in kept], rows=rows)
 
     def to_markdown(self) -> str:
         """Return the table and its notes, without the title, ended by a line feed."""

@@ -26,9 +26,10 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import flowfactor.loggers  # noqa: F401  (registers them)
-from flowfactor import checkpoints
+from flowfactor import checkpoints, machine
 from flowfactor.checks import check_integer, check_type, kind_of
 from flowfactor.data import SequenceBatch, SequenceDataset, SequenceLoader
+from flowfactor.data.loader import EncodedFrame
 from flowfactor.errors import ConfigError, DataError, FlowFactorError, RunError
 from flowfactor.interrupts import Interrupted, Notes, note_signals
 from flowfactor.models import SequenceModel
@@ -67,10 +68,14 @@ MAY_CHANGE = (
     "checkpoint_every",
     "accelerator",
     "loggers",
+    "threads",
 )
 """Options that may be others when a training is resumed."""
 _PROCESSES = ("devices", "num_nodes", "strategy")
 """Options of which only the number of processes matters to a resumed training."""
+
+_QUIET_SECONDS = 10.0
+"""Seconds of training after which the log gets a line, whatever happens."""
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +103,11 @@ class TrainingOptions:
     batch_size: PositiveInt = 66
     """Sequences per step and process."""
     frames_per_sequence: PositiveInt | None = 2
-    """Random frames of each sequence beside frame 0; null: all of them."""
+    """Random frames of each sequence beside the one that is encoded; null: all of them."""
+    encoded_frame: EncodedFrame = "first"
+    """Frame of each sequence that is encoded. ``first``: frame 0. ``random``: any, from which the
+    model explains others before and after it: its flows are then right from any state and
+    backwards."""
     learning_rate: PositiveFloat = 2e-3
     """Peak of the schedule."""
     warmup: NonNegativeInt = 200
@@ -132,8 +141,12 @@ class TrainingOptions:
     """Number of machines."""
     strategy: Literal["auto", "ddp"] = "auto"
     """How several processes train together."""
-    precision: Literal["32-true", "bf16-mixed"] = "32-true"
-    """Precision of the networks; potentials and losses are always computed in float32."""
+    precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
+    """Precision of the networks; potentials and losses are always computed in float32. ``auto``:
+    what is faster by a short measurement before the training, which keeps to it when resumed."""
+    threads: PositiveInt | Literal["auto"] = "auto"
+    """Threads of each process. ``auto``: as many as cores are idle when the training begins, and
+    no more than torch or ``OMP_NUM_THREADS`` say."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,6 +166,11 @@ class Progress:
     seconds_left: float
     terms: dict[str, float]
     split: str
+
+    @property
+    def time_left(self) -> str:
+        """The estimate as minutes and seconds."""
+        return "{}:{:02d}".format(*divmod(round(self.seconds_left), 60))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,7 +237,8 @@ def fit(
         TrainingError: the loss or the gradient is not finite. The last good state is kept.
         RunError: another process trains in the folder; there is nothing to resume, it is damaged,
             or it belongs to another model, other data or other options.
-        ConfigError: the options name devices that are not there.
+        ConfigError: the options name devices that are not there, or do not fit the model, such as
+            too few steps for its schedule.
         DataError: a sequence has no label, and the model needs all of them.
         TypeError, ValueError: other arguments than those above, or data with other
             transformations or images than the model.
@@ -237,12 +256,18 @@ def fit(
         (2, ('scaling', 'rotation', 'hue'))
     """
     _check_fit(model, training, validation, options, run, seed)
-    fabric = fabric or make_fabric(options)
+    if options.precision == "auto" and any(p.dtype == torch.float64 for p in model.parameters()):
+        options = dataclasses.replace(options, precision="32-true")  # which keeps float64 as it is
+    if fabric is None:
+        options, reasons = decide(options, run if resume else None)
+        for key, reason in reasons.items():
+            logger.info("%s: %s", key, reason)
+        fabric = make_fabric(options)
     identity = _identify(model, training, options, seed, fabric, settings or {})
     if isinstance(training, SequenceDataset):
-        training = training.to(fabric.device)
+        training = model.match_precision(training).to(fabric.device)
     if isinstance(validation, SequenceDataset):
-        validation = validation.to(fabric.device)
+        validation = model.match_precision(validation).to(fabric.device)
     if measure is None and options.validation_errors:
         measure = _measure_errors(model, training, validation, options.validation_errors)
     if isinstance(validation, SequenceDataset):
@@ -252,12 +277,13 @@ def fit(
             training,
             options.batch_size,
             frames_per_sequence=options.frames_per_sequence,
+            encoded_frame=options.encoded_frame,
             seed=seed,
             rank=fabric.global_rank,
             world_size=fabric.world_size,
         )
     trainer = _Trainer(model, options, Path(run), fabric, seed, measure, identity)
-    with lock_of(run, fabric), note_signals() as notes:
+    with machine.threads(options.threads), lock_of(run, fabric), note_signals() as notes:
         if resume:
             trainer.restore()
         elif fabric.is_global_zero:
@@ -302,6 +328,7 @@ def _identify(
         for key, value in dump(options).items()
         if key not in (*MAY_CHANGE, *_PROCESSES)
     }
+    identity["training.precision"] = fabric.strategy.precision.precision
     plain: dict[str, Any] = json.loads(json.dumps(identity, default=str))
     return plain
 
@@ -313,6 +340,7 @@ def _check_fit(
 
     Raises:
         TypeError, ValueError: the message names the argument.
+        ConfigError: a random frame is to be encoded, and the model cannot.
         DataError: a sequence has no label, and the model needs all of them.
     """
     check_type("model", model, SequenceModel)
@@ -323,6 +351,12 @@ def _check_fit(
         wanted = "a SequenceDataset, or batches with a method batch(step)"
         raise TypeError(f"training must be {wanted}; it is {kind_of(training)}")
     check_type("validation", validation, (SequenceDataset, Sequence))
+    loader = training if isinstance(training, SequenceLoader) else options
+    if loader.encoded_frame != "first" and not model.encodes_any_frame:
+        raise ConfigError(
+            f"training.encoded_frame: must be first, for a {type(model).__name__} encodes frame 0"
+        )
+    check_schedule(model, options)
     for name, data in (("training", training), ("validation", validation)):
         if isinstance(data, SequenceDataset):
             model.check_data(data, name, names=model.supervised)
@@ -334,29 +368,111 @@ def _check_fit(
                 model.check_sequences(batch, values=False, anywhere=True)
 
 
+def check_schedule(model: SequenceModel, options: TrainingOptions) -> None:
+    """Refuse a training that is half over, or more, before the whole model learns.
+
+    Args:
+        model: whose :attr:`~flowfactor.models.SequenceModel.schedule_steps` count.
+        options: of the training.
+
+    Raises:
+        ConfigError: there are too few steps.
+    """
+    needed = 2 * model.schedule_steps
+    if needed > options.steps:
+        raise ConfigError(
+            f"training.steps: must be at least {needed}, for the schedule of this "
+            f"{type(model).__name__} takes {model.schedule_steps} steps before all of it learns; "
+            f"it is {options.steps}. Train longer, or shorten the schedule "
+            f"(model.inference.warmup and anneal)."
+        )
+
+
+def decide(
+    options: TrainingOptions, run: str | os.PathLike[str] | None = None
+) -> tuple[TrainingOptions, dict[str, str]]:
+    """Replace every ``auto`` of precision and threads by what this machine does best now.
+
+    Args:
+        options: of a training.
+        run: a folder whose training is resumed: its precision is kept.
+
+    Returns:
+        The options, and for each that was ``auto`` its value and why, as text.
+
+    Raises:
+        ConfigError: there are no such devices.
+    """
+    changes: dict[str, Any] = {}
+    reasons: dict[str, str] = {}
+    if "auto" not in (options.precision, options.threads):
+        return options, reasons
+    planned = _plan_fabric(dataclasses.replace(options, precision="32-true"))
+    if options.threads == "auto":
+        alike = planned.world_size // options.num_nodes if planned.device.type == "cpu" else 1
+        changes["threads"], reason = machine.choose_threads(alike)
+        reasons["threads"] = f"{changes['threads']} ({reason})"
+    if options.precision == "auto":
+        kept = None if run is None else _precision_of(Path(run))
+        if kept is not None:
+            changes["precision"], reason = kept, "as the training began"
+        elif planned.world_size > 1:
+            changes["precision"] = "32-true"
+            reason = "not measured, since several processes must agree"
+        else:
+            rows = options.batch_size * (1 + (options.frames_per_sequence or 1))
+            with machine.threads(changes.get("threads", options.threads)):
+                changes["precision"], reason = machine.choose_precision(planned.device, rows)
+        reasons["precision"] = f"{changes['precision']} ({reason})"
+    return dataclasses.replace(options, **changes), reasons
+
+
+def _precision_of(run: Path) -> str | None:
+    """Return the precision of the training in a folder, None if there is none that can be read."""
+    try:
+        state = checkpoints.read(run / checkpoints.STATE_FILE)
+        precision = json.loads(state["identity"])["training.precision"]
+    except (RunError, LookupError, TypeError, ValueError):
+        return None  # which is reported where the training is resumed
+    return precision if precision in ("32-true", "bf16-mixed") else None
+
+
 def make_fabric(options: TrainingOptions) -> Fabric:
     """Return Fabric with the devices and precision of the options, its processes launched.
 
     Raises:
         ConfigError: there are no such devices.
     """
+    fabric = _plan_fabric(decide(options)[0])
+    try:
+        fabric.launch()
+    except (RuntimeError, ValueError) as error:
+        raise _no_such_devices(error) from error
+    return fabric
+
+
+def _plan_fabric(options: TrainingOptions) -> Fabric:
+    """Return Fabric before its processes are launched."""
     import lightning_fabric
 
+    precision: Any = options.precision
     try:
-        fabric = lightning_fabric.Fabric(
+        return lightning_fabric.Fabric(
             accelerator=options.accelerator,
             devices=options.devices,
             num_nodes=options.num_nodes,
             strategy=options.strategy,
-            precision=options.precision,
+            precision=precision,
         )
-        fabric.launch()
     except (RuntimeError, ValueError) as error:  # raised for devices that are not there
-        raise ConfigError(
-            f"training.accelerator, devices, strategy or precision: {error}. "
-            f"`--set training.accelerator=cpu` trains on the processor."
-        ) from error
-    return fabric
+        raise _no_such_devices(error) from error
+
+
+def _no_such_devices(error: Exception) -> ConfigError:
+    return ConfigError(
+        f"training.accelerator, devices, strategy or precision: {error}. "
+        f"`--set training.accelerator=cpu` trains on the processor."
+    )
 
 
 def _measure_errors(
@@ -421,6 +537,7 @@ class _Trainer:
         self.seconds = 0.0
         self.best = math.inf
         self.due: dict[str, dict[str, float]] = {}
+        self.warned = False
         torch.manual_seed(seed + fabric.global_rank)
 
     # ---- the loop
@@ -434,6 +551,7 @@ class _Trainer:
     ) -> TrainingResult:
         self.notes = notes
         self.began = time.monotonic() - self.seconds
+        self.told = self.seconds
         self.model.train()
         self._take()
         with self._log() as log:
@@ -472,6 +590,48 @@ class _Trainer:
         if self.step % self.options.validate_every == 0 or ends:
             self.due["validation"] = {}
         self._take()
+        self._compare_with_clock()
+        if self._is_quiet():
+            self._tell(_as_floats(terms))
+
+    def _compare_with_clock(self) -> None:
+        """Warn once if the clock will end the training before or soon after the schedule."""
+        needed, minutes = self.model.schedule_steps, self.options.max_minutes
+        if self.warned or not needed or minutes is None:
+            return
+        if self.seconds < min(_QUIET_SECONDS, 60 * minutes / 20):  # too early to tell the pace
+            return
+        self.warned = True
+        fitting = round(60 * minutes / self.seconds * self.step)
+        if 2 * needed > fitting and self.fabric.is_global_zero:
+            logger.warning(
+                "about %d steps fit into training.max_minutes = %g at %.0f ms each, but the "
+                "schedule of the model takes %d steps before all of it learns: give it more time, "
+                "or shorten the schedule (model.inference.warmup and anneal)",
+                fitting,
+                minutes,
+                1000 * self.seconds / self.step,
+                needed,
+            )
+
+    def _is_quiet(self) -> bool:
+        """Return whether the log waits for a line."""
+        return time.monotonic() - self.began >= self.told + _QUIET_SECONDS
+
+    def _tell(self, terms: Mapping[str, float], split: str = "train") -> None:
+        """Log where the training stands."""
+        self.told = time.monotonic() - self.began
+        if self.fabric.is_global_zero:
+            progress = self._progress(dict(terms), split)
+            logger.info(
+                "step %d (%.0f %%), %s left: %s%s",
+                self.step,
+                100 * progress.fraction,
+                progress.time_left,
+                "validation " if split == "validation" else "",
+                "  ".join(f"{name} {value:.4g}" for name, value in terms.items()),
+                extra={"split": split},
+            )
 
     def _take(self) -> None:
         """Take the random states and whatever else the next step may change before it is done."""
@@ -498,6 +658,8 @@ class _Trainer:
             log.write(split, self.step, {"seconds": round(self.seconds, 3), **values})
             del self.due[split]
             terms = {name: value for name, value in values.items() if name != "learning_rate"}
+            if split == "validation":
+                self._tell(terms, split)
             report(self._progress(terms, split))
 
     def _end_if_asked(self) -> None:

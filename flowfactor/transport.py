@@ -39,7 +39,7 @@ def transport_terms(
         potential: u.
         z: latents ``(B, D)``.
         t: one time, or one per latent ``(B,)``.
-        force: a learned force, for one time; None is ``f = 0``.
+        force: a learned force; None is ``f = 0``.
 
     Source: Benamou and Brenier, "A computational fluid mechanics solution to the Monge-Kantorovich
     mass transfer problem", Numerische Mathematik 84 (2000).
@@ -66,9 +66,9 @@ def along_path(potential: Potential, path: Path, force: Force | None = None) -> 
         path: from :func:`flowfactor.trace`.
         force: a learned force; None is ``f = 0``.
     """
-    terms = [
-        transport_terms(potential, z, t, force) for t, z in zip(path.times, path.z, strict=True)
-    ]
+    # Where each latent has its own times, (B, T), a column is one point of all paths.
+    times = path.times if path.times.ndim == 1 else path.times.mT
+    terms = [transport_terms(potential, z, t, force) for t, z in zip(times, path.z, strict=True)]
     residuals, energies = zip(*terms, strict=True)
     return TransportTerms(torch.stack(residuals), torch.stack(energies))
 
@@ -145,8 +145,8 @@ class Force(nn.Module):
         self.horizon = horizon
         self.network = nn.Sequential(nn.Linear(dim + 1, width), nn.Tanh(), nn.Linear(width, 1))
 
-    def forward(self, z: Float[Tensor, "b d"], t: Float[Tensor, ""]) -> Float[Tensor, "b"]:
-        """Return ``f(z, t) <= 0``, shape ``(B,)``."""
-        time = (t / self.horizon).expand(z.shape[0], 1)
+    def forward(self, z: Float[Tensor, "b d"], t: Float[Tensor, "*b"]) -> Float[Tensor, "b"]:
+        """Return ``f(z, t) <= 0``, shape ``(B,)``, for one time or one of each latent."""
+        time = (t / self.horizon).reshape(-1, 1).expand(z.shape[0], 1)
         g: Tensor = self.network(torch.cat([z, time], dim=1))
         return -g.squeeze(1).square()

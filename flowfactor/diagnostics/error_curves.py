@@ -54,7 +54,7 @@ def plot_errors(
     times: Sequence[float] | None = None,
     horizon: float | None = None,
 ) -> Figure:
-    """Draw the error of each frame over time, one panel for each transformation.
+    """Draw the error of each frame over time, a panel with limits of its own for each.
 
     The flow's error lies between two references: above the floor, which is the reconstruction
     error of frame 0, and well below the error of not moving at all.
@@ -72,7 +72,7 @@ def plot_errors(
     columns = min(3, len(curves))
     rows = -(-len(curves) // columns)
     figure = new_figure(max(3.3, PAGE_WIDTH * columns / 3), 1.9 * rows + 0.3)
-    panels = figure.subplots(rows, columns, sharey=True, squeeze=False)
+    panels = figure.subplots(rows, columns, squeeze=False)
     identity: dict[str, Any] = {"color": INK, "linestyle": (0, (5, 1.6))}
     floor: dict[str, Any] = {"color": INK, "linestyle": (0, (1.2, 1.2)), "linewidth": 0.9}
     for axes, (name, curve) in zip(panels.flat, curves.items(), strict=False):

@@ -86,7 +86,12 @@ class FilmStrips:
 
 
 def film_strip_data(
-    model: SequenceModel, sequences: SequenceBatch, *, before: int = 0, beyond: int = 0
+    model: SequenceModel,
+    sequences: SequenceBatch,
+    *,
+    before: int = 0,
+    beyond: int = 0,
+    identity: bool = False,
 ) -> FilmStrips:
     """Encode frame 0 of each sequence and decode its flow at every frame.
 
@@ -99,6 +104,7 @@ def film_strip_data(
             flow extrapolates.
         before: how many frames before the first to decode; there is no truth for these.
         beyond: how many frames after those given to decode, without truth.
+        identity: add a row of a latent that stays where it is, ``decode(z_0)``.
 
     Raises:
         ValueError: frames are missing or of another shape, or a label or number out of range.
@@ -121,10 +127,13 @@ def film_strip_data(
         times = torch.arange(-before, frames.shape[1] + beyond).to(z0)
         path = trace_latents(model, z0, labels.to(z0.device), times)
         flow = decode_latents(model, rearrange(path, "n b d -> b n d"))
+        rows = {"flow": flow}
+        if identity:
+            rows["identity"] = decode_latents(model, z0)[:, None].expand_as(flow)
     truth = torch.full_like(flow, torch.nan)
     truth[:, before : before + frames.shape[1]] = frames
     names = tuple(model.names[k] for k in labels.tolist())
-    return FilmStrips(names, to_numpy(times), truth, {"flow": flow}, model.horizon)
+    return FilmStrips(names, to_numpy(times), truth, rows, model.horizon)
 
 
 def comparison_data(
@@ -275,6 +284,7 @@ def plot_film_strips(
     difference: bool = False,
     before: int = 0,
     beyond: int = 0,
+    identity: bool = False,
     width: float = PAGE_WIDTH,
 ) -> Figure:
     """Draw the true frames of sequences above the frames decoded along the flow.
@@ -287,12 +297,13 @@ def plot_film_strips(
         difference: add a row with the absolute difference of each pixel.
         before: frames to decode before the first, running the flow backwards.
         beyond: frames to decode after those given.
+        identity: add a row without motion.
         width: of the figure in inches.
 
     Raises:
         ValueError: as of :func:`film_strip_data`.
     """
-    data = film_strip_data(model, sequences, before=before, beyond=beyond)
+    data = film_strip_data(model, sequences, before=before, beyond=beyond, identity=identity)
     return draw_film_strips(data, difference=difference, width=width)
 
 

@@ -93,10 +93,10 @@ class Plane:
 
     def explained(self, points: Float[Tensor, "*n d"]) -> tuple[float, float]:
         """Return the share of the points' variance along each axis; the sum is at most 1."""
-        flat = points.reshape(-1, points.shape[-1]).double()
+        flat = points.reshape(-1, points.shape[-1]).cpu().double()
         centred = flat - flat.mean(0)
         total = centred.square().sum()
-        along = (centred @ self.axes.double().T).square().sum(0)
+        along = (centred @ self.axes.cpu().double().T).square().sum(0)
         share = along / total.clamp_min(1e-300)
         return float(share[0]), float(share[1])
 

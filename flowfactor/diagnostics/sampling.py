@@ -120,4 +120,4 @@ def to_pixels(image: Float[Tensor, "c h w"]) -> Float[np.ndarray, "h w *c"]:
 
 def to_numpy(tensor: Tensor) -> np.ndarray:
     """Return the values of a tensor in float64."""
-    return np.asarray(tensor.detach().double().cpu())
+    return np.asarray(tensor.detach().cpu().double())

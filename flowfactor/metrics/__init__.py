@@ -6,6 +6,7 @@ measure one thing; the registered classes are what :func:`flowfactor.evaluation.
 
 from flowfactor.matching import Matching, match_flows
 from flowfactor.metrics.base import Metric, MetricContext, MetricOptions
+from flowfactor.metrics.closure import Closure, ClosureMetric, closure_error
 from flowfactor.metrics.codes import CodeSource, CodeTable, ModelCodes, encode_dataset
 from flowfactor.metrics.composition import (
     Commutation,
@@ -26,7 +27,7 @@ from flowfactor.metrics.disentanglement import (
 from flowfactor.metrics.equivariance import Equivariance, Traversals
 from flowfactor.metrics.extrapolation import Extrapolation
 from flowfactor.metrics.held_out import HeldOut
-from flowfactor.metrics.inferred import Inferred, infer_labels
+from flowfactor.metrics.inferred import Inferred, assignments, infer_labels
 from flowfactor.metrics.likelihood import LogLikelihood, log_likelihood
 from flowfactor.metrics.paths import PathMeasures, Paths, path_measures
 from flowfactor.metrics.pixel_errors import (
@@ -45,11 +46,14 @@ from flowfactor.metrics.predictability import (
     classify_pairs,
     variation_predictability,
 )
+from flowfactor.metrics.sharpness import Sharpness, SharpnessMetric, relative_sharpness
 from flowfactor.metrics.solver import SolverChange, SolverIndependence, solver_independence
 
 __all__ = [
     "DCI",
     "ClassifierOptions",
+    "Closure",
+    "ClosureMetric",
     "CodeSource",
     "CodeTable",
     "Commutation",
@@ -72,10 +76,14 @@ __all__ = [
     "PathMeasures",
     "Paths",
     "Predictability",
+    "Sharpness",
+    "SharpnessMetric",
     "SolverChange",
     "SolverIndependence",
     "Traversals",
+    "assignments",
     "classify_pairs",
+    "closure_error",
     "commutation_error",
     "dci",
     "encode_dataset",
@@ -89,6 +97,7 @@ __all__ = [
     "mean_error",
     "mig",
     "path_measures",
+    "relative_sharpness",
     "reversal_error",
     "sap",
     "solver_independence",

@@ -134,6 +134,25 @@ class Metric(ABC):
         return cls.columns
 
     @classmethod
+    def properties(cls, result: Any, evaluation: Evaluation) -> Sequence[Row]:
+        """Return its lines in the summary of an evaluation, :meth:`Evaluation.properties`.
+
+        Args:
+            result: of the metric.
+            evaluation: that it belongs to.
+
+        Returns:
+            Rows of a measured number, and of what stands beside it: the same number for latents
+            that stay where they are, for frame 0 as it is, and the floor of the autoencoder. By
+            default the columns that have a ``summary``, as text.
+        """
+        return [
+            Row(column.summary, [text, None, None, None])
+            for column in cls.columns_for([evaluation])
+            if column.summary and (text := column.text_of(result)) is not None
+        ]
+
+    @classmethod
     def tables(cls, result: Any, evaluation: Evaluation) -> Mapping[str, Table]:
         """Return the tables of one result by their names: a line for each column by default.
 
@@ -142,9 +161,9 @@ class Metric(ABC):
             evaluation: that it belongs to.
         """
         rows = [
-            Row(column.heading or column.key, [column.write(number)])
+            Row(column.heading or column.key, [text])
             for column in cls.columns_for([evaluation])
-            if column.value is not None and (number := column.value(result)) is not None
+            if (text := column.text_of(result)) is not None
         ]
         name = METRICS.name_of(cls) or cls.__name__
         title = cls.description[:1].upper() + cls.description[1:]

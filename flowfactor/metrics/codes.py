@@ -134,7 +134,7 @@ class ModelCodes:
         for size in sizes if fixed is None else [count]:
             images, values = self.factors.sample_factors(size, generator, fixed)
             codes.extend(
-                self.model.represent(batch.to(self.model.device)).double().cpu().numpy()
+                self.model.represent(batch.to(self.model.device)).cpu().double().numpy()
                 for batch in images.split(self.batch_size)
             )
             factors.append(values.cpu().numpy())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import random
-import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -27,6 +26,7 @@ from flowfactor.metrics.pixel_errors import (
     frame_errors,
     frame_times,
     limit_batch,
+    mean_errors,
     mean_of,
     selected_indices,
     summarize,
@@ -287,7 +287,7 @@ def commutation_error(
                 (one - other).abs().sum(-1),
                 (one - still).abs().sum(-1),
             ]
-            sums += torch.stack([part.double().sum().cpu() for part in parts])
+            sums += torch.stack([part.cpu().double().sum() for part in parts])
         apart, moved, pixels, moved_pixels = (sums / len(selected_indices(data, indices))).tolist()
         gaps[a, b] = Commutation(apart / moved if moved > 0 else 0.0, pixels, moved_pixels)
     return gaps
@@ -460,6 +460,16 @@ class Composition(Metric):
         )
 
     @classmethod
+    def properties(cls, result: CompositionErrors, evaluation: Evaluation) -> Sequence[Row]:
+        """Return the errors of flows at once, in turn and backwards."""
+        kinds = {
+            "at once": result.superposition,
+            "in turn": result.switching,
+            "backwards": result.reversal,
+        }
+        return [Row(name, mean_errors(kinds[name].values())) for name in kinds if kinds[name]]
+
+    @classmethod
     def tables(cls, result: CompositionErrors, evaluation: Evaluation) -> Mapping[str, Table]:
         """Return a table of pairs of flows, and one of backward flows."""
         tables = {}
@@ -479,15 +489,17 @@ def _pair_table(result: CompositionErrors, frames: int) -> Table:
         Column("simultaneous", bold=True),
         Column("± s.e."),
         Column("identity"),
+        Column("pixel copy"),
         Column("floor"),
         Column("sequential", bold=True),
         Column("sequential_identity", "identity"),
+        Column("sequential_copy", "pixel copy"),
         Column("order gap", format=".2f"),
     ]
     rows = []
     for name, error in result.superposition.items():
         a, b = name.split(" + ")
-        turns = [result.switching[f"{first}, {second}"] for first, second in ((a, b), (b, a))]
+        turns = mean_errors(result.switching[key] for key in (f"{a}, {b}", f"{b}, {a}"))
         rows.append(
             Row(
                 name,
@@ -495,17 +507,18 @@ def _pair_table(result: CompositionErrors, frames: int) -> Table:
                     error.error,
                     error.standard_error,
                     error.identity,
+                    error.copy,
                     error.floor,
-                    statistics.fmean(turn.error for turn in turns),
-                    statistics.fmean(turn.identity for turn in turns),
+                    *turns[:3],
                     result.commutation[f"{a}, {b}"].latent,
                 ],
             )
         )
     means = result.means
-    values = [means.superposition, None, None, None, means.switching, None, means.order_gap]
+    one, both = [None] * 4, [None] * 2
+    values = [means.superposition, *one, means.switching, *both, means.order_gap]
     rows.append(Row("mean", values, ruled=True))
     title = f"Simultaneous and sequential flows, sum over t=1..{frames}"
     if result.possible_pairs > len(result.superposition):
         title += f"; {len(result.superposition)} of {result.possible_pairs} pairs"
-    return Table(columns, rows, title, "flows")
+    return Table(columns, rows, title, "flows").without_empty_columns()

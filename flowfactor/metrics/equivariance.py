@@ -7,7 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flowfactor.metrics.base import Metric, MetricContext
-from flowfactor.metrics.pixel_errors import ErrorSummaries, equivariance_error, error_table
+from flowfactor.metrics.pixel_errors import (
+    ErrorSummaries,
+    equivariance_error,
+    error_table,
+    mean_errors,
+)
 from flowfactor.metrics.solver import SolverIndependence
 from flowfactor.models import TraversalModel
 from flowfactor.records import Evaluation
@@ -34,6 +39,11 @@ class Equivariance(Metric):
         names = dict.fromkeys(name for each in evaluations for name in each.transformations)
         mean = Column("mean_error", "mean E", "lower", value=lambda result: result.mean_error)
         return [*map(error_column, names), mean]
+
+    @classmethod
+    def properties(cls, result: ErrorSummaries, evaluation: Evaluation) -> Sequence[Row]:
+        """Return the mean error."""
+        return [Row("one transformation", mean_errors(result.errors.values()))]
 
     @classmethod
     def tables(cls, result: ErrorSummaries, evaluation: Evaluation) -> Mapping[str, Table]:

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
+from torch import Tensor
 
 from flowfactor.checks import brief, check_integer, check_method, check_type
-from flowfactor.data import SequenceDataset
+from flowfactor.data import SequenceBatch, SequenceDataset
 from flowfactor.matching import match_flows
 from flowfactor.metrics.base import Metric, MetricContext
 from flowfactor.metrics.pixel_errors import (
     ErrorSummaries,
+    batches,
     equivariance_error,
     error_table,
     limit_batch,
+    mean_errors,
+    selected_indices,
 )
 from flowfactor.models import SequenceModel
 from flowfactor.records import Evaluation
 from flowfactor.registries import METRICS
-from flowfactor.tables import Column, Table
+from flowfactor.tables import Column, Row, Table
 
 # Sequences at a time.
 _BATCH = 250
@@ -76,6 +80,76 @@ def infer_labels(
     return data.relabel(model.names, labels)
 
 
+@torch.no_grad()
+def assignments(
+    model: SequenceModel,
+    data: SequenceDataset,
+    indices: Tensor | Sequence[int] | None = None,
+    *,
+    batch_size: int = _BATCH,
+) -> Table:
+    """Return which sequence gets which flow, and how surely.
+
+    Args:
+        model: a weakly supervised one, in evaluation mode.
+        data: its sequences, with the labels that they came with. Samples of which the
+            transformation can be chosen undergo each of them.
+        indices: which samples; None is all of them.
+        batch_size: sequences at a time; it does not change the result.
+
+    Returns:
+        A row for each sequence, by the number of its sample: its ``name`` (such as that of a file)
+        if it has one, its ``transformation`` if it is known, the likeliest ``flow``, and its
+        ``probability`` if the model has a method ``infer`` that tells it.
+
+    Raises:
+        TypeError: the model cannot choose flows.
+
+    Example:
+        >>> import torch
+        >>> from flowfactor.data import Recordings
+        >>> from flowfactor.models import WeakFlowVAE
+        >>> model = WeakFlowVAE.build(("a", "b"), latent_dim=4, width=8).eval()
+        >>> data = Recordings(torch.rand(2, 9, 3, 28, 28), [0, 1], ["turn", "grow"])
+        >>> table = assignments(model, data)
+        >>> [column.key for column in table.columns], len(table.rows)
+        (['transformation', 'flow', 'probability'], 2)
+    """
+    check_type("data", data, SequenceDataset)
+    check_method("model", model, "choose")
+    infer = getattr(model, "infer", None)
+    rows = []
+    for part, sequences in _sequences(data, indices, limit_batch(data, batch_size)):
+        moved = sequences.to(model.device)
+        flows = model.choose(moved)
+        chances = [None] * len(part)
+        if infer is not None:
+            chances = infer(moved).exp().gather(1, flows[:, None])[:, 0].tolist()
+        labels = [-1] * len(part) if sequences.labels is None else sequences.labels.tolist()
+        for sample, label, flow, chance in zip(
+            part.tolist(), labels, flows.tolist(), chances, strict=True
+        ):
+            name = data.name_of(sample)
+            named = None if name == str(sample) else name
+            known = None if label < 0 else data.names[label]
+            rows.append(Row(str(sample), [named, known, model.names[flow], chance]))
+    columns = [Column("name"), Column("transformation"), Column("flow")]
+    columns.append(Column("probability", format=".4f"))
+    return Table(columns, rows, label="sample").without_empty_columns()
+
+
+def _sequences(
+    data: SequenceDataset, indices: Tensor | Sequence[int] | None, size: int
+) -> Iterator[tuple[Tensor, SequenceBatch]]:
+    """Yield numbers of samples with all frames of their sequences."""
+    if data.labels is None:
+        for k, part in batches(data, indices, size):
+            yield part, data.sample(part, k)
+    else:
+        for part in selected_indices(data, indices).split(size):
+            yield part, data.sample(part)
+
+
 @dataclasses.dataclass(frozen=True)
 class InferredErrors(ErrorSummaries):
     """Errors of inferred flows, and how they match the transformations.
@@ -85,11 +159,13 @@ class InferredErrors(ErrorSummaries):
         accuracy: the part of the sequences whose flow has the name of their transformation, which
             it got from validation sequences; None where there are no labels.
         purity: the part of the sequences that have the most common transformation of their flow.
+        flows: the names of the flows.
     """
 
     counts: list[list[int]]
     accuracy: float | None = None
     purity: float | None = None
+    flows: list[str] = dataclasses.field(default_factory=list)  # earlier evaluations lack it
 
 
 @METRICS.register("inferred")
@@ -123,24 +199,43 @@ class Inferred(Metric):
         if not len(indices):
             assert data.labels is not None
             counts = torch.bincount(data.labels[context.indices], minlength=len(model.names))
-            return InferredErrors(*errors, [counts.tolist()])
+            return InferredErrors(*errors, [counts.tolist()], flows=list(model.names))
         size = limit_batch(recorded, _BATCH)
-        batches = (recorded.sample(part) for part in indices.split(size))
-        matching = match_flows(model, batches, len(recorded.names))
+        labelled = (recorded.sample(part) for part in indices.split(size))
+        matching = match_flows(model, labelled, len(recorded.names))
         return InferredErrors(
             *errors,
             matching.counts.tolist(),
             int(matching.counts.diagonal().sum()) / len(indices),
             matching.purity,
+            list(model.names),
         )
 
     @classmethod
+    def properties(cls, result: InferredErrors, evaluation: Evaluation) -> Sequence[Row]:
+        """Return the mean error of inferred flows, and how many are right."""
+        rows = [Row("the inferred flow", mean_errors(result.errors.values()))]
+        if result.accuracy is not None:
+            right = f"{result.accuracy:.1%}"
+            rows.append(Row("sequences whose flow is right", [right, None, None, None]))
+        return rows
+
+    @classmethod
     def tables(cls, result: InferredErrors, evaluation: Evaluation) -> Mapping[str, Table]:
-        """Return the errors, with the accuracy in the title."""
+        """Return the errors, with the accuracy in the title, and the sequences of each flow."""
         title = "Flows inferred from the frames; no sequence has a label to compare with"
         if result.accuracy is not None:
             title = (
                 f"Transformations inferred from the frames: {result.accuracy:.2%} as named on "
                 f"validation sequences"
             )
-        return {"inferred": error_table(result, title)}
+        names = evaluation.transformations
+        rows = names if len(result.counts) == len(names) > 1 else ("sequences",)
+        flows = result.flows or [f"flow {i + 1}" for i in range(len(result.counts[0]))]
+        counts = Table(
+            [Column(flow, format=",.0f") for flow in flows],
+            [Row(name, counts) for name, counts in zip(rows, result.counts, strict=True)],
+            "Sequences by what they undergo and the flow that they get",
+            "transformation",
+        )
+        return {"inferred": error_table(result, title), "assignments": counts}

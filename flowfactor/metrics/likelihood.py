@@ -87,7 +87,7 @@ def log_likelihood(
             f"{sequences.frames.shape[1]} frames"
         )
     x_all, labels = sequences.frames.to(model.device), sequences.labels.to(model.device)
-    observe = (observation or model.observation).to(model.device)
+    observe = (observation or model.observation).to(x_all)
     chunk = _chunk(samples, frames, batch_size)
     bounds = []
     for x, k in zip(x_all.split(chunk), labels.split(chunk), strict=True):
@@ -189,7 +189,7 @@ class LogLikelihood(Metric):
                 )
                 for part in parts
             ]
-            nats = torch.cat(bounds).double()
+            nats = torch.cat(bounds).cpu().double()
             count, mean = len(nats), float(nats.mean())
             return Bound(
                 _name_of(observation or model.observation),

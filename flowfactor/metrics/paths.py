@@ -103,7 +103,7 @@ def path_measures(
         path, energy = _path(model, z0, k, horizon, per_frame, method)
         distance = (path.z[-1] - path.z[0]).norm(dim=-1)
         measures = torch.stack([straightness(path).clamp(max=1), energy, distance])
-        parts[data.names[k]].append(measures.double().cpu())
+        parts[data.names[k]].append(measures.cpu().double())
     return {
         name: PathMeasures(*torch.cat(measures, dim=1).mean(1).tolist())
         for name, measures in parts.items()

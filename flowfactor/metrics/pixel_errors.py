@@ -38,12 +38,14 @@ class EquivarianceError:
         flow: ``(images, T)``: ``sum_{channels, pixels} |x_t - decode(z_t)|`` for t = 1..T, where
             ``z_t = flow(z_0, k, t)``.
         identity: ``(images, T)``: the same with ``z_t = z_0``, a model that moves nothing.
+        copy: ``(images, T)``: the same with frame 0 itself in place of what is decoded.
         reconstruction: ``(images,)``: the error of decoding frame 0 from its own latent.
         pixels: channels times pixels of a frame.
     """
 
     flow: Float[Tensor, "n t"]
     identity: Float[Tensor, "n t"]
+    copy: Float[Tensor, "n t"]
     reconstruction: Float[Tensor, "n"]
     pixels: int
 
@@ -62,6 +64,11 @@ class EquivarianceError:
     def identity_error(self) -> float:
         """``E_k`` of a model whose latent stays where it is."""
         return float(self.identity.sum(1).mean())
+
+    @property
+    def copy_error(self) -> float:
+        """The error of frame 0 as it is, without any model."""
+        return float(self.copy.sum(1).mean())
 
     @property
     def floor(self) -> float:
@@ -85,6 +92,7 @@ class ErrorSummary:
     per_frame_and_pixel: float
     per_frame: list[float]
     identity_per_frame: list[float]
+    copy: float | None = None  # evaluations of earlier versions lack it
 
     @classmethod
     def of(cls, error: EquivarianceError) -> ErrorSummary:
@@ -97,6 +105,7 @@ class ErrorSummary:
             error.per_frame_and_pixel,
             error.flow.mean(0).tolist(),
             error.identity.mean(0).tolist(),
+            error.copy_error,
         )
 
 
@@ -117,15 +126,16 @@ class ErrorSummaries:
         """Return the numbers of errors."""
         return cls(mean_error(errors), summarize(errors))
 
-    @property
-    def mean_identity(self) -> float:
-        """The mean error of latents that stay where they are."""
-        return sum(error.identity for error in self.errors.values()) / len(self.errors)
-
 
 def summarize(errors: Mapping[str, EquivarianceError]) -> dict[str, ErrorSummary]:
     """Return the numbers of each error."""
     return {name: ErrorSummary.of(error) for name, error in errors.items()}
+
+
+def mean_errors(errors: Iterable[ErrorSummary]) -> list[float | None]:
+    """Return means of the error and of what stands beside it: identity, pixel copy, floor."""
+    kinds = zip(*((e.error, e.identity, e.copy, e.floor) for e in errors), strict=True)
+    return [mean_of(number for number in kind if number is not None) for kind in kinds]
 
 
 def error_table(
@@ -142,26 +152,28 @@ def error_table(
         label: what the names of the errors are.
         extra: further columns, with a number by name.
     """
-    extra = extra or {}
+    errors, extra = summaries.errors, extra or {}
     columns = [
         Column("E", bold=True),
         Column("± s.e."),
         Column("identity"),
+        Column("pixel copy"),
         Column("floor"),
         *extra,
     ]
     rows = [
         Row(
             name,
-            [error.error, error.standard_error, error.identity, error.floor]
+            [error.error, error.standard_error, error.identity, error.copy, error.floor]
             + [numbers.get(name) for numbers in extra.values()],
         )
-        for name, error in summaries.errors.items()
+        for name, error in errors.items()
     ]
     if len(rows) > 1:
-        means = [summaries.mean_error, None, summaries.mean_identity, *[None] * (1 + len(extra))]
+        error, identity, copy, _ = mean_errors(errors.values())
+        means = [error, None, identity, copy, *[None] * (1 + len(extra))]
         rows.append(Row("mean", means, ruled=True))
-    return Table(columns, rows, title, label)
+    return Table(columns, rows, title, label).without_empty_columns()
 
 
 @torch.no_grad()
@@ -319,11 +331,11 @@ def frame_errors(
     check_tensor("z", z, (x.shape[1], x.shape[0], model.latent_dim))
     moved = model.decode(rearrange(z, "f b d -> (f b) d"))
     moved = rearrange(moved, "(f b) c h w -> b f c h w", f=len(z))
-    flow, identity = (
-        rearrange((x - decoded).abs(), "b f c h w -> b f (c h w)").sum(-1).double().cpu()
-        for decoded in (moved, moved[:, :1])
+    flow, identity, copy = (
+        rearrange((x - decoded).abs(), "b f c h w -> b f (c h w)").sum(-1).cpu().double()
+        for decoded in (moved, moved[:, :1], x[:, :1])
     )
-    return EquivarianceError(flow[:, 1:], identity[:, 1:], flow[:, 0], x[0, 0].numel())
+    return EquivarianceError(flow[:, 1:], identity[:, 1:], copy[:, 1:], flow[:, 0], x[0, 0].numel())
 
 
 def concatenate_errors(parts: Sequence[EquivarianceError]) -> EquivarianceError:
@@ -331,6 +343,7 @@ def concatenate_errors(parts: Sequence[EquivarianceError]) -> EquivarianceError:
     return EquivarianceError(
         torch.cat([part.flow for part in parts]),
         torch.cat([part.identity for part in parts]),
+        torch.cat([part.copy for part in parts]),
         torch.cat([part.reconstruction for part in parts]),
         parts[0].pixels,
     )

@@ -16,6 +16,7 @@ from flowfactor.data import SequenceDataset
 from flowfactor.metrics.base import Metric, MetricContext, MetricOptions
 from flowfactor.metrics.pixel_errors import batches, check_comparable, selected_indices
 from flowfactor.models import SequenceModel
+from flowfactor.networks import single_precision
 from flowfactor.options import PositiveFloat, PositiveInt, options
 from flowfactor.records import Evaluation
 from flowfactor.registries import METRICS
@@ -205,12 +206,12 @@ def classify_pairs(
     drawn = members[torch.randperm(len(members), generator=generator)[:count]]
     known = torch.isin(groups, drawn)
     train, test = known.nonzero().flatten(), (~known).nonzero().flatten()
-    pairs = torch.cat([before, after], dim=1).float()
+    pairs = single_precision(torch.cat([before, after], dim=1))
     target = labels.to(pairs.device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = _classifier(pairs.shape[1], int(classes[-1]) + 1, options.width)
-    network = network.to(pairs.device)
+    network = network.to(pairs)
     _fit(network, pairs, target, train, options, generator)
     with torch.no_grad():
         correct = sum(

@@ -96,6 +96,7 @@ class SolverIndependence(Metric):
             "lower",
             ".2%",
             lambda result: max((abs(c.relative) for c in result.changes.values()), default=None),
+            summary="change with an accurate solver",
         ),
     )
 

@@ -17,7 +17,12 @@ from flowfactor.checks import kind_of
 from flowfactor.data import SequenceBatch
 from flowfactor.errors import ConfigError
 from flowfactor.models.base import PotentialModel, SequenceModel
-from flowfactor.networks import ConvEncoderOptions, MLPDecoderOptions, NetworkOptions
+from flowfactor.networks import (
+    ConvEncoderOptions,
+    MLPDecoderOptions,
+    NetworkOptions,
+    single_precision,
+)
 from flowfactor.observation import Observation
 from flowfactor.options import KindIn, NameIn, NonNegativeInt, PositiveInt, options
 from flowfactor.potentials import PotentialBank, RidgePotential
@@ -281,11 +286,6 @@ def split_head(head: Float[Tensor, "b m"]) -> tuple[Float[Tensor, "b d"], Float[
     mean, log_scale = single_precision(head).chunk(2, dim=-1)
     # Beyond these bounds the exponential is useless and its gradient explodes.
     return mean, log_scale.clamp(-8, 4)
-
-
-def single_precision(x: Tensor) -> Tensor:
-    """Return a network's output in float32 where it is in half precision."""
-    return x if x.dtype == torch.float64 else x.float()
 
 
 def kl_to_standard_normal(posterior: Distribution) -> Float[Tensor, "b"]:

@@ -71,6 +71,8 @@ class SequenceModel(nn.Module, ABC):
         Options: the class of the model's options, decorated by
             :func:`~flowfactor.options.options`: its arguments, its keys in YAML and its spec.
         supervised: whether training needs the label of every sequence.
+        encodes_any_frame: whether the loss takes sequences of which another frame than frame 0 is
+            the first, and is encoded.
         names, image_shape, horizon, options: as given.
         latent_dim: the size D of the latent that moves.
         observation: the model of the pixels given the decoder's output.
@@ -78,6 +80,7 @@ class SequenceModel(nn.Module, ABC):
 
     Options: ClassVar[type[Any]]
     supervised: ClassVar[bool] = True
+    encodes_any_frame: bool = False
 
     options: Any
     names: tuple[str, ...]
@@ -162,6 +165,11 @@ class SequenceModel(nn.Module, ABC):
         """Where the parameters are."""
         return next(self.parameters()).device
 
+    def match_precision(self, data: SequenceDataset) -> SequenceDataset:
+        """Return the data set with its frames in the model's precision, at least float32."""
+        like = self._parameter()
+        return data if like is None else data.in_dtype(torch.promote_types(like.dtype, torch.float))
+
     # ---- what a model takes
 
     def check_images(self, x: Any, *, values: bool = True) -> None:
@@ -230,6 +238,10 @@ class SequenceModel(nn.Module, ABC):
                     f"sequences.{name} must be in 0..{last}; they are in "
                     f"{int(tensor.min())}..{int(tensor.max())}"
                 )
+        if values and not self.encodes_any_frame and bool((times[:, 0] != 0).any()):
+            raise ValueError(
+                f"sequences.times must begin with 0: a {type(self).__name__} encodes frame 0"
+            )
 
     def check_data(self, data: Any, name: str = "data", *, names: bool = True) -> None:
         """Require a data set with the transformations and the image shape of the model.
@@ -322,6 +334,11 @@ class SequenceModel(nn.Module, ABC):
         """
         return [{"params": list(self.parameters())}]
 
+    @property
+    def schedule_steps(self) -> int:
+        """Steps of a training before all of the model learns; more than 0 if it has a schedule."""
+        return 0
+
     def on_step(self, step: int) -> None:
         """Prepare for the loss of a training step, from 0; for models with a schedule."""
 
@@ -375,7 +392,7 @@ class SequenceModel(nn.Module, ABC):
         x, z = sequences.frames[:, : last + 1], path[: last + 1]
         decoded = self.decode(rearrange(z, "f b d -> (f b) d"))
         decoded = rearrange(decoded, "(f b) c h w -> b f c h w", f=len(z))
-        errors = (x - decoded).abs().flatten(2).sum(-1).double()
+        errors = (x - decoded).abs().flatten(2).sum(-1).cpu().double()
         return float(errors[:, 1:].sum(1).mean())
 
 

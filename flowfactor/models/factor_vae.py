@@ -18,6 +18,7 @@ from flowfactor.models.autoencoder import (
     sum_over_frames,
 )
 from flowfactor.models.traversal import TraversalModel
+from flowfactor.networks import single_precision
 from flowfactor.options import PositiveFloat, PositiveInt, Weight, options
 from flowfactor.registries import MODELS
 
@@ -75,6 +76,7 @@ class FactorVAE(TraversalModel):
     """
 
     Options: ClassVar[type[Any]] = FactorVAEOptions
+    encodes_any_frame = True
 
     def __init__(
         self,
@@ -110,6 +112,7 @@ class FactorVAE(TraversalModel):
         The total correlation reaches the encoder only, and the term ``discriminator``, which is
         there in training mode, the discriminator only.
         """
+        sequences = sequences.counted
         posterior = self.encode(flatten_frames(sequences))
         z = posterior.rsample()
         log_likelihood = self.log_likelihood(z, sequences)
@@ -128,12 +131,12 @@ class FactorVAE(TraversalModel):
         """Return the estimate of ``log q(z) / prod_j q(z_j)``; the discriminator learns nothing."""
         frozen = {name: p.detach() for name, p in self.discriminator.named_parameters()}
         logits: Tensor = torch.func.functional_call(self.discriminator, frozen, (z,))
-        joint, permuted = logits.float().unbind(-1)
+        joint, permuted = single_precision(logits).unbind(-1)
         return joint - permuted
 
     def adversary_loss(self, z: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
         """Return the discriminator's loss on latents that are given, and on permuted ones."""
-        logits = self.discriminator(torch.cat([z, permute_dimensions(z)])).float()
+        logits = single_precision(self.discriminator(torch.cat([z, permute_dimensions(z)])))
         classes = torch.arange(2, device=z.device).repeat_interleave(len(z))
         # Both halves are of one size, so that their mean is the half of the sum of two means.
         return F.cross_entropy(logits, classes)

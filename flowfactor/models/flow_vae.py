@@ -14,7 +14,7 @@ from flowfactor.flow import LogDensity
 from flowfactor.models import terms
 from flowfactor.models.autoencoder import PotentialAutoencoder, PotentialOptions
 from flowfactor.models.objective import Context, Objective, properties_of
-from flowfactor.options import NameIn, PositiveFloat, options
+from flowfactor.options import NameIn, PositiveFloat, PositiveInt, options
 from flowfactor.potentials import PotentialBank
 from flowfactor.priors import DiffusingPrior
 from flowfactor.registries import MODELS, POTENTIALS, TERMS
@@ -39,6 +39,9 @@ class FlowVAEOptions(PotentialOptions):
     density: Literal["integral", "discrete"] = "integral"
     """Log-density along the path: the ``integral`` of the Laplacian, or the exact ``discrete``
     determinant of the steps of Euler's method, whose error training cannot exploit."""
+    interval_steps: PositiveInt | None = None
+    """Steps of a fixed-step solver from the encoded frame to a decoded one in training on some
+    frames of each sequence; null: as many as for the whole sequence."""
     objective: Objective = Objective()
     """Weights of the objective's terms."""
 
@@ -74,19 +77,21 @@ class FlowVAE(PotentialAutoencoder):
 
     .. code-block:: text
 
-        - E_q[ sum_{t=0..T} log p(x_t | z_t) ]  +  beta KL(q(z_0|x_0) || N(0, I))
-        + path_kl         sum_{t=1..T} KL(q_t(. | x_0, k) || p_t(. | k))
+        - E_q[ sum_{t=0..T} log p(x_t | z_t) ]  +  beta KL(q(z_s | x_s) || N(0, I))
+        + path_kl         sum_{t != s} KL(q_t(. | x_s, k) || p_{|t - s|}(. | k))
         + hamilton_jacobi mean_{t in [0, T]} (du/dt + 1/2 ||grad u||^2 - f)^2
-        + initial         ||grad u(z_0, 0)||^2
-        + consistency     sum_{t=1..T} KL(q_t(. | x_0, k) || q(. | x_t))
-        + reversal        E_{t = 1..T} E_{z_t ~ q(. | x_t)} [ -log p(x_0 | z_{t->0}) ]
+        + initial         ||grad u(z_s, s)||^2
+        + consistency     sum_{t != s} KL(q_t(. | x_s, k) || q(. | x_t))
+        + reversal        E_t E_{z_t ~ q(. | x_t)} [ -log p(x_s | z_{t->s}) ]
         + commutator      ||[grad u^k, grad u^j](z_t, t)||^2
 
-    averaged over the batch, where ``z_t`` is the flow of ``z_0 ~ q(z_0|x_0)``, ``q_t`` its density,
-    ``p_t`` the diffusing prior and ``z_{t->0}`` what flows back to time 0, and j is another
-    transformation and t a time at random in the last line. The first line is the negative
-    evidence bound for ``beta = 1``; the transitions are deterministic, so that it needs no further
-    term. The terms are the functions in :mod:`flowfactor.models.terms`; others can be registered.
+    averaged over the batch. The encoded frame s is 0, or in training any
+    (``training.encoded_frame: random``), from which the flow leads forwards and backwards. ``z_t``
+    is the flow of ``z_s ~ q(z_s | x_s)``, ``q_t`` its density, ``p_t`` the diffusing prior and
+    ``z_{t->s}`` what flows back to time s; in the last line j is another transformation and t a
+    time at random. The first line is the negative evidence bound for ``beta = 1``; the transitions
+    are deterministic, so that it needs no further term. The terms are the functions in
+    :mod:`flowfactor.models.terms`; others can be registered.
 
     Args:
         options: :class:`FlowVAEOptions`.
@@ -121,6 +126,8 @@ class FlowVAE(PotentialAutoencoder):
     ) -> None:
         super().__init__(options, names, image_shape, horizon)
         self.objective = options.objective
+        # The discrete density is that of steps on a grid from frame 0.
+        self.encodes_any_frame = options.density != "discrete"
         if self.objective["commutator"] > 0 and len(names) < 2:
             raise ValueError("objective.commutator needs at least two transformations")
         learned = options.force == "learned"
@@ -140,11 +147,7 @@ class FlowVAE(PotentialAutoencoder):
         return {name: cost.mean() for name, cost in self.costs(context).items()}
 
     def context(
-        self,
-        sequences: SequenceBatch,
-        k: Int[Tensor, "b"] | Float[Tensor, "b k"],
-        *,
-        with_start: bool = True,
+        self, sequences: SequenceBatch, k: Int[Tensor, "b"] | Float[Tensor, "b k"]
     ) -> Context:
         """Return the context of the objective's terms, see :class:`Context`."""
         needs = [properties_of(name) for name in self.objective.active]
@@ -155,9 +158,9 @@ class FlowVAE(PotentialAutoencoder):
             self,
             sequences,
             k,
+            interval_steps=self.options.interval_steps,
             log_density=density,
             random_times=any(need.random_times for need in needs),
-            with_start=with_start,
             prior=self.prior,
             force=self.force,
         )
@@ -173,7 +176,8 @@ class FlowVAE(PotentialAutoencoder):
         """
         costs = {}
         if "each" in enumeration:
-            costs["reconstruction"] = -(context.log_likelihood * context.batch.weights).sum(1)
+            weights = context.batch.counted.weights
+            costs["reconstruction"] = -(context.log_likelihood * weights).sum(1)
         for name, weight in self.objective.active.items():
             properties = properties_of(name)
             if properties.enumeration in enumeration:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float, Int
 from pydantic import ValidationError
@@ -17,7 +18,7 @@ from torch.distributions import Distribution
 
 from flowfactor.data import SequenceBatch
 from flowfactor.errors import ConfigError
-from flowfactor.flow import LogDensity, Path, trace
+from flowfactor.flow import LogDensity, Path, trace, trace_between
 from flowfactor.models.autoencoder import PotentialAutoencoder
 from flowfactor.options import Weight, adapter, describe
 from flowfactor.potentials import Potential
@@ -64,7 +65,7 @@ def term(**properties: Any) -> Callable[[Cost], Cost]:
         >>> @term(random_times=True)
         ... def speed(context):
         ...     at = context.between
-        ...     velocity = context.potential.gradient(at.z[0], at.times[0])
+        ...     velocity = context.potential.gradient(at.z[0], at.times[:, 0])
         ...     return velocity.square().sum(-1)
         >>> speed.term.random_times, speed.term.weight
         (True, 0.0)
@@ -191,13 +192,18 @@ def _validate(weights: dict[str, Any]) -> dict[str, float]:
 class Context:
     """What the terms of one loss are computed from; each part is computed when first read, once.
 
+    A batch of whole sequences is followed from frame 0 through all frames in turn. Of other
+    batches every later frame is reached from the encoded one over its own interval, in the same
+    number of steps whatever its length.
+
     Args:
         model: whose loss it is.
         batch: the sequences, whose labels are not looked at.
         k: the transformation of each sequence, or weights ``(B, K)`` of a mixture.
-        log_density: which log-density the path has, see :func:`flowfactor.trace`.
+        interval_steps: steps of a fixed method over an interval; None: those of a whole sequence.
+        log_density: which log-density the path has, see :func:`flowfactor.trace`. The discrete one
+            follows all frames in turn, from frame 0.
         random_times: whether the path is also known between the frames.
-        with_start: whether frame 0 is the first frame of the batch; else it has none.
         prior: the diffusing prior of ``path_kl``.
         force: the force of the Hamilton-Jacobi equation; None is 0.
     """
@@ -208,25 +214,24 @@ class Context:
         batch: SequenceBatch,
         k: Int[Tensor, "b"] | Float[Tensor, "b k"],
         *,
+        interval_steps: int | None = None,
         log_density: LogDensity = False,
         random_times: bool = False,
-        with_start: bool = True,
         prior: DiffusingPrior | None = None,
         force: Force | None = None,
     ) -> None:
         self.model = model
         self.batch = batch
         self.k = k
+        self.interval_steps = interval_steps
         self.log_density = log_density
         self.random_times = random_times
-        self.later = slice(1 if with_start else 0, None)
-        """The frames of the batch after frame 0."""
         self.prior = prior
         self.force = force
 
     @cached_property
     def posterior(self) -> Distribution:
-        """``q(z_0 | x_0)``."""
+        """``q(z_s | x_s)`` of the encoded frame, the first of the batch, at its time s."""
         return self.model.encode(self.batch.frames[:, 0])
 
     @cached_property
@@ -247,56 +252,57 @@ class Context:
         return self.model.potentials.select(self.k)
 
     @cached_property
-    def _paths(self) -> tuple[Path, Path | None]:
-        z0, horizon = self.z0, self.batch.horizon
-        solver: dict[str, Any] = {
-            "method": self.model.method,
-            "gradient": self.model.gradient,
-            "log_density": self.log_density,
-        }
-        if self.random_times:
-            return trace_with_random_times(z0, self.potential, horizon, **solver)
-        frames = torch.arange(horizon + 1, dtype=z0.dtype, device=z0.device)
-        return trace(z0, self.potential, frames, **solver), None
+    def times(self) -> Float[Tensor, "b f"]:
+        """The times of the batch's frames, in the latents' dtype."""
+        return self.batch.times.to(self.z0.dtype)
+
+    @cached_property
+    def elapsed(self) -> Float[Tensor, "b n"]:
+        """How far the n later frames are from the encoded one, negative before it."""
+        return self.times[:, 1:] - self.times[:, :1]
+
+    @cached_property
+    def later_weights(self) -> Float[Tensor, "b n"]:
+        """The weights of the later frames; 0 for the encoded frame itself."""
+        return self.batch.later_weight * (self.elapsed != 0).to(self.elapsed)
 
     @property
-    def path(self) -> Path:
-        """The path of ``z0`` at the times 0..T."""
-        return self._paths[0]
+    def z(self) -> Float[Tensor, "b f d"]:
+        """The path at the times of the batch's frames, ``(B, F, D)``; the first is ``z0``."""
+        return self._reached.z
+
+    @property
+    def log_det(self) -> Float[Tensor, "b f"]:
+        """``log|det|`` of the flow from the encoded frame to each of the batch, ``(B, F)``."""
+        if self._reached.log_det is None:
+            raise ValueError("a term that reads the log-density needs density=True")
+        return self._reached.log_det
 
     @property
     def between(self) -> Path:
-        """The path at one random time in each interval between frames."""
-        between = self._paths[1]
-        if between is None:
+        """Points of the path at random times between frames, with times for each sequence.
+
+        One in each interval of a whole sequence; of other batches one on the way to each later
+        frame. So ``z`` is ``(n, B, D)`` and ``times`` are ``(B, n)``.
+        """
+        if self._reached.between is None:
             raise ValueError("a term that reads the path between frames needs random_times=True")
-        return between
-
-    @cached_property
-    def z(self) -> Float[Tensor, "b f d"]:
-        """The path at the times of the batch's frames, ``(B, F, D)``."""
-        places = self.batch.times.unsqueeze(-1).expand(-1, -1, self.path.z.shape[-1])
-        return rearrange(self.path.z, "t b d -> b t d").gather(1, places)
-
-    @cached_property
-    def log_det(self) -> Float[Tensor, "b f"]:
-        """``log|det|`` of the path at the times of the batch's frames, ``(B, F)``."""
-        if self.path.log_det is None:
-            raise ValueError("a term that reads the log-density needs density=True")
-        return self.path.log_det.mT.gather(1, self.batch.times)
+        return self._reached.between
 
     @cached_property
     def log_likelihood(self) -> Float[Tensor, "b f"]:
-        """``log p(x_t | z_t)`` of the batch's frames, ``(B, F)``."""
-        return self.model.log_likelihood(rearrange(self.z, "b f d -> (b f) d"), self.batch)
+        """``log p(x_t | z_t)`` of the frames that count, those of ``batch.counted``."""
+        counted = self.batch.counted
+        z = self.z[:, -counted.frames.shape[1] :]
+        return self.model.log_likelihood(rearrange(z, "b f d -> (b f) d"), counted)
 
     @cached_property
     def codes(self) -> Codes:
-        """Mean and log standard deviation of ``q(z | x_t)`` of the frames after frame 0."""
-        frames = self.batch.frames[:, self.later]
-        images = rearrange(frames, "b f c h w -> (b f) c h w")
+        """Mean and log standard deviation of ``q(z | x_t)`` of the later frames, ``(B, n, D)``."""
+        frames = self.batch.frames[:, 1:]
+        images = rearrange(frames, "b n c h w -> (b n) c h w")
         mean, log_scale = (
-            rearrange(code, "(b f) d -> b f d", b=len(frames))
+            rearrange(code, "(b n) d -> b n d", b=len(frames))
             for code in self.model.posterior_parameters(images)
         )
         return mean, log_scale
@@ -307,10 +313,108 @@ class Context:
         """Return mean and log standard deviation of ``q(z | x_t)`` for one frame of each sequence.
 
         Args:
-            places: of the frames in the batch; none of them is frame 0.
+            places: of the frames in the batch; none of them is the first.
         """
         rows = torch.arange(len(places), device=places.device)
         if "codes" in self.__dict__:
-            mean, log_scale = (code[rows, places - self.later.start] for code in self.codes)
+            mean, log_scale = (code[rows, places - 1] for code in self.codes)
             return mean, log_scale
         return self.model.posterior_parameters(self.batch.frames[rows, places])
+
+    def reach(
+        self,
+        z: Float[Tensor, "b d"],
+        potential: Potential,
+        start: Float[Tensor, "b"],
+        end: Float[Tensor, "b"],
+        fractions: Sequence[float] = (),
+        log_density: bool = False,
+    ) -> Path:
+        """Follow each latent over its own interval, by the solver of the model.
+
+        See :func:`~flowfactor.flow.trace_between`. The parts of an interval share its steps.
+        """
+        method = self.model.method
+        steps: Any = getattr(method, "steps", None)
+        if steps is not None:  # a fixed method
+            whole = self.interval_steps
+            if whole is None:
+                whole = sum(steps) if isinstance(steps, tuple) else steps * self.batch.horizon
+            each: Any = {"steps": -(-whole // (1 + len(fractions)))}
+            method = dataclasses.replace(method, **each)
+        return trace_between(
+            z,
+            potential,
+            start,
+            end,
+            method=method,
+            gradient=self.model.gradient,
+            log_density=log_density,
+            fractions=fractions,
+        )
+
+    @cached_property
+    def _reached(self) -> _Reached:
+        if self.log_density == "discrete" or self.batch.is_complete:
+            return self._follow_frames()
+        return self._follow_intervals()
+
+    def _follow_frames(self) -> _Reached:
+        """Follow the whole sequence from frame 0, on a grid that all sequences share."""
+        z0, batch = self.z0, self.batch
+        solver: dict[str, Any] = {
+            "method": self.model.method,
+            "gradient": self.model.gradient,
+            "log_density": self.log_density,
+        }
+        between = None
+        if self.random_times:
+            path, inner = trace_with_random_times(z0, self.potential, batch.horizon, **solver)
+            between = inner._replace(times=inner.times.expand(len(batch), -1))
+        else:
+            frames = torch.arange(batch.horizon + 1, dtype=z0.dtype, device=z0.device)
+            path = trace(z0, self.potential, frames, **solver)
+        places = batch.times.unsqueeze(-1).expand(-1, -1, z0.shape[-1])
+        z = rearrange(path.z, "t b d -> b t d").gather(1, places)
+        log_det = None if path.log_det is None else path.log_det.mT.gather(1, batch.times)
+        return _Reached(z, log_det, between)
+
+    def _follow_intervals(self) -> _Reached:
+        """Follow each sequence from its encoded frame to each later one, over that interval."""
+        assert isinstance(self.log_density, bool)
+        z0, B, n = self.z0, len(self.batch), self.batch.times.shape[1] - 1
+        if n == 0:
+            raise ValueError("a flow needs a second frame of each sequence to lead to")
+        start, potential = z0, self.potential
+        if n > 1:
+            start = z0.repeat_interleave(n, 0)
+            potential = self.model.potentials.select(self.k.repeat_interleave(n, 0))
+        fractions: list[float] = []
+        if self.random_times:
+            # Drawn on the processor, where the solver wants to know it.
+            fractions = [float(torch.rand(()).clamp(1e-3, 0.999))]
+        path = self.reach(
+            start,
+            potential,
+            self.times[:, :1].expand(-1, n).reshape(-1),
+            self.times[:, 1:].reshape(-1),
+            fractions,
+            self.log_density,
+        )
+        ends = rearrange(path.z[-1], "(b n) d -> b n d", n=n)
+        z = torch.cat([z0.unsqueeze(1), ends], dim=1)
+        log_det = between = None
+        if path.log_det is not None:
+            log_det = F.pad(path.log_det[-1].view(B, n), (1, 0))
+        if self.random_times:
+            points = rearrange(path.z[1], "(b n) d -> n b d", n=n)
+            between = Path(points, None, path.times[:, 1].view(B, n), path.stats)
+        return _Reached(z, log_det, between)
+
+
+class _Reached(NamedTuple):
+    """The path at the batch's frames, from the encoded one, and between them."""
+
+    z: Float[Tensor, "b f d"]
+    log_det: Float[Tensor, "b f"] | None
+    between: Path | None

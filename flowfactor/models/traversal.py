@@ -249,7 +249,7 @@ def fit_traversals(
         model.mean_displacement.copy_(displacements)
         best = [_fit_single(model, each, ranges) for each in samples]
         model.single_dimension.copy_(torch.tensor([j for j, _ in best]))
-        model.single_range.copy_(torch.tensor([r for _, r in best]))
+        model.single_range.copy_(torch.tensor([r for _, r in best], dtype=torch.float64))
         model.fitted.fill_(True)
     finally:
         model.train(training)
@@ -304,7 +304,7 @@ def _mean_displacements(
 ) -> tuple[Tensor, list[_Sample]]:
     """Return the mean displacements, and the first ``count`` sequences of each transformation."""
     K, frames, device = len(model.names), model.horizon + 1, model.device
-    sums = torch.zeros(K, frames, model.latent_dim, dtype=torch.double, device=device)
+    sums = torch.zeros(K, frames, model.latent_dim, dtype=torch.double)
     counts = torch.zeros(K, dtype=torch.long)
     kept: list[list[tuple[Tensor, Tensor]]] = [[] for _ in range(K)]
     for batch in batches:
@@ -314,10 +314,10 @@ def _mean_displacements(
                 f"{batch.frames.shape[1]} of {batch.horizon + 1}"
             )
         sequences = batch.to(device)
-        labels = model.choose(sequences)
+        labels = model.choose(sequences).cpu()
         images = rearrange(sequences.frames, "b f c h w -> (b f) c h w")
         means = rearrange(model.represent(images), "(b f) d -> b f d", f=frames)
-        displacements = (means - means[:, :1]).double()
+        displacements = (means - means[:, :1]).cpu().double()
         for k in range(K):
             of_k: Tensor = labels.eq(k)
             rows = of_k.nonzero()[: max(0, count - int(counts[k])), 0]
@@ -329,15 +329,15 @@ def _mean_displacements(
     if missing:
         raise ValueError(f"no sequence undergoes {', '.join(missing)}")
     samples = [_Sample(*map(torch.cat, zip(*parts, strict=True))) for parts in kept if parts]
-    return (sums / counts.to(device).view(-1, 1, 1)).float(), samples
+    return (sums / counts.view(-1, 1, 1)).to(means), samples
 
 
 def _fit_single(
     model: TraversalModel, sample: _Sample, ranges: Sequence[float]
 ) -> tuple[int, float]:
     """Return the best dimension and range of a transformation."""
-    steps = torch.arange(model.horizon + 1, device=sample.start.device) / model.horizon
-    unit = torch.eye(model.latent_dim, device=sample.start.device)
+    steps = torch.arange(model.horizon + 1).to(sample.start) / model.horizon
+    unit = torch.eye(model.latent_dim).to(sample.start)
 
     def error(j: int, r: float) -> float:
         return sample.error(model, r * steps.unsqueeze(1) * unit[j])

@@ -59,12 +59,14 @@ class VAE(TraversalModel):
     """
 
     Options: ClassVar[type[Any]] = VAEOptions
+    encodes_any_frame = True
 
     def loss(self, sequences: SequenceBatch) -> dict[str, Float[Tensor, ""]]:
         """Return the weighted terms of the objective, each a mean over the batch, in nats.
 
         With some frames of each sequence only, both are unbiased estimates of those over all.
         """
+        sequences = sequences.counted
         posterior = self.encode(flatten_frames(sequences))
         log_likelihood = self.log_likelihood(posterior.rsample(), sequences)
         kl = kl_to_standard_normal(posterior).view_as(log_likelihood)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 from collections.abc import Iterable, Sequence
@@ -187,6 +188,11 @@ class WeakFlowVAE(FlowVAE):
 
     # ---- training
 
+    @property
+    def schedule_steps(self) -> int:
+        """Steps of warm-up and annealing."""
+        return self.inference.warmup + self.inference.anneal
+
     def on_step(self, step: int) -> None:
         """Let the schedule of warm-up and annealing know the training step."""
         self.step = step
@@ -211,13 +217,13 @@ class WeakFlowVAE(FlowVAE):
         return self._explain(sequences) | {"inference": _zero(self.inference_network)}
 
     def _autoencode(self, sequences: SequenceBatch) -> dict[str, Float[Tensor, ""]]:
-        """Take every frame for itself: reconstruction and KL, in the proportion of images."""
+        """Take every frame for itself, all alike: reconstruction and KL of T + 1 images."""
         posterior = self.encode(flatten_frames(sequences))
         log_likelihood = self.log_likelihood(posterior.rsample(), sequences)
-        kl = kl_to_standard_normal(posterior).view_as(log_likelihood)
+        count = sequences.horizon + 1
         return {
-            "reconstruction": -(log_likelihood * sequences.weights).sum(1).mean(),
-            "kl": self.objective["beta"] * (kl * sequences.weights).sum(1).mean(),
+            "reconstruction": -count * log_likelihood.mean(),
+            "kl": count * self.objective["beta"] * kl_to_standard_normal(posterior).mean(),
             "inference": _zero(self.inference_network, self.potentials, self.prior),
         }
 
@@ -234,15 +240,15 @@ class WeakFlowVAE(FlowVAE):
         K, B = len(self.potentials), len(sequences)
         start = self.context(sequences, _labels(sequences))
         z0, entropy = start.z0, start.entropy
-        at_start = self.observation.log_prob(self.decode_logits(z0), sequences.frames[:, 0])
-        later = SequenceBatch(
-            repeat(sequences.frames[:, 1:], "b ... -> (k b) ...", k=K),
-            repeat(sequences.times[:, 1:], "b f -> (k b) f", k=K),
-            None,
-            sequences.horizon,
-        )
         flows = repeat(torch.arange(K, device=z0.device), "k -> (k b)", b=B)
-        context = self.context(later, flows, with_start=False)
+        every = dataclasses.replace(
+            sequences,
+            frames=repeat(sequences.frames, "b ... -> (k b) ...", k=K),
+            times=repeat(sequences.times, "b f -> (k b) f", k=K),
+            labels=flows,
+            first_weight=0.0,  # the encoded frame is explained alike by all flows
+        )
+        context = self.context(every, flows)
         context.entropy, context.z0 = entropy.repeat(K), z0.repeat(K, 1)
         costs = {
             name: rearrange(cost, "(k b) -> b k", k=K)
@@ -260,7 +266,10 @@ class WeakFlowVAE(FlowVAE):
             known, labels = self._one_hot(sequences, responsibilities)
             responsibilities = torch.where(known, labels, responsibilities)
         terms = {name: (responsibilities * cost).sum(1).mean() for name, cost in costs.items()}
-        terms["reconstruction"] = terms["reconstruction"] - at_start.mean()
+        if sequences.first_weight:
+            first = self.observation.log_prob(self.decode_logits(z0), sequences.frames[:, 0])
+            cost = -sequences.first_weight * first.mean()
+            terms["reconstruction"] = terms["reconstruction"] + cost
         terms |= {name: cost.mean() for name, cost in self.costs(start, ("once",)).items()}
         terms["inference"] = -(responsibilities * self.infer(sequences)).sum(1).mean()
         return terms
@@ -311,8 +320,11 @@ def _labelled(sequences: SequenceBatch) -> SequenceBatch:
     """Return the sequences that have a label."""
     labels = _labels(sequences)
     rows = labels >= 0
-    return SequenceBatch(
-        sequences.frames[rows], sequences.times[rows], labels[rows], sequences.horizon
+    return dataclasses.replace(
+        sequences,
+        frames=sequences.frames[rows],
+        times=sequences.times[rows],
+        labels=labels[rows],
     )
 
 

@@ -5,7 +5,7 @@ import inspect
 import numpy as np
 import pytest
 import torch
-from small_models import HORIZON, NAMES, SHAPE, films, small
+from small_models import HORIZON, NAMES, SHAPE, choose_frames, films, small
 from torch import nn
 
 import flowfactor
@@ -175,6 +175,15 @@ def test_batches(models, bad):
         refuses(lambda m=model: m.loss(batch), word)
         refuses(lambda m=model: m.choose(batch), word)
     refuses(lambda: log_likelihood(models["vae"], batch, 2), word)
+
+
+def test_only_some_models_take_sequences_from_another_frame_on(models):
+    batch = choose_frames(GOOD, [1, 0, 2])
+    for model in models.values():
+        if model.encodes_any_frame:
+            assert all(torch.isfinite(term) for term in model.loss(batch).values())
+        else:
+            refuses(lambda m=model: m.loss(batch), "sequences.times")
 
 
 @pytest.mark.parametrize(

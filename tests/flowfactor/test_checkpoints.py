@@ -12,7 +12,15 @@ import pytest
 import torch
 
 import flowfactor
-from flowfactor.checkpoints import MODEL_FILE, atomic_file, lock_run, read, save_model, write
+from flowfactor.checkpoints import (
+    MODEL_FILE,
+    atomic_file,
+    digest,
+    lock_run,
+    read,
+    save_model,
+    write,
+)
 from flowfactor.errors import RunError
 
 
@@ -24,6 +32,21 @@ def test_a_loaded_model_is_the_saved_one(model, tmp_path):
         assert again.names == model.names
         z = torch.randn(2, model.latent_dim)
         assert torch.equal(again.decode(again.flow(z, 1, 2.0)), model.decode(model.flow(z, 1, 2.0)))
+
+
+def test_other_weights_have_another_digest(model, tmp_path):
+    save_model(model, tmp_path)
+    first = digest(tmp_path)
+    save_model(model, tmp_path)
+    assert digest(tmp_path / MODEL_FILE) == first
+    with torch.no_grad():
+        next(model.parameters()).view(-1)[0] += 1e-6
+    save_model(model, tmp_path)
+    assert digest(tmp_path) != first
+    for content in (b"", b"torn", b"x" * 200):
+        (tmp_path / MODEL_FILE).write_bytes(content)
+        with pytest.raises(RunError, match=r"model\.pt"):
+            digest(tmp_path)
 
 
 class Trap:

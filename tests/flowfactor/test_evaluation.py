@@ -11,7 +11,13 @@ from flowfactor.data import Recordings
 from flowfactor.errors import ConfigError, RunError
 from flowfactor.evaluation import EvaluationOptions, check_metrics, evaluate
 from flowfactor.matching import match_flows
-from flowfactor.metrics import Equivariance, Inferred, Traversals, infer_labels
+from flowfactor.metrics import (
+    Equivariance,
+    Inferred,
+    Traversals,
+    assignments,
+    infer_labels,
+)
 from flowfactor.models import fit_traversals
 from flowfactor.options import dump, parse
 from flowfactor.records import Evaluation, evaluation_columns
@@ -21,6 +27,8 @@ FEW = {"log_likelihood": {"sequences": 2, "samples": 2}}
 MANY = FEW | {
     "composition": {},
     "extrapolation": {},
+    "closure": {},
+    "sharpness": {},
     "paths": None,
     "predictability": {"width": 2, "epochs": 1},
     "disentanglement": {"codes": 400, "trees": 1},
@@ -49,15 +57,56 @@ def test_everything_that_is_measured_has_columns_and_tables(evaluation, digits):
         *("predictability", "factor_vae", "mig", "dci", "dci_completeness"),
         *("dci_informativeness", "sap", "straightness", "kinetic_energy", "superposition"),
         *("switching", "reversal", "order_gap", "held_out", "beyond", "beyond_identity"),
+        *("beyond_over_identity", "closure", "sharpness"),
     }
     mean = sum(columns[f"error.{name}"] for name in digits.names) / 3
     assert columns["mean_error"] == pytest.approx(mean)
     tables = evaluation.tables()
     assert set(tables) == {
         *("errors", "log_likelihood", "composition", "reversal", "extrapolation"),
-        *("paths", "predictability", "disentanglement", "held_out"),
+        *("paths", "predictability", "disentanglement", "held_out", "closure", "sharpness"),
+        "properties",
     }
     assert [row.label for row in tables["errors"].rows] == [*digits.names, "mean"]
+
+
+def test_the_summary_is_what_the_tables_say(evaluation):
+    tables = evaluation.tables()
+    assert next(iter(tables)) == "properties"
+    summary = {row.label: row.values for row in tables["properties"].rows}
+    assert len(summary) == 8
+    *_, mean = tables["errors"].rows
+    assert summary["one transformation"][:3] == [mean.values[i] for i in (0, 2, 3)]
+    result = evaluation.metrics["composition"]
+    assert summary["at once"][0] == pytest.approx(result.means.superposition)
+    assert summary["in turn"][0] == pytest.approx(result.means.switching)
+    assert summary["backwards"][0] == pytest.approx(result.means.reversal)
+    for label in ("one transformation", "at once", "in turn", "backwards"):
+        assert all(isinstance(number, float) and number > 0 for number in summary[label])
+    columns = {column.key: column for column in evaluation_columns([evaluation])}
+    for key in ("beyond_over_identity", "closure", "sharpness", "solver_change"):
+        column = columns[key]
+        assert summary[column.summary][0] == column.write(column.value(evaluation))
+
+
+def forget(content, keys):
+    for key in keys:
+        content.pop(key, None)
+    for below in content.values():
+        if isinstance(below, dict):
+            forget(below, keys)
+
+
+def test_evaluations_of_earlier_versions_are_read(evaluation):
+    content = json.loads(evaluation.to_json())
+    forget(content["metrics"], ("copy", "seen"))
+    earlier = Evaluation.from_dict(content).tables()
+    for name, table in evaluation.tables().items():
+        keys = [column.key for column in table.columns]
+        kept = [key for key in keys if key not in ("pixel copy", "later states")]
+        without = [key for key in kept if not key.endswith("_copy")]
+        assert [column.key for column in earlier[name].columns] == without
+        assert len(earlier[name].rows) == len(table.rows)
 
 
 def test_a_record_is_read_back_as_it_was(evaluation, tmp_path):
@@ -189,6 +238,26 @@ def test_a_weak_model_is_measured_on_labels_as_far_as_there_are_some(known, accu
     assert inferred.accuracy == accuracy
     assert inferred.mean_error == pytest.approx(evaluation.result(Equivariance).mean_error)
     assert evaluation.transformations == (("x", "y") if known else ("x", "y", "more"))
+    counts = evaluation.tables()["assignments"]
+    assert [column.key for column in counts.columns] == ["x", "y", "more"]
+    assert sum(sum(row.values) for row in counts.rows) == (known or 4)
+    table = assignments(model, data, batch_size=3)
+    found = {column.key: place for place, column in enumerate(table.columns)}
+    chances = model.infer(data.sample(range(4))).detach().exp()
+    for i, row in enumerate(table.rows):
+        k = int(chances[i].argmax())
+        assert row.values[found["flow"]] == model.names[k]
+        assert row.values[found["probability"]] == pytest.approx(float(chances[i, k]), abs=1e-5)
+        if known:
+            label = row.values[found["transformation"]]
+            assert label == (model.names[labels[i]] if i < known else None)
+
+
+def test_assignments_of_samples_whose_transformation_is_chosen(digits):
+    model = small("weak_flow_vae", digits.names, digits.image_shape, digits.horizon).eval()
+    table = assignments(model, digits, [5, 7])
+    assert [row.label for row in table.rows] == ["5", "7"] * 3
+    assert [row.values[0] for row in table.rows[::2]] == list(digits.names)
 
 
 def test_metrics_are_registered_in_the_order_of_tables():

@@ -10,6 +10,7 @@ from scipy.integrate import solve_ivp
 import flowfactor
 from flowfactor import AutogradPotential, MLPPotential, RidgePotential
 from flowfactor.flow import trace as follow
+from flowfactor.flow import trace_between
 from solvers import RK4, Adjoint, Direct, Dopri5, Euler, SolverError
 
 DIM = 4
@@ -348,3 +349,80 @@ def test_each_latent_by_its_own_time(bank, z, method) -> None:
     torch.testing.assert_close(frames[1, 1], back, atol=1e-3, rtol=1e-3)
     with pytest.raises(ValueError, match="shape"):
         flowfactor.flow(z, u, times[:3])
+
+
+# Forwards, backwards, before frame 0, and not at all.
+STARTS, ENDS = torch.tensor([0.0, 3.0, 2.5, 1.0, -1.0]), torch.tensor([2.0, 0.5, 2.5, -1.0, 1.0])
+
+
+@pytest.mark.parametrize("method", [RK4(steps=30), TIGHT], ids=["fixed", "adaptive"])
+@pytest.mark.parametrize("kind", ["one", "per sample"])
+def test_each_latent_over_its_own_interval(bank, z, kind, method) -> None:
+    u = bank["hue"] if kind == "one" else bank.select(torch.tensor([0, 0, 1, 2, 2]))
+    start, end = STARTS.double(), ENDS.double()
+    path = trace_between(z, u, start, end, method=method, log_density=True, fractions=[0.25])
+    assert torch.equal(path.z[0], z)
+    torch.testing.assert_close(path.times[:, 1], start + 0.25 * (end - start))
+    own = torch.stack([start, path.times[:, 1], end], dim=1)
+    own[2, 1:] = float("nan")  # times that repeat are no times of trace
+    expected = follow(z, u, own, method=TIGHT, log_density=True)
+    moves = torch.arange(5) != 2
+    torch.testing.assert_close(path.z[:, moves], expected.z[:, moves], rtol=0, atol=1e-6)
+    found = path.log_det[:, moves]
+    torch.testing.assert_close(found, expected.log_det[:, moves], rtol=0, atol=1e-6)
+    assert torch.equal(path.z[:, 2], z[2].expand(3, -1))
+    assert (path.log_det[:, 2] == 0).all()
+    assert trace_between(z, u, start, end, method=method).log_det is None
+
+
+@pytest.mark.parametrize("gradient", [Direct(), Adjoint(rtol=1e-9, atol=1e-9)])
+def test_gradients_over_own_intervals(z, gradient) -> None:
+    """The way back undoes the way there, so that together they have the gradient of neither."""
+    bank = RidgePotential(("left", "right"), DIM, 8, autonomous=True).double()
+    u = bank.select(torch.tensor([0, 1, 0, 1, 1]))
+    z, start, end = z.clone().requires_grad_(), STARTS.double(), ENDS.double()
+
+    def there(z, start, end):
+        return trace_between(z, u, start, end, method=TIGHT, gradient=gradient).z[-1]
+
+    moved = there(z, start, end)
+    (there(moved, end, start) - z).square().sum().backward(retain_graph=True)
+    assert z.grad.abs().max() < 1e-6
+    assert bank.directions.grad.abs().max() < 1e-6
+    bank.zero_grad()
+    moved.square().sum().backward()
+    expected = []
+    for i, k in enumerate((0, 1, 0, 1, 1)):
+        if start[i] != end[i]:
+            times = torch.stack([start[i], end[i]])
+            expected.append(flowfactor.flow(z[i : i + 1], bank[k], times, method=TIGHT)[-1])
+    total = sum(x.square().sum() for x in expected) + z[2].square().sum()
+    for parameter in (bank.directions, bank.coefficients):
+        wanted = torch.autograd.grad(total, parameter, retain_graph=True)[0]
+        torch.testing.assert_close(parameter.grad, wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_steps_count_for_each_part_of_an_interval(bank, z) -> None:
+    u, ends = bank["hue"], (STARTS.double(), ENDS.double())
+    for fractions, evaluations in (([], 12), ([0.5], 24)):
+        path = trace_between(z, u, *ends, method=RK4(steps=3), fractions=fractions)
+        assert path.stats.evaluations == evaluations
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"start": STARTS[:3].double()}, "start"),
+        ({"end": 2.0}, "end"),
+        ({"log_density": "discrete"}, "log_density"),
+        ({"fractions": [0.5, 0.2]}, "increasing"),
+    ],
+)
+@pytest.mark.wrong_types
+def test_bad_intervals(bank, z, change, word) -> None:
+    given = {"start": STARTS.double(), "end": ENDS.double(), **change}
+    with pytest.raises(ValueError, match=word):
+        trace_between(z, bank["hue"], **given)
+    bad = z.index_fill(0, torch.tensor([1]), float("nan"))
+    with pytest.raises(SolverError, match="sample 1"):
+        trace_between(bad, bank["hue"], STARTS, ENDS)

@@ -10,7 +10,13 @@ from flowfactor.networks import (
     ConvEncoderOptions,
     MLPDecoder,
     MLPDecoderOptions,
+    PatchEncoder,
+    PatchEncoderOptions,
     ResidualBlock,
+    WarpDecoder,
+    WarpDecoderOptions,
+    WarpEncoder,
+    WarpEncoderOptions,
     default_channels,
 )
 from flowfactor.registries import DECODERS, ENCODERS
@@ -19,7 +25,10 @@ SIDES = {28: (32, 64), 32: (32, 64), 64: (32, 64, 128), 128: (32, 64, 128, 128)}
 SMALL = {"channels": (4, 8), "hidden": 16}
 
 
-@pytest.mark.parametrize(("side", "kind"), [(28, "conv"), (28, "residual"), (64, "residual")])
+KINDS = [(28, "conv"), (28, "residual"), (64, "residual"), (28, "warp")]
+
+
+@pytest.mark.parametrize(("side", "kind"), KINDS)
 def test_default_networks_fit_every_size(kind, side):
     shape = (3, side, side)
     encoder, decoder = ENCODERS[kind]().build(shape, 5), DECODERS[kind]().build(shape, 5)
@@ -31,6 +40,82 @@ def test_default_networks_fit_every_size(kind, side):
     logits = decoder(z)
     assert 0.05 < logits.std(0).mean() < 3
     assert logits.sigmoid().median().item() == pytest.approx(0.05, abs=0.02)
+
+
+@pytest.mark.parametrize(("shape", "patch"), [((3, 28, 28), 4), ((1, 12, 30), 6)])
+def test_a_patch_encoder_sees_each_square_through_the_same_layer(shape, patch):
+    torch.manual_seed(0)
+    options = PatchEncoderOptions(patch=patch, hidden=(16, 8))
+    encoder, x = options.build(shape, 5), torch.rand(8, *shape)
+    assert encoder(x).shape == (8, 10)
+    assert 0.1 < encoder(x)[:, :5].std() < 10
+    features = []
+    squares = next(layer for layer in encoder.modules() if isinstance(layer, torch.nn.Linear))
+    squares.register_forward_hook(lambda layer, given, out: features.append(out))
+    rolled = x.roll(patch, -1)
+    encoder(x), encoder(rolled)
+    columns = shape[2] // patch
+    before, after = (out.unflatten(1, (-1, columns)) for out in features)
+    assert torch.allclose(before.roll(1, 2), after, atol=1e-5)
+    encoder(x).square().sum().backward()
+    assert all(p.grad.abs().max() > 0 for p in encoder.parameters())
+
+
+def hold_pose(network, theta=((1.0, 0, 0), (0, 1.0, 0))):
+    """Let a network that warps give all images one pose."""
+    pose = torch.tensor(theta)
+    network.theta.register_forward_hook(lambda *given: pose.expand(len(given[-1]), 2, 3))
+    return network
+
+
+def test_an_encoder_with_the_pose_1_sees_the_image_itself():
+    options = WarpEncoderOptions(width=4, pose_width=4, pose_hidden=8, hidden=(8,))
+    encoder = hold_pose(options.build((3, 12, 8), 5))
+    x = torch.rand(2, 3, 12, 8)
+    seen = torch.cat([encoder.pose(x), encoder.content(x)], dim=1)
+    assert torch.allclose(encoder(x), encoder.head(seen), atol=1e-5)
+    # It undoes what the pose says: here the image was moved to the left, by two pixels of 8.
+    hold_pose(encoder, ((1.0, 0, -2 * 2 / 8), (0, 1.0, 0)))
+    upright = torch.zeros_like(x)
+    upright[..., 2:] = x[..., :-2]
+    seen = torch.cat([encoder.pose(x), encoder.content(upright)], dim=1)
+    assert torch.allclose(encoder(x), encoder.head(seen), atol=1e-5)
+
+
+@pytest.mark.parametrize("tint", [False, True])
+def test_a_decoder_moves_its_picture_into_the_dark(tint):
+    decoder = WarpDecoderOptions(hidden=(8,), tint=tint).build((3, 12, 8), 5)
+    z = torch.randn(4, 5)
+    hidden = decoder.hidden(z)
+    picture = decoder.picture(hidden).sigmoid()
+    if tint:  # a grey picture times a colour
+        picture = picture * decoder.colour(hidden).sigmoid()[:, :, None, None]
+    assert torch.allclose(hold_pose(decoder)(z).sigmoid(), picture, atol=1e-5)
+    hold_pose(decoder, ((1.0, 0, 0), (0, 1.0, 2 * 3 / 12)))
+    moved = decoder(z).sigmoid()
+    assert torch.allclose(moved[..., :-3, :], picture[..., 3:, :], atol=1e-5)
+    assert moved[..., -3:, :].max() < 0.01
+
+
+def test_a_tint_of_any_size_has_finite_logits_and_gradients():
+    decoder = WarpDecoderOptions(hidden=(8,), tint=True).build((3, 4, 4), 5)
+    for picture, colour in ((300.0, 300.0), (-300.0, -300.0), (300.0, -300.0), (-300.0, 300.0)):
+        with torch.no_grad():
+            decoder.picture[0].bias.fill_(picture)
+            decoder.colour.bias.fill_(colour)
+        logits = decoder(torch.randn(2, 5))
+        assert logits.isfinite().all()
+        assert ((logits > 0) == (min(picture, colour) > 0)).all()
+        logits.sum().backward()
+        assert all(p.grad.isfinite().all() for p in decoder.parameters())
+
+
+def test_the_gradient_reaches_the_pose():
+    encoder = WarpEncoderOptions(pose_hidden=8).build((3, 12, 8), 5)
+    decoder = WarpDecoderOptions(hidden=(8,), tint=True).build((3, 12, 8), 10)
+    decoder(encoder(torch.rand(4, 3, 12, 8))).square().sum().backward()
+    for network in (encoder, decoder):
+        assert all(p.grad.abs().max() > 0 for p in network.parameters())
 
 
 def test_default_channels():
@@ -95,6 +180,9 @@ def test_the_encoder_starts_with_a_moderate_posterior():
     ("make", "word"),
     [
         (lambda: ConvEncoder((3, 30, 28), 4), "30 x 28"),
+        (lambda: PatchEncoder((3, 30, 28), 4), "patch"),
+        (lambda: WarpEncoder((3, 28, 30), 4), "patch"),
+        (lambda: WarpDecoder((3, 28, 28), 4, WarpDecoderOptions(hidden=())), "hidden"),
         (lambda: ConvEncoder((3, 28, 28), 4, ConvEncoderOptions(channels=())), "channels"),
         (lambda: ConvDecoder((3, 36, 36), 4, ConvDecoderOptions(channels=(4,) * 3)), "36 x 36"),
         (lambda: MLPDecoder((3, 28, 28), 4, MLPDecoderOptions(hidden=())), "hidden"),

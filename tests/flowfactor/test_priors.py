@@ -29,6 +29,15 @@ def test_is_the_normal_distribution_of_its_variance():
             assert found[i, j].item() == pytest.approx(normal.log_prob(z[i, j]).item())
 
 
+def test_each_sample_may_have_its_own_times():
+    prior = DiffusingPrior(2, diffusion=0.3)
+    k, t, z = torch.tensor([1, 0]), torch.tensor([[0.0, 2.0], [5.0, 3.0]]), torch.randn(2, 2, 4)
+    found = prior.log_prob(z, k, t)
+    for j in range(2):
+        expected = prior.log_prob(z[:, j : j + 1], k[j : j + 1], t[:, j])
+        torch.testing.assert_close(found[:, j : j + 1], expected)
+
+
 def test_solves_the_heat_equation():
     """dp/dt = D laplacian p, by automatic differentiation of the density."""
     prior = DiffusingPrior(1, diffusion=0.2).double()

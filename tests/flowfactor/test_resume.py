@@ -30,10 +30,11 @@ OPTIONS = TrainingOptions(
     validation_sequences=4,
     loggers=(),
     accelerator="cpu",
+    precision="32-true",
 )
 KINDS = {
     "flow_vae": {},
-    "weak_flow_vae": {"inference": {"warmup": 1, "anneal": 4}},
+    "weak_flow_vae": {"inference": {"warmup": 1, "anneal": 2}},
     "factor_vae": {},
 }
 
@@ -400,3 +401,27 @@ def test_wrong_contents_of_the_right_form(ended, tmp_path, what, change):
         train("flow_vae", tmp_path, options, resume=True)
     assert (tmp_path / "checkpoint.pt").read_bytes() == before
     assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_a_precision_that_was_measured_is_kept(tmp_path, monkeypatch):
+    auto = dataclasses.replace(OPTIONS, precision="auto")
+
+    def stop():
+        raise StopError
+
+    def measure(precision):
+        monkeypatch.setattr("flowfactor.machine.choose_precision", lambda *_: (precision, ""))
+
+    measure("bf16-mixed")
+    train("flow_vae", tmp_path / "whole", auto)
+    with monkeypatch.context() as patch:
+        patch.setattr(SequenceLoader, "batch", at(4, SequenceLoader.batch, stop))
+        with pytest.raises(StopError):
+            train("flow_vae", tmp_path / "ended", auto)
+    measure("32-true")  # the machine is another, or busy
+    train("flow_vae", tmp_path / "single", auto)
+    with pytest.raises(RunError, match="precision"):
+        train("flow_vae", tmp_path / "ended", OPTIONS, resume=True)
+    train("flow_vae", tmp_path / "ended", auto, resume=True)
+    assert_same(tmp_path / "ended", state_of(tmp_path / "whole"))
+    assert state_of(tmp_path / "single")[2] != state_of(tmp_path / "whole")[2]

@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import logging
 import math
+import time
 
 import pytest
 import torch
@@ -31,6 +33,7 @@ OPTIONS = TrainingOptions(
     average=0.9,
     loggers=(),
     accelerator="cpu",
+    precision="32-true",
 )
 
 
@@ -185,6 +188,68 @@ def test_resume_with_another_model_changes_nothing(data, tmp_path):
 def test_bad_options(option, value):
     with pytest.raises(ConfigError, match=option):
         TrainingOptions(**{option: value})
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("poflow", {}),
+        ("slow_vae", {}),
+        ("topographic_vae", {}),
+        ("flow_vae", {"solver": {"name": "euler"}, "density": "discrete"}),
+    ],
+)
+def test_models_that_encode_frame_0_are_not_given_another(kind, options, data, tmp_path):
+    model = make(kind, **options)
+    random = dataclasses.replace(OPTIONS, encoded_frame="random")
+    with pytest.raises(ConfigError, match=r"training\.encoded_frame"):
+        fit(model, data, data, random, tmp_path)
+    with pytest.raises(ConfigError, match=r"training\.encoded_frame"):
+        fit(model, SequenceLoader(data, 6, encoded_frame="random"), data, OPTIONS, tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["flow_vae", "weak_flow_vae", "vae", "factor_vae"])
+def test_training_from_any_frame(kind, data, tmp_path):
+    random = dataclasses.replace(
+        OPTIONS, steps=2, encoded_frame="random", frames_per_sequence=1, average=None
+    )
+    _, result = run_fit(data, tmp_path, random, make(kind))
+    assert result.steps == 2
+    with pytest.raises(RunError, match="encoded_frame"):
+        run_fit(data, tmp_path, dataclasses.replace(random, encoded_frame="first"), make(kind),
+                resume=True)  # fmt: skip
+
+
+def test_a_schedule_longer_than_half_of_the_training(data, tmp_path, caplog):
+    def train(warmup, **changes):
+        model = make("weak_flow_vae", inference={"warmup": warmup, "anneal": 1})
+        run_fit(data, tmp_path, dataclasses.replace(OPTIONS, **changes), model)
+
+    with pytest.raises(ConfigError, match=r"training\.steps: must be at least 14"):
+        train(6)
+    assert not any(tmp_path.iterdir())
+    for warmup, warned in ((5, False), (10**6, True)):
+        caplog.clear()
+        train(warmup, steps=10**7 if warned else 12, max_minutes=0.001 if warned else 1.0)
+        assert warned == ("training.max_minutes" in caplog.text)
+
+
+def test_a_line_at_least_every_ten_seconds(data, tmp_path, caplog, monkeypatch):
+    now = 0.0
+
+    def slow():
+        nonlocal now
+        now += 2
+        return now
+
+    monkeypatch.setattr(time, "monotonic", slow)
+    rare = dict.fromkeys(("log_every", "validate_every", "checkpoint_every"), 1000)
+    with caplog.at_level(logging.INFO, "flowfactor"):
+        _, result = run_fit(data, tmp_path, dataclasses.replace(OPTIONS, **rare))
+    lines = [text for text in caplog.messages if text.startswith("step ")]
+    assert len(lines) >= result.seconds // (10 + result.seconds / result.steps)
+    assert "left" in lines[0]
+    assert "reconstruction" in lines[0]
 
 
 def test_a_supervised_model_needs_labels(data, tmp_path):

@@ -66,6 +66,18 @@ def test_along_path_takes_one_potential_per_sample():
     torch.testing.assert_close(terms.residual[2, :1], expected)
 
 
+def test_along_path_takes_the_times_of_each_latent():
+    force = Force(DIM, width=8).double()
+    times = torch.tensor([[0.0, 1.0], [3.0, 2.5]]).double()
+    path = flowfactor.trace(latents(2), RAYS, times)
+    terms = along_path(RAYS, path, force)
+    for point in range(2):
+        for i in range(2):
+            z, t = path.z[point, i : i + 1], times[i, point]
+            expected = transport_terms(RAYS, z, t, force)
+            torch.testing.assert_close(terms.residual[point, i : i + 1], expected.residual)
+
+
 def test_a_learned_force_is_never_positive():
     force = Force(DIM, width=8)
     z = torch.randn(50, DIM)

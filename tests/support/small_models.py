@@ -1,5 +1,7 @@
 """Tiny models of every kind, and sequences for them."""
 
+import dataclasses
+
 import torch
 
 from flowfactor.data import SequenceBatch
@@ -10,7 +12,7 @@ SHAPE = (1, 8, 8)
 HORIZON = 3
 OPTIONS = {
     "flow_vae": {"width": 8},
-    "weak_flow_vae": {"width": 8},
+    "weak_flow_vae": {"width": 8, "inference": {"warmup": 1, "anneal": 0}},
     "poflow": {"width": 8},
     "factor_vae": {"discriminator_width": 16, "discriminator_layers": 2},
     "topographic_vae": {"latent_dim": 12, "capsules": 2, "window": 1},
@@ -35,6 +37,13 @@ def films(count=6, horizon=HORIZON, labels=None):
     frames = torch.rand(count, horizon + 1, *SHAPE, generator=generator)
     given = torch.arange(count) % len(NAMES) if labels is None else torch.as_tensor(labels)
     return SequenceBatch.full(frames, given)
+
+
+def choose_frames(batch, times, **weights):
+    """Return some frames of complete sequences; the first is the one to be encoded."""
+    times = torch.as_tensor(times).expand(len(batch), -1)
+    rows = torch.arange(len(batch))[:, None]
+    return dataclasses.replace(batch, frames=batch.frames[rows, times], times=times, **weights)
 
 
 def sharpen(model):

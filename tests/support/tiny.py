@@ -17,10 +17,12 @@ TRAINING = {
     "training.validation_sequences": 6,
     "training.accelerator": "cpu",
     "training.precision": "32-true",
+    "training.threads": 1,
     "evaluation.images": 8,
     "evaluation.metrics.log_likelihood": {"sequences": 4, "samples": 2},
 }
 MODEL = {"latent_dim": 4, "width": 8, "discriminator_width": 8, "capsules": 2}
+NETWORK = {"channels": [4, 8], "width": 8, "pose_width": 4, "pose_hidden": 16}
 
 
 def settings(config: str, folder: Path | None = None) -> dict[str, object]:
@@ -36,11 +38,14 @@ def settings(config: str, folder: Path | None = None) -> dict[str, object]:
     model = {f"model.{key}": size for key, size in MODEL.items() if key in options}
     if "capsules" in options:
         model["model.latent_dim"] = 12
+    if "inference" in options:
+        model["model.inference"] = options["inference"] | {"warmup": 1, "anneal": 0}
     for network in ("encoder", "decoder"):
         if network in options:
-            kind = options[network]["kind"]
-            sizes = {"hidden": [16]} if kind == "mlp" else {"channels": [4, 8], "hidden": 16}
-            model[f"model.{network}"] = {"kind": kind, **sizes}
+            shipped = options[network]
+            sizes = {key: size for key, size in NETWORK.items() if key in shipped}
+            sizes["hidden"] = 16 if isinstance(shipped["hidden"], int) else [16]
+            model[f"model.{network}"] = {"kind": shipped["kind"], **sizes}
     return TRAINING | data | model
 
 

@@ -68,6 +68,15 @@ def test_strips_hold_the_truth_and_the_flow_of_frame_0(model, sequences):
             assert torch.allclose(strips.flows["flow"][i, t + 2], expected, atol=1e-5)
 
 
+def test_a_row_without_motion(model, sequences):
+    strips = film_strip_data(model, sequences, before=1, identity=True)
+    assert list(strips.flows) == ["flow", "identity"]
+    still = strips.flows["identity"]
+    assert still.shape == strips.flows["flow"].shape
+    assert torch.equal(still, still[:, :1].expand_as(still))
+    assert torch.allclose(still[:, 1], strips.flows["flow"][:, 1], atol=1e-6)  # frame 0
+
+
 def test_images_lie_in_the_row_and_column_of_their_name_and_time(model, sequences):
     strips = film_strip_data(model, sequences)
     figure = draw_film_strips(strips, difference=True)

@@ -71,6 +71,7 @@ def test_an_exact_model_composes_exactly(random_starts):
         (turns["right", "left"], 2 * RIGHT * first + 2 * LEFT * second),
     ):
         assert torch.allclose(error.identity, expected.expand(5, -1), atol=1e-5)
+        assert torch.allclose(error.copy, error.identity, atol=1e-5)  # what an exact model decodes
 
 
 def test_a_flow_that_is_too_slow_has_the_error_of_what_is_missing():

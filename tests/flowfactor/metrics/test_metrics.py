@@ -28,14 +28,16 @@ def test_equivariance_error_by_hand(model, digits):
             still = model.decode(z0)[0]
             for t in range(1, 5):
                 moved = model.decode(model.flow(z0, k, float(t)))[0]
-                expected = [(x[t] - image).abs().sum().item() for image in (moved, still)]
-                found = [e[row, t - 1].item() for e in (errors[name].flow, errors[name].identity)]
+                expected = [(x[t] - image).abs().sum().item() for image in (moved, still, x[0])]
+                kinds = errors[name].flow, errors[name].identity, errors[name].copy
+                found = [kind[row, t - 1].item() for kind in kinds]
                 assert found == pytest.approx(expected, rel=1e-4)
             first = (x[0] - still).abs().sum().item()
             assert errors[name].reconstruction[row].item() == pytest.approx(first, rel=1e-4)
     one = errors["hue"]
     summary = ErrorSummary.of(one)
     assert summary.error == pytest.approx(one.flow.sum(1).mean().item())
+    assert summary.copy == pytest.approx(one.copy.sum(1).mean().item())
     assert summary.floor == pytest.approx(4 * one.reconstruction.mean().item())
     assert summary.per_frame_and_pixel == pytest.approx(one.error / 4 / (3 * 28 * 28))
     assert summary.per_frame == pytest.approx(one.flow.mean(0).tolist())

@@ -23,6 +23,7 @@ TINY = TrainingOptions(
     frames_per_sequence=None,
     loggers=(),
     accelerator="cpu",
+    precision="32-true",
 )
 
 
@@ -125,7 +126,7 @@ def test_a_network_and_a_term_of_a_plug_in(monkeypatch, tmp_path):
 
     @TERMS.register("length")
     def length(context):
-        return context.path.z.diff(dim=0).norm(dim=-1).sum(0)
+        return context.z.diff(dim=1).norm(dim=-1).sum(1)
 
     @ENCODERS.register("linear")
     @options

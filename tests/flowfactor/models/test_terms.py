@@ -1,14 +1,19 @@
 """The terms that make flows fit together: consistency with the encoder, and the commutator."""
 
 import dataclasses
+import itertools
 
+import pytest
 import torch
-from small_models import NAMES, films, small
+import torch.nn.functional as F
+from small_models import NAMES, choose_frames, films, small
+from torch import nn
 from torch.distributions import kl_divergence
 
 from flowfactor.commutator import lie_bracket
 from flowfactor.data import SequenceBatch
 from flowfactor.models import terms
+from flowfactor.transport import transport_terms
 from solvers import RK4
 
 
@@ -71,19 +76,110 @@ def test_consistency_knows_the_volume_of_the_flow():
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3)
 
 
-def test_some_of_the_frames_estimate_all_of_them():
-    model, sequences = build(consistency=1.0), films(2)
-    context = model.context(sequences, sequences.labels)
-    whole = terms.consistency(context)
-    parts = []
-    for t in range(1, 4):
-        chosen = dataclasses.replace(
-            sequences, frames=sequences.frames[:, [0, t]], times=sequences.times[:, [0, t]]
-        )
-        part = model.context(chosen, chosen.labels)
-        part.z0 = context.z0
-        parts.append(terms.consistency(part))
-    torch.testing.assert_close(torch.stack(parts).mean(0), whole, rtol=1e-4, atol=1e-3)
+@pytest.mark.parametrize("name", ["consistency", "path_kl"])
+@pytest.mark.parametrize("first", [0, 2])
+def test_some_of_the_frames_estimate_all_of_them(first, name):
+    """The frame that is encoded is among those that are drawn, and costs nothing then."""
+    model, sequences = build(**{name: 1.0}), films(2)
+    z0 = model.encode(sequences.frames[:, first]).rsample()
+
+    def cost(times, weight):
+        chosen = choose_frames(sequences, [first, *times], later_weight=weight)
+        context = model.context(chosen, chosen.labels)
+        context.z0 = z0
+        return terms.TERMS[name](context)
+
+    whole = cost(range(4), 1.0)
+    parts = torch.stack([cost(pair, 2.0) for pair in itertools.combinations(range(4), 2)])
+    torch.testing.assert_close(parts.mean(0), whole, rtol=1e-4, atol=1e-3)
+    if first == 0:
+        context = model.context(sequences, sequences.labels)
+        context.z0 = z0
+        torch.testing.assert_close(terms.TERMS[name](context), whole, rtol=1e-3, atol=1e-2)
+
+
+class Read(nn.Module):
+    """Latents that are the logits of the first pixels, known almost exactly."""
+
+    def forward(self, x):
+        return torch.cat([x[:, 0, 0, :4].logit(), torch.full((len(x), 4), -20.0)], dim=1)
+
+
+class Write(nn.Module):
+    """The opposite of :class:`Read`."""
+
+    def forward(self, z):
+        return F.pad(z, (0, 60)).view(-1, 1, 8, 8)
+
+
+def right_model(kind="flow_vae", **options):
+    """Return a model whose flows are right, faster from frame to frame, and their sequences."""
+    model = small(kind, encoder=Read(), decoder=Write(), solver={"steps": 3}, **options)
+    bank = model.potentials
+    directions = 0.15 * torch.tensor([[1.0, -1.0, 0.5, 0.0], [-0.5, 1.0, 1.0, 1.0]])
+    with torch.no_grad():  # u = t v . z
+        bank.coefficients.zero_()
+        bank.coefficients[:, 1, 2 * bank.width : 2 * bank.width + 4] = bank.horizon * directions
+    labels = torch.arange(6) % 2
+    elapsed = (torch.arange(4) ** 2 / 2)[:, None]
+    z = torch.randn(6, 1, 4) + directions[labels][:, None] * elapsed
+    frames = model.decode(z.flatten(0, 1)).unflatten(0, (6, 4)).detach()
+    return model, SequenceBatch.full(frames, labels)
+
+
+def test_a_flow_that_is_right_is_so_from_every_frame_to_every_other():
+    model, sequences = right_model(objective={"reversal": 1.0, "hamilton_jacobi": 1.0})
+    expected = model.loss(sequences)["reconstruction"]
+    for first in range(4):
+        batch = choose_frames(sequences, [first, *range(4)], first_weight=0.0)
+        found = model.loss(batch)
+        torch.testing.assert_close(found["reconstruction"], expected, rtol=1e-4, atol=0)
+        back = model.decode_logits(model.encode(batch.frames[:, 0]).mean)
+        there = -model.observation.log_prob(back, batch.frames[:, 0]).mean()
+        torch.testing.assert_close(found["reversal"], there, rtol=1e-4, atol=0)
+        context = model.context(batch, batch.labels)
+        missed = context.z[:, 1:] - context.codes[0]
+        noise = (context.z0 - context.posterior.mean).unsqueeze(1).expand_as(missed)
+        torch.testing.assert_close(missed, noise, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("first", [0, 2])
+def test_points_between_frames_are_on_the_path(first):
+    model, sequences = right_model(objective={"hamilton_jacobi": 1.0})
+    batch = choose_frames(sequences, [first, 3, 1])
+    context = model.context(batch, batch.labels)
+    between, z0 = context.between, context.z0
+    assert between.z.shape == (2, 6, 4)
+    for z, t, end in zip(between.z, between.times.T, (3, 1), strict=True):
+        assert ((t - first) / (end - first) > 0).all()
+        assert ((t - end) / (first - end) > 0).all()
+        times = torch.stack([torch.full_like(t, first), t], dim=1)
+        torch.testing.assert_close(z, model.flow(z0, batch.labels, times)[-1])
+    residual = transport_terms(context.potential, between.z[0], between.times[:, 0]).residual
+    other = transport_terms(context.potential, between.z[1], between.times[:, 1]).residual
+    expected = (residual**2 + other**2) / 2
+    torch.testing.assert_close(terms.hamilton_jacobi(context), expected)
+
+
+def test_without_labels_the_right_flow_is_found_from_every_frame():
+    inference = {"warmup": 0, "anneal": 0, "refresh": 1, "temperature": 1e-3}
+    model, sequences = right_model("weak_flow_vae", inference=inference)
+    expected = model.loss(sequences)
+    unknown = dataclasses.replace(sequences, labels=None)
+    for first in range(4):
+        batch = choose_frames(unknown, [first, *range(4)], first_weight=0.0)
+        found = model.loss(batch)["reconstruction"]
+        torch.testing.assert_close(found, expected["reconstruction"], rtol=1e-3, atol=0)
+
+
+def test_an_interval_takes_the_steps_that_are_asked_for():
+    for steps, evaluations in ((None, 24), (5, 20)):
+        model = small("flow_vae", interval_steps=steps, objective={"hamilton_jacobi": 0.0})
+        batch = choose_frames(films(), [3, 1])
+        context = model.context(batch, batch.labels)
+        path = context.reach(context.z0, context.potential, *context.times.unbind(1))
+        assert path.stats.evaluations == evaluations
+        torch.testing.assert_close(path.z[-1], context.z[:, 1])
 
 
 def test_reversal_is_the_likelihood_of_frame_0_after_the_way_back():
@@ -117,11 +213,10 @@ def test_commutator_is_a_squared_bracket_with_another_flow():
     model = build(commutator=1.0, names=("a", "b", "c"))
     sequences = films(labels=[0, 1, 2, 0, 1, 2])
     context = model.context(sequences, sequences.labels)
-    path = context.path.z
     possible = [
         lie_bracket(model.potentials.select(sequences.labels),
                           model.potentials.select((sequences.labels + step) % 3),
-                          path[t], float(t)).square().sum(-1)
+                          context.z[:, t], float(t)).square().sum(-1)
         for t in range(4)
         for step in (1, 2)
     ]  # fmt: skip

@@ -1,9 +1,8 @@
 """VAE and beta-VAE: the objective is the bound of the frames as images."""
 
-import dataclasses
-
+import pytest
 import torch
-from small_models import films, small
+from small_models import choose_frames, films, small
 from torch.distributions import Independent, Normal, kl_divergence
 
 
@@ -47,6 +46,21 @@ def test_frames_left_out_are_made_up_for():
     found = []
     for pair in torch.combinations(torch.arange(1, 4), 2):
         at = torch.cat([torch.zeros(1, dtype=torch.long), pair])
-        some = dataclasses.replace(batch, frames=batch.frames[:, at], times=batch.times[:, at])
+        some = choose_frames(batch, at.expand(len(batch), -1), later_weight=3 / 2)
         found.append(model.loss(some)["kl"])
     torch.testing.assert_close(torch.stack(found).mean(), model.loss(batch)["kl"])
+
+
+@pytest.mark.parametrize("kind", ["vae", "factor_vae"])
+def test_a_frame_that_does_not_count_costs_nothing(kind):
+    """One frame of each sequence weighs as much as all, whichever frame comes first."""
+    model, batch = small(kind), films()
+    found = []
+    for first in (0, 2):
+        every = torch.cat([torch.full((6, 1), first), batch.times], dim=1)
+        torch.manual_seed(1)
+        found.append(model.loss(choose_frames(batch, every, first_weight=0.0)))
+    torch.manual_seed(1)
+    for name, term in model.loss(batch).items():
+        torch.testing.assert_close(found[0][name], term)
+        torch.testing.assert_close(found[1][name], term)

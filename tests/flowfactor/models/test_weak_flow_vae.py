@@ -101,6 +101,14 @@ def test_finish_orders_and_names_the_flows(labelled, monkeypatch):
         assert facts["counts"] == [[3, 2, 1]]
 
 
+def test_only_the_time_between_frames_tells_the_transformation():
+    network = TransformationPosterior((1, 8, 8), 3, 8)
+    frames, times = torch.rand(2, 3, 1, 8, 8), torch.tensor([[0, 3, 5], [0, 1, 2]])
+    found = network(frames, times)
+    torch.testing.assert_close(network(frames, times + 2), found)
+    assert not torch.allclose(network(frames, times.flip(1)), found)
+
+
 def test_a_single_frame_shows_no_transformation():
     network = TransformationPosterior((1, 8, 8), 3, 8)
     with pytest.raises(ValueError, match="at least two"):

@@ -107,6 +107,8 @@ def evaluate(
     for table in result.tables().values():
         out_console.print(table.to_rich())
     say(f"All figures: {run / runs.EVALUATION_FILE}")
+    if (run / runs.ASSIGNMENTS_FILE).is_file():
+        say(f"Which sequence got which flow: {run / runs.ASSIGNMENTS_FILE}")
 
 
 @app.command()

@@ -163,7 +163,6 @@ class Group(_ReportsErrors, TyperGroup):
 def training_bar() -> Iterator[Callable[[Progress], None]]:
     """Show a bar with the losses and the time left; on a terminal only."""
     bar = _bar("step {task.fields[step]}", "[cyan]{task.fields[left]} left[/]")
-    logger = logging.getLogger("experiments.training")
     validation = ""
     with bar:
         task = bar.add_task("train", total=1.0, step=0, left="?", text="")
@@ -171,16 +170,14 @@ def training_bar() -> Iterator[Callable[[Progress], None]]:
         def show(progress: Progress) -> None:
             nonlocal validation
             terms = "  ".join(f"{name} {value:.4g}" for name, value in progress.terms.items())
-            left = _clock(progress.seconds_left)
             if progress.split == "validation":
                 validation = f"  validation {progress.terms['loss']:.1f}"
-                logger.info("step %d, %s left: validation %s", progress.step, left, terms)
                 return
             bar.update(
                 task,
                 completed=progress.fraction,
                 step=progress.step,
-                left=left,
+                left=progress.time_left,
                 text=terms + validation,
             )
 
@@ -222,7 +219,9 @@ class _ConsoleHandler(logging.Handler):
     """Prints what is logged, a line each that is never broken."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print a record."""
+        """Print a record, unless the bar of a training shows the same."""
+        if error_console.is_terminal and getattr(record, "split", None) == "train":
+            return
         with contextlib.suppress(OSError):
             say(self.format(record), error_console)
 
@@ -252,7 +251,3 @@ def _bar(*columns: str) -> Any:
         console=error_console,
         disable=not error_console.is_terminal,
     )
-
-
-def _clock(seconds: float) -> str:
-    return "{}:{:02d}".format(*divmod(round(seconds), 60))

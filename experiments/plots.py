@@ -26,9 +26,10 @@ from flowfactor import diagnostics
 from flowfactor.data import SequenceDataset
 from flowfactor.diagnostics import ErrorCurve, FilmStrips, Illustration, Section
 from flowfactor.errors import DataError
-from flowfactor.metrics import Composition, Equivariance
+from flowfactor.metrics import Composition, Equivariance, ErrorSummary
 from flowfactor.models import PotentialModel, SequenceModel
 from flowfactor.names import file_names
+from flowfactor.records import Evaluation
 from flowfactor.tables import Column, Row, Table
 from flowfactor.training import read_metrics
 
@@ -118,13 +119,24 @@ def _overview(run: Run, data: SequenceDataset, draw: Draw) -> Section:
     methods = [Method(run.path.name, (evaluation,))]
     columns = column_figure(methods, choose_columns(methods, None))
     shown = [] if columns is None else [draw(columns, "metrics", "The metrics of this run.")]
+    inferred = (
+        ""
+        if run.model.supervised
+        else "\n\nNobody told the model what a sequence undergoes: it infers the flow from the "
+        "frames. A table shows the error of the inferred flows, another one the sequences that "
+        "each flow gets; assignments.csv has every sequence, with its flow and how likely it is."
+    )
     return Section(
         "How well the flows do",
         f"Frame 0 of a held-out sample is encoded, its latent flows, and every frame is decoded "
         f"again. E is the sum of absolute pixel errors over t = 1..{evaluation.frames} and all "
         f"channels, averaged over {evaluation.images} {evaluation.split} samples. Identity is the "
-        f"error of a latent that stays where it is; the floor is what the autoencoder alone costs "
-        f"(decoding frame 0 from its own latent).",
+        f"error of a latent that stays where it is, pixel copy that of frame 0 without any model; "
+        f"the floor is what the autoencoder alone costs (decoding frame 0 from its own latent).\n\n"
+        f"The first table sums up what the model can do. At once: two flows together; in turn: one "
+        f"after the other; backwards: from the last frame to frame 0; closure: a cyclic flow once "
+        f"around; sharpness: squared differences of neighbouring pixels, decoded over true."
+        f"{inferred}",
         shown,
         list(evaluation.tables().values()),
     )
@@ -140,7 +152,7 @@ def _film_strips(run: Run, data: SequenceDataset, draw: Draw) -> Section:
     )
     # A different sample for each strip, two strips for each transformation.
     indices, labels = _two_of_each(data, names, samples)
-    strips = diagnostics.plot_film_strips(model, data.sample(indices, labels))
+    strips = diagnostics.plot_film_strips(model, data.sample(indices, labels), identity=True)
     try:
         longer = data.with_horizon(data.horizon + 4)
     except DataError:  # a grid or a recording that ends: nothing to compare later frames with
@@ -152,8 +164,9 @@ def _film_strips(run: Run, data: SequenceDataset, draw: Draw) -> Section:
     file = animation.save(run.path / FIGURES / "flows.gif")
     return Section(
         "Film strips",
-        "Upper rows: what the transformation does to the image. Lower rows: the same frames "
-        "decoded along the learned flow, from the latent of frame 0 alone.\n\n"
+        "Truth: what the transformation does to the image. Flow: the same frames decoded along the "
+        "learned flow, from the latent of frame 0 alone. Identity: decoded from that latent, which "
+        "stays where it is.\n\n"
         "In the second figure the flow also runs backward from frame 0 and beyond the last frame "
         "of the training; such frames have a coloured rim, and nothing has taught the model what "
         "they look like.",
@@ -162,7 +175,8 @@ def _film_strips(run: Run, data: SequenceDataset, draw: Draw) -> Section:
             draw(
                 strips,
                 "film_strips",
-                f"Truth and flow, two held-out samples for each transformation.{few}",
+                f"Truth, flow and identity, two held-out samples for each transformation.{few}"
+                f"{_errors(run, data, names)}",
             ),
             draw(
                 diagnostics.plot_film_strips(model, later, before=3),
@@ -238,19 +252,21 @@ def _transport(run: Run, data: SequenceDataset, draw: Draw) -> Section:
 
 
 def _numbers(run: Run, data: SequenceDataset, draw: Draw) -> Section:
-    evaluation = run.evaluation
-    measured = evaluation.result(Equivariance).errors
-    names = choose_few(tuple(measured))
-    curves = {
-        name: ErrorCurve(error.per_frame, error.identity_per_frame, error.floor / evaluation.frames)
-        for name, error in measured.items()
-        if name in names
-    }
-    caption = "Error of each frame, with identity and floor."
-    if len(names) < len(measured):
-        caption += f" {len(names)} of {len(measured)} transformations."
-    errors = diagnostics.plot_errors(curves, horizon=run.model.horizon)
-    shown = [draw(errors, "errors", caption)]
+    evaluation, shown = run.evaluation, []
+    if measured := _measured(evaluation):
+        names = choose_few(tuple(measured))
+        curves = {
+            name: ErrorCurve(
+                error.per_frame, error.identity_per_frame, error.floor / evaluation.frames
+            )
+            for name, error in measured.items()
+            if name in names
+        }
+        caption = "Error of each frame, with identity and floor. Each panel has a scale of its own."
+        if len(names) < len(measured):
+            caption += f" {len(names)} of {len(measured)} transformations."
+        errors = diagnostics.plot_errors(curves, horizon=run.model.horizon)
+        shown.append(draw(errors, "errors", caption))
     if metrics := read_metrics(run.path):
         figure = diagnostics.plot_training(metrics)
         shown.append(draw(figure, "training", "Terms of the objective during training."))
@@ -260,6 +276,28 @@ def _numbers(run: Run, data: SequenceDataset, draw: Draw) -> Section:
         shown,
         [_facts(run.config.seed, evaluation.training)],
     )
+
+
+def _measured(evaluation: Evaluation) -> dict[str, ErrorSummary]:
+    """Return the equivariance errors by transformation, none if they were not measured."""
+    result = evaluation.result(Equivariance)
+    return {} if result is None else dict(result.errors)
+
+
+def _errors(run: Run, data: SequenceDataset, names: Sequence[str]) -> str:
+    """Return a sentence with the error of each transformation, and of how many samples it is."""
+    evaluation = run.evaluation
+    measured, parts = _measured(evaluation), []
+    for name in names:
+        if name in measured:
+            error = measured[name]
+            samples = data.samples_undergoing(data.names.index(name))
+            count = int((samples < evaluation.images).sum())
+            beside = f"identity {error.identity:.1f}"
+            if error.copy is not None:
+                beside += f", pixel copy {error.copy:.1f}"
+            parts.append(f"{name} {error.error:.1f} ({beside}; n = {count:,})")
+    return f" E on all that was measured: {'; '.join(parts)}." if parts else ""
 
 
 def _facts(seed: int, facts: Any) -> Table:
@@ -273,6 +311,7 @@ def _facts(seed: int, facts: Any) -> Table:
         "training samples": facts.get("training_samples"),
         "processor": f"{hardware.get('processor')}, {hardware.get('threads')} threads",
         "accelerator": hardware.get("accelerator"),
+        **facts.get("chosen", {}),
         "versions": ", ".join(f"{k} {v}" for k, v in facts.get("versions", {}).items()),
     }
     rows = [Row(name, (str(value),)) for name, value in values.items() if value is not None]

@@ -34,10 +34,18 @@ _COMPARISONS: dict[str, tuple[str | dict[str, str], tuple[str, ...]]] = {
     "README": ("tables/mnist/table", ("errors", "mean_error")),
     "weak": (
         {
-            **{f"weak, seed {seed}": f"mnist_weak_seed{seed}" for seed in range(3)},
-            "supervised, seed 0": "mnist_12000",
+            **{f"weak, seed {seed}": f"mnist_weak_canonical_seed{seed}" for seed in range(3)},
+            "supervised, seed 0": "mnist_canonical_12000",
         },
         ("accuracy", "errors", "mean_error", "steps"),
+    ),
+    "recipes": (
+        {
+            "mnist": "mnist",
+            "composition": "mnist_composition",
+            "mnist_canonical": "mnist_canonical",
+        },
+        (*_COMPOSED, "beyond_over_identity", "log_likelihood", "minutes"),
     ),
     "compared/mnist_composition": ("compared/mnist_composition", _COMPOSED),
     "compared/sprites": ("compared/sprites", _COMPOSED),

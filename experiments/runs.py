@@ -2,7 +2,8 @@
 
 A run folder holds ``config.yaml`` (every key written out), ``train.log``, ``metrics.jsonl``,
 ``checkpoint.pt`` (to resume), ``model.pt`` (to load), ``training.json`` (once the training has
-ended), ``evaluation.json``, ``figures/``, ``report.html`` and what the loggers write.
+ended), ``evaluation.json``, ``assignments.csv`` (if the model infers flows), ``figures/``,
+``report.html`` and what the loggers write.
 """
 
 from __future__ import annotations
@@ -30,21 +31,24 @@ from experiments.config import (
     to_dict,
     to_yaml,
 )
-from flowfactor import checkpoints
+from flowfactor import checkpoints, machine
 from flowfactor.checkpoints import MODEL_FILE, STATE_FILE
 from flowfactor.data import SequenceDataset
 from flowfactor.errors import ConfigError, DataError, RunError
 from flowfactor.evaluation import check_metrics
 from flowfactor.evaluation import evaluate as evaluate_model
-from flowfactor.metrics import infer_labels
+from flowfactor.metrics import assignments, infer_labels
 from flowfactor.models import PotentialModel, SequenceModel
 from flowfactor.records import Evaluation
 from flowfactor.registries import METRICS, MODELS
 from flowfactor.training import (
     MAY_CHANGE,
     Progress,
+    TrainingOptions,
     TrainingResult,
     check_samples,
+    check_schedule,
+    decide,
     fit,
     lock_of,
     make_fabric,
@@ -54,6 +58,7 @@ from flowfactor.training import (
 
 TRAINING_FILE = "training.json"
 EVALUATION_FILE = "evaluation.json"
+ASSIGNMENTS_FILE = "assignments.csv"
 LOG_FILE = "train.log"
 FIGURES = "figures"
 
@@ -109,14 +114,18 @@ def train(
         training.require_labels()
         validation.require_labels()
     check_frames(config, training.horizon)
+    check_schedule(model, config.training)
     check_metrics(model, validation, config.evaluation)
     if check_data:
         check_splits(train=training, validation=validation)
-    fabric = make_fabric(config.training)
-    with lock_of(run, fabric):
+    options, chosen = decide(config.training, run if resume else None)
+    fabric = make_fabric(options)
+    with lock_of(run, fabric), machine.threads(options.threads):
         if fabric.is_global_zero:
             check_folder(config, run)  # others had it in the meantime
-        return _train(config, run, model, training, validation, fabric, resume, on_progress)
+        return _train(
+            config, run, model, training, validation, options, chosen, fabric, resume, on_progress
+        )
 
 
 def _train(
@@ -125,6 +134,8 @@ def _train(
     model: SequenceModel,
     training: SequenceDataset,
     validation: SequenceDataset,
+    options: TrainingOptions,
+    chosen: Mapping[str, str],
     fabric: Any,
     resume: bool,
     on_progress: Callable[[Progress], None] | None,
@@ -145,20 +156,28 @@ def _train(
             len(validation),
             parameters,
         )
+        for key, reason in chosen.items():
+            logger.info("training.%s: %s", key, reason)
         training, validation = training.to(fabric.device), validation.to(fabric.device)
         seen = training, validation
         if not model.supervised:
             fraction = config.data.labelled_fraction or 0.0
             seen = training.without_labels(fraction, config.seed), validation.without_labels()
+
+        def report(progress: Progress) -> None:
+            (run / TRAINING_FILE).unlink(missing_ok=True)  # it has not ended any more
+            if on_progress is not None:
+                on_progress(progress)
+
         result = fit(
             model,
             *seen,
-            config.training,
+            options,
             run,
             fabric=fabric,
             resume=resume and not again,
             seed=config.seed,
-            on_progress=on_progress if fabric.is_global_zero else None,
+            on_progress=report if fabric.is_global_zero else None,
             settings={
                 key: value
                 for key, value in flatten(to_dict(config)).items()
@@ -177,6 +196,7 @@ def _train(
                 "parameters": parameters,
                 "training_samples": len(training),
                 "data_fingerprint": fingerprint,
+                "chosen": dict(chosen),
                 **environment.describe(fabric.device),
                 **_finish(run, training, validation, config.training.validation_sequences),
             }
@@ -402,17 +422,24 @@ def read_run_config(run: Path, plugin_names: Iterable[str] = ()) -> Config:
 
 
 def read_evaluation(run: Path) -> Evaluation:
-    """Return what was measured of a run.
+    """Return what was measured of a run, of the weights that it has now.
 
     Raises:
-        RunError: nothing yet, or the file is damaged.
+        RunError: nothing yet, other weights, or a file is damaged.
     """
     if not (run / EVALUATION_FILE).is_file():
         raise RunError(
             f"{run} has not been evaluated yet: it has no {EVALUATION_FILE}. "
             f"`flowfactor evaluate {run}` writes it."
         )
-    return Evaluation.read(run / EVALUATION_FILE)
+    evaluation = Evaluation.read(run / EVALUATION_FILE)
+    if (run / MODEL_FILE).is_file() and checkpoints.digest(run) != evaluation.weights:
+        raise RunError(
+            f"The {EVALUATION_FILE} of {run} was measured with other weights than those of its "
+            f"{MODEL_FILE}, as it is after more training. `flowfactor evaluate {run}` measures it "
+            f"again."
+        )
+    return evaluation
 
 
 def read_training(run: Path) -> dict[str, Any]:
@@ -468,6 +495,8 @@ def evaluate(
 ) -> Evaluation:
     """Measure a trained run on held-out samples and write ``evaluation.json``.
 
+    If the model infers flows, ``assignments.csv`` says which sequence got which, and how surely.
+
     Args:
         folder: of the run.
         split: ``validation`` or ``test``; None is what the configuration says.
@@ -480,6 +509,7 @@ def evaluate(
         ConfigError: a metric does not apply, or a plug-in is missing.
     """
     run = open_run(folder, plugin_names)
+    weights = checkpoints.digest(folder)  # before they are loaded: a training may replace them
     config, model = run.config, run.model
     changes = {"split": split, "images": images}
     given: dict[str, Any] = {key: value for key, value in changes.items() if value is not None}
@@ -487,9 +517,10 @@ def evaluate(
     training = read_training(folder)
     config.data.check_fingerprint(training.get("data_fingerprint"))
     unseen = config.data.describe_held_out()
+    data = config.data.load(options.split, config.seed)
     evaluation = evaluate_model(
         model,
-        config.data.load(options.split, config.seed),
+        data,
         options,
         source=config.source,
         seed=config.seed,
@@ -497,8 +528,13 @@ def evaluate(
         held_out_values=unseen or "",
         on_stage=on_stage,
     )
-    evaluation = dataclasses.replace(evaluation, training=training, **environment.origin())
+    evaluation = dataclasses.replace(
+        evaluation, training=training, weights=weights, **environment.origin()
+    )
     evaluation.write(folder / EVALUATION_FILE)
+    if not model.supervised:
+        table = assignments(model, model.match_precision(data), torch.arange(evaluation.images))
+        write_text(folder / ASSIGNMENTS_FILE, table.to_csv())
     return evaluation
 
 

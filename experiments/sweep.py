@@ -22,7 +22,6 @@ from filelock import FileLock, Timeout
 from pydantic import Field
 
 from experiments import environment, runs
-from experiments.compare import write_comparison
 from experiments.comparison import Method, choose_columns, comparison_table, curve_of
 from experiments.config import (
     CONFIG_FILE,
@@ -499,6 +498,8 @@ def write(sweep: Sweep) -> Written:
     Raises:
         RunError: nothing is finished or has failed, a run is damaged, or a file cannot be written.
     """
+    from experiments.compare import write_comparison  # brings matplotlib, which cells do not need
+
     methods = []
     for label in sweep.options.methods:
         cells = [cell for cell in sweep.cells if cell.label == label]

@@ -337,7 +337,7 @@ class Table:
         return text.getvalue()
 
     def to_html(self) -> str:
-        """Return a ``<table>``; cells with numbers have the class ``number``."""
+        """Return a ``<table>`` with its footnotes; numbers have the class ``number``."""
         head, *lines = self._grid("<b>{}</b>", _html)
         numeric = [False] * (1 + len(self.columns))
         for row in self.rows:
@@ -352,7 +352,13 @@ class Table:
         header = line(head, "th", ' scope="col"')
         caption = f"<caption>{_html(self.title)}</caption>" if self.title else ""
         body = "".join(line(cells, "td") for cells in lines)
-        return f"<table>{caption}<thead>{header}</thead><tbody>{body}</tbody></table>"
+        notes = "<br>".join(
+            f"{mark.translate(_SUPERSCRIPTS)} {_html(text)}"
+            for mark, text in self._footnotes().items()
+        )
+        cell = f'<td colspan="{len(kinds)}">{notes}</td>'
+        foot = f"<tfoot><tr>{cell}</tr></tfoot>" if notes else ""
+        return f"<table>{caption}<thead>{header}</thead><tbody>{body}</tbody>{foot}</table>"
 
     def to_rich(self, *, transposed: bool = False) -> rich.console.RenderableType:
         """Return the table for a console of ``rich``, for which it is never too wide.

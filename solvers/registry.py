@@ -31,7 +31,7 @@ class Registry(Generic[T]):
         (True, 'circle', ['circle'])
         >>> shapes["cirlce"]
         Traceback (most recent call last):
-        solvers.registry.UnknownNameError: unknown shape 'cirlce'; did you mean 'circle'?
+        solvers.registry.UnknownNameError: unknown shape 'cirlce'; did you mean 'circle'? ...
     """
 
     def __init__(self, kind: str) -> None:
@@ -80,9 +80,10 @@ class Registry(Generic[T]):
         try:
             return self._items[name]
         except (KeyError, TypeError):
-            raise UnknownNameError(
-                f"unknown {self.kind} {name!r}; {suggest(name, self._items)}"
-            ) from None
+            hint = suggest(name, self._items)
+            if not hint.startswith("known"):
+                hint += f" Known are {', '.join(self._items)}"
+            raise UnknownNameError(f"unknown {self.kind} {name!r}; {hint}") from None
 
     def __contains__(self, name: object) -> bool:
         return name in self._items

@@ -7,17 +7,17 @@ checker refuses the arguments before our own messages could, so that they are le
 
 from __future__ import annotations
 
+import gc
 from typing import TYPE_CHECKING
 
 import pytest
-import torch
 
 if TYPE_CHECKING:
     import flowfactor
     from flowfactor.data import TransformedImages
 
-# The tensors of the tests are too small to share between threads.
-torch.set_num_threads(1)
+# Half a million objects of modules and tests come to stay: none of them is looked at for garbage.
+gc.disable()
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -32,15 +32,31 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 item.add_marker(skip)
 
 
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread():
+    """Share no tensors of the tests between threads: they are too small."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(autouse=True)
 def _seeded():
+    import torch
+
     torch.manual_seed(0)
 
 
 @pytest.fixture
 def coarse_figures(monkeypatch):
-    """Save figures with few pixels where their content is not looked at: it takes half the time."""
+    """Save figures with few pixels and without layout where nobody looks at them."""
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     save = Figure.savefig
 
@@ -48,11 +64,14 @@ def coarse_figures(monkeypatch):
         return save(figure, *args, **(options | {"dpi": 25}))
 
     monkeypatch.setattr(Figure, "savefig", savefig)
+    monkeypatch.setattr(ConstrainedLayoutEngine, "execute", lambda *_: None)
 
 
 @pytest.fixture(scope="session")
 def digits() -> TransformedImages:
     """Return twelve made-up digits: bright strokes on black, each one different."""
+    import torch
+
     from flowfactor.data import TransformedImages
 
     generator = torch.Generator().manual_seed(0)
@@ -67,6 +86,8 @@ def digits() -> TransformedImages:
 @pytest.fixture
 def model(digits) -> flowfactor.FlowVAE:
     """Return a small untrained model whose flows move noticeably."""
+    import torch
+
     import flowfactor
 
     small = flowfactor.FlowVAE.build(

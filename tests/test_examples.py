@@ -37,7 +37,7 @@ def test_custom_potential(capsys):
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_own_networks(tmp_path, capsys):
     load("own_networks").main(tmp_path, steps=3)
-    assert "| rotation |" in capsys.readouterr().out
+    assert "| rotation" in capsys.readouterr().out
 
 
 def test_compose_flows(tmp_path, capsys):

@@ -281,9 +281,19 @@ def _number_groups(clips: Clips, groups: Any) -> Numbers:
 def _number_labels(
     clips: Clips, labels: Any, names: Sequence[str] | None
 ) -> tuple[tuple[str, ...], Numbers]:
-    """Return the names of the transformations, and the index of that of each clip."""
+    """Return the names of the transformations, and the index of that of each clip.
+
+    Raises:
+        DataError: labels that cannot be read, do not fit the clips, or name nothing known.
+    """
     if isinstance(labels, str | Path):
-        labels = _read_labels(local_path(labels))
+        path = local_path(labels)
+        if clips.labels is not None and not path.exists():
+            raise DataError(
+                f"labels: there is no file {path.absolute()}, but the recordings bring labels of "
+                f"their own, which are taken if none are given (`data.labels=null`)."
+            )
+        labels = _read_labels(path)
     if labels is None:
         # One transformation is that of all; which of several it is, only a model can find out.
         names = tuple(names or ())

@@ -94,6 +94,12 @@ class ErrorSummary:
     identity_per_frame: list[float]
     copy: float | None = None  # evaluations of earlier versions lack it
 
+    @property
+    def beats_standing_still(self) -> bool:
+        """Whether the error is below those of identity and of the pixel copy, if it is known."""
+        still = self.identity if self.copy is None else min(self.identity, self.copy)
+        return self.error < still
+
     @classmethod
     def of(cls, error: EquivarianceError) -> ErrorSummary:
         """Return the numbers of an error."""
@@ -146,6 +152,8 @@ def error_table(
 ) -> Table:
     """Return a table of errors with their mean in the last row.
 
+    A footnote marks those that are no better than an image that stands still.
+
     Args:
         summaries: of the errors.
         title: of the table.
@@ -166,6 +174,7 @@ def error_table(
             name,
             [error.error, error.standard_error, error.identity, error.copy, error.floor]
             + [numbers.get(name) for numbers in extra.values()],
+            "" if error.beats_standing_still else "no better than an image that stands still",
         )
         for name, error in errors.items()
     ]

@@ -1,5 +1,6 @@
 """What goes wrong for a new user: one paragraph, exit code 2, no traceback, nothing lost."""
 
+import dataclasses
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -7,6 +8,7 @@ import yaml
 from tiny import sets
 from typer.testing import CliRunner
 
+from experiments import runs
 from experiments.cli import app
 from experiments.config import read_config
 from flowfactor.checkpoints import lock_run
@@ -30,7 +32,7 @@ CHANGES = {
         ("model.decoder={kind: mlp, channels: [4]}", "model.decoder.*channels"),
         ("model.objective.path_lk=1", "model.objective.*path_kl"),
         ("model.kind=flow_vea", "model.kind: .*flow_vae"),
-        ("data.source=sprits", "data.source: .*sprites"),
+        ("data.source=sprits", "data.source: .*'sprites'.*factor_grid.*recordings"),
         ("data.transformations={spin: {kind: twist}}", "data.transformations.spin"),
         ("data.labelled_fraction=0.1", "data.labelled_fraction: "),
         ("evaluation.metrics.travels={}", "evaluation.metrics.*travels"),
@@ -46,7 +48,7 @@ CHANGES = {
         ("model.beta=-1", "model.beta: "),
         ("model={kind: topographic_vae}", "training.frames_per_sequence: "),
     ],
-    "mnist_composition": [("model.objective.commutator=-1", "model.objective.*commutator")],
+    "mnist_canonical": [("model.objective.commutator=-1", "model.objective.*commutator")],
     "sprites": [
         ("data.active_start=anywhere", "data.active_start: "),
     ],
@@ -151,6 +153,20 @@ def test_a_training_without_checkpoint_starts_again(call, own_run):
     check_error(*call("run", "demo", *sets(), "--out", own_run), "checkpoint.pt is missing")
 
 
+def test_a_training_that_goes_on_has_not_ended(own_run):
+    config = runs.read_run_config(own_run)
+    more = config.replace(training=dataclasses.replace(config.training, steps=6))
+
+    def stop(_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        runs.train(more, own_run, resume=True, on_progress=stop)
+    assert runs.read_training(own_run) == {}
+    runs.train(more, own_run, resume=True)
+    assert runs.read_training(own_run)["steps"] == 6
+
+
 def test_a_training_that_runs_keeps_others_out(call, own_run):
     before = files_of(own_run)
     with ThreadPoolExecutor(1) as other, lock_run(own_run):
@@ -163,11 +179,12 @@ def test_a_run_with_another_configuration_is_refused_however_it_is_given(call, o
     words = ("demo", *sets("model.width=9"), "--out", own_run)
     check_error(*call("run", *words), "model.width: 8 -> 9")
     file = own_run / "config.yaml"
-    file.write_text(file.read_text().replace("width: 8", "width: 9"))
+    content = yaml.safe_load(file.read_text())
+    content["model"]["width"] = 9
+    file.write_text(yaml.safe_dump(content))
     check_error(*call("train", *words, "--resume"), "model.width: 8 -> 9")
     seed = ("demo", *sets("data.train=7"), "--out", own_run)
-    file.write_text(file.read_text().replace("width: 9", "width: 8"))
-    content = yaml.safe_load(file.read_text())
+    content["model"]["width"] = 8
     content["data"]["train"] = 7
     file.write_text(yaml.safe_dump(content))
     check_error(*call("train", *seed, "--resume"), "data.train: ")

@@ -1,5 +1,6 @@
 """The command line from end to end: every shipped configuration, and every file of a run."""
 
+import csv
 import json
 import shutil
 import subprocess
@@ -19,6 +20,7 @@ from flowfactor.metrics import Equivariance
 from flowfactor.registries import DATA, MODELS
 
 SHORT = "training.steps=2"
+WEAK = "model.kind=weak_flow_vae", "model.inference={warmup: 1, anneal: 0}"
 
 pytestmark = pytest.mark.usefixtures("coarse_figures")
 
@@ -179,6 +181,13 @@ def test_two_processes_train_together(tmp_path):
     run = tmp_path / "run"
     together = ("training.devices=2", "training.strategy=ddp", "training.precision=bf16-mixed")
     words = sets(*together, "data.transformations={turn: {parameter: angle}}")
+    plugin = tmp_path / "no_figures.py"  # they would take half of the time
+    plugin.write_text(
+        "import sys, types\n"
+        "plots = types.SimpleNamespace(plot=lambda run, **_: run / 'report.html')\n"
+        "sys.modules['experiments.plots'] = plots\n"
+    )
+    words += ["--plugin", str(plugin)]
     command = [sys.executable, "-m", "experiments.cli", "run", "demo", *words, "--out", run]
     result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
     assert result.returncode == 0, result.stderr
@@ -192,7 +201,7 @@ def test_two_processes_train_together(tmp_path):
 def test_recordings_without_any_label(call, tmp_path):
     """The flows are all there is: everything after the training calls them by number."""
     run, options = tmp_path / "run", sets_of("recordings", tmp_path, SHORT)
-    hidden = ("model.kind=weak_flow_vae", "data.labels=null", "training.validation_errors=2")
+    hidden = (*WEAK, "data.labels=null", "training.validation_errors=2")
     words = [*options, *words_of(*hidden)]
     code, output = call("train", "recordings", *words, "--out", run)
     assert code == 2
@@ -203,6 +212,9 @@ def test_recordings_without_any_label(call, tmp_path):
     assert flowfactor.load(run).names == ("flow 1", "flow 2", "flow 3")
     evaluation = read_evaluation(run)
     assert set(evaluation.training["matching"]) == {"counts", "flows"}
+    flows = list(csv.DictReader((run / "assignments.csv").read_text().splitlines()))
+    assert len(flows) == evaluation.images
+    assert {row["flow"] for row in flows} <= {"flow 1", "flow 2", "flow 3"}
     assert set(evaluation.result(Equivariance).errors) <= {"flow 1", "flow 2", "flow 3"}
     assert call("explore-latent", run, "--images", 1)[0] == 0
     shutil.copytree(run, tmp_path / "other")
@@ -218,7 +230,7 @@ def test_recordings_some_of_which_have_no_label(call, tmp_path):
     known = labels.read_text().split()
     half = [line if i % 4 < 2 else line.split(",")[0] + "," for i, line in enumerate(known)]
     labels.write_text("\n".join(half))
-    words = words_of("model.kind=weak_flow_vae", "model.flows=3", "data.labelled_fraction=0.2")
+    words = words_of(*WEAK, "model.flows=3", "data.labelled_fraction=0.2")
     words += words_of("data.validation=0.25", "data.test=0.25")
     code, output = call("train", "recordings", *options, *words, "--out", run)
     assert code == 0, output

@@ -19,7 +19,7 @@ from experiments.comparison import (
 )
 from experiments.comparison_figures import column_figure, error_figure, time_figure
 from experiments.runs import open_run
-from flowfactor.checkpoints import save_model
+from flowfactor.checkpoints import digest, save_model
 from flowfactor.diagnostics import save
 from flowfactor.errors import ConfigError, RunError
 from flowfactor.metrics import Equivariance
@@ -294,9 +294,7 @@ def evaluated(tiny_run, tmp_path_factory):
     change(folder / "flow_0", folder / "flow_1", seed=1, metrics=first["metrics"] | more)
     config = folder / "flow_1" / "config.yaml"
     config.write_text(config.read_text().replace("seed: 0", "seed: 1"))
-    vae = {"equivariance": errors, "traversals": {"chosen": "mean", "traversals": {}}}
-    change(folder / "flow_0", folder / "vae", metrics=vae)
-    data = open_run(folder / "vae").data("train")
+    data = open_run(folder / "flow_0").data("train")
     model = VAE.build(
         data.names,
         data.image_shape,
@@ -306,8 +304,21 @@ def evaluated(tiny_run, tmp_path_factory):
         decoder={"hidden": [8]},
     )
     fit_traversals(model, [data.sample(range(12))], sequences=2, ranges=(-1.0, 1.0))
-    save_model(model, folder / "vae")
+    save_model(model, folder / "new")
+    vae = {"equivariance": errors, "traversals": {"chosen": "mean", "traversals": {}}}
+    change(folder / "flow_0", folder / "vae", metrics=vae, weights=digest(folder / "new"))
+    shutil.copy(folder / "new" / "model.pt", folder / "vae")
     return folder
+
+
+def test_an_evaluation_of_other_weights_is_not_shown(call, evaluated, tmp_path):
+    stale = shutil.copytree(evaluated / "flow_0", tmp_path / "stale")
+    shutil.copy(evaluated / "vae" / "model.pt", stale)  # as after more training
+    for words in (("plot", stale), ("compare", stale, evaluated / "flow_1")):
+        code, output = call(*words)
+        assert code == 2
+        assert f"flowfactor evaluate {stale}" in output
+    assert not (stale / "report.html").exists()
 
 
 def test_compare_writes_tables_and_figures(call, evaluated, tmp_path):

@@ -13,9 +13,12 @@ from flowfactor.evaluation import EvaluationOptions, check_metrics, evaluate
 from flowfactor.matching import match_flows
 from flowfactor.metrics import (
     Equivariance,
+    ErrorSummaries,
+    ErrorSummary,
     Inferred,
     Traversals,
     assignments,
+    error_table,
     infer_labels,
 )
 from flowfactor.models import fit_traversals
@@ -175,6 +178,17 @@ def test_every_traversal_is_measured(digits):
     assert result.traversals[chosen] == evaluation.result(Equivariance)
     assert "solver_independence" not in evaluation.metrics
     assert [row.label for row in evaluation.tables()["traversals"].rows] == list(model.TRAVERSALS)
+
+
+def test_what_is_no_better_than_an_image_that_stands_still_is_said():
+    def error(flow, identity, copy):
+        return ErrorSummary(flow, 0.1, identity, 1.0, 0.1, [flow], [identity], copy)
+
+    errors = {"good": error(2, 5, 4), "fog": error(4.5, 5, 4), "still": error(5, 5, None)}
+    table = error_table(ErrorSummaries(1.0, errors), "")
+    *rows, _ = table.rows
+    assert [bool(row.footnote) for row in rows] == [False, True, True]
+    assert rows[1].footnote in table.to_html()
 
 
 # ---- weak supervision

@@ -114,7 +114,8 @@ def test_html():
     text = TABLE.to_html()
     assert "&lt;|&gt;" in text
     assert '<td class="number"><b>1.5</b> ± 0.7</td>' in text
-    assert text.count("<tr>") == 5
+    assert text.count("<tr>") == 6  # the heading, four rows, the footnote
+    assert "¹ 1 of 2 seeds" in text
     assert '<th scope="col">method</th><th scope="col" class="number">E ↓</th>' in text
 
 

@@ -339,6 +339,8 @@ def test_labels(tmp_path):
 def test_labels_within_the_file(tmp_path):
     np.savez(tmp_path / "a.npz", frames=FILMS, more=np.zeros(2), labels=np.array([0, 1, 1, 0]))
     assert Recordings(tmp_path / "a.npz", names=["a", "b"]).labels.tolist() == [0, 1, 1, 0]
+    with pytest.raises(DataError, match="of their own"):  # those of a configuration that ships
+        Recordings(tmp_path / "a.npz", tmp_path / "labels.csv")
     texts = np.array([b"turn", b"grow", b"turn", b"turn"])
     path = save_hdf5(tmp_path / "a.h5", x=FILMS, labels=texts)
     assert Recordings(path).names == ("grow", "turn")

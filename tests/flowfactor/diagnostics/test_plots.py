@@ -189,6 +189,19 @@ def test_error_curves_are_drawn_between_identity_and_floor():
     assert figure.axes[0].get_ylim()[0] == 0
 
 
+def test_each_panel_of_errors_shows_all_of_its_curves():
+    scales = {"small": 1.0, "large": 90.0, "middle": 9.0}
+    curves = {
+        name: ErrorCurve([scale, scale], [2 * scale, 3 * scale], scale / 2)
+        for name, scale in scales.items()
+    }
+    figure = plot_errors(curves)
+    for axes, scale in zip(figure.axes, scales.values(), strict=True):
+        low, high = axes.get_ylim()
+        assert low == 0
+        assert 3 * scale <= high < 4 * scale
+
+
 def test_times_beyond_the_training_are_shaded():
     assert not plot_errors({"hue": CURVE}, horizon=3).axes[0].patches
     (area,) = plot_errors({"hue": CURVE}, times=[2, 3, 4], horizon=3).axes[0].patches

@@ -17,7 +17,7 @@ class Machine:
 
     def __init__(self, root, busy, siblings=None):
         self.root, self.busy = root, busy
-        self.write("proc/self/cgroup", "0::/work/training\n")
+        self.write("proc/self/cgroup", "0::/job/training\n")
         for cpu, text in (siblings or {}).items():
             path = f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list"
             self.write(path, text)
@@ -88,17 +88,17 @@ def test_two_hardware_threads_are_one_core(affinity, tmp_path):
 
 def test_limits_of_control_groups_hold_at_every_level(affinity, tmp_path):
     simulated = Machine(tmp_path, (0, 0, 0, 0))
-    simulated.limit("work/training", None)
+    simulated.limit("job/training", None)
     assert count_idle_cores(tmp_path, simulated.wait) == pytest.approx(4)
-    simulated.limit("work", 1.5)
+    simulated.limit("job", 1.5)
     assert count_idle_cores(tmp_path, simulated.wait) == pytest.approx(1.5)
 
 
 def test_limits_of_version_1(affinity, tmp_path):
     simulated = Machine(tmp_path, (0, 0, 0, 0))
-    simulated.write("proc/self/cgroup", "4:memory:/work\n3:cpu,cpuacct:/work\n")
-    simulated.write("sys/fs/cgroup/cpu,cpuacct/work/cpu.cfs_quota_us", "250000")
-    simulated.write("sys/fs/cgroup/cpu,cpuacct/work/cpu.cfs_period_us", "100000")
+    simulated.write("proc/self/cgroup", "4:memory:/job\n3:cpu,cpuacct:/job\n")
+    simulated.write("sys/fs/cgroup/cpu,cpuacct/job/cpu.cfs_quota_us", "250000")
+    simulated.write("sys/fs/cgroup/cpu,cpuacct/job/cpu.cfs_period_us", "100000")
     simulated.write("sys/fs/cgroup/cpu,cpuacct/cpu.cfs_quota_us", "-1")
     simulated.write("sys/fs/cgroup/cpu,cpuacct/cpu.cfs_period_us", "100000")
     assert count_idle_cores(tmp_path, simulated.wait) == pytest.approx(2.5)
@@ -108,12 +108,12 @@ def test_what_a_group_uses_already_is_not_idle(affinity, tmp_path, monkeypatch):
     clock = iter([10.0, 10.4])
     monkeypatch.setattr(machine.time, "monotonic", lambda: next(clock))
     simulated = Machine(tmp_path, (0, 0, 0, 0))
-    simulated.limit("work", 2)
+    simulated.limit("job", 2)
     used = iter([3.0, 3.0 + 0.4 * 0.75])
 
     def wait(seconds):
         simulated.wait(seconds)
-        simulated.write("sys/fs/cgroup/work/cpu.stat", f"usage_usec {round(next(used) * 1e6)}\n")
+        simulated.write("sys/fs/cgroup/job/cpu.stat", f"usage_usec {round(next(used) * 1e6)}\n")
 
     wait(0)
     assert count_idle_cores(tmp_path, wait) == pytest.approx(1.25)

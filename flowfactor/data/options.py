@@ -177,6 +177,29 @@ class ParametricOptions(DataOptions):
     """Probability that a random start is not canonical after all."""
 
 
+@options
+class DrawnOptions(ParametricOptions):
+    """What data sets have in common whose samples are drawn, as many as one likes.
+
+    Samples are the same for every seed of a run.
+    """
+
+    split_depends_on_seed: ClassVar[bool] = False
+
+    train: Count = 60_000
+    """Number of training samples."""
+
+    validation: Count = 1000
+    """Number of validation samples."""
+
+    test: Count = 1000
+    """Number of test samples."""
+
+    def count(self, split: str) -> int:
+        """Return the number of samples of a split."""
+        return {"train": self.train, "validation": self.validation, "test": self.test}[split]
+
+
 def take(count: int | None, available: int, key: str) -> int:
     """Return how many samples to take: all that are available if ``count`` is None.
 

@@ -30,7 +30,7 @@ from flowfactor.data.io import (
     picture_pixels,
     read_images,
 )
-from flowfactor.data.options import Count, ParametricOptions, Side, Transformations
+from flowfactor.data.options import DrawnOptions, Side, Transformations
 from flowfactor.data.pyramids import Pyramids
 from flowfactor.data.splits import SPLITS, Part, split_indices
 from flowfactor.data.transformations import ParametricDataset, Transformation
@@ -525,10 +525,9 @@ def _reduce(picture: Image.Image, name: str, resolution: int, grey: bool) -> Pho
 
 @DATA.register("photos")
 @options
-class PhotosOptions(ParametricOptions):
+class PhotosOptions(DrawnOptions):
     """Windows of photographs that pan, zoom, turn and change hue and brightness."""
 
-    split_depends_on_seed: ClassVar[bool] = False
     paths: ClassVar[tuple[str, ...]] = ("path",)
 
     path: str | None = None
@@ -568,21 +567,11 @@ class PhotosOptions(ParametricOptions):
     held_out_test: Part = 0.15
     """Photographs for the test: a number, or a part of all."""
 
-    train: Count = 60_000
-    """Number of training windows."""
-
-    validation: Count = 1000
-    """Number of validation windows."""
-
-    test: Count = 1000
-    """Number of test windows."""
-
     def load(self, split: str, seed: int) -> Photos:
         """Return the windows of a split."""
-        counts = {"train": self.train, "validation": self.validation, "test": self.test}
         return Photos(
             self.path,
-            counts[split],
+            self.count(split),
             self.size,
             self.transformations,
             horizon=self.horizon,

@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor
 
 from flowfactor.data.checks import check_choice, check_distinct, check_range
-from flowfactor.data.options import Count, ParametricOptions, Transformations
+from flowfactor.data.options import DrawnOptions, Transformations
 from flowfactor.data.rendering import hue_to_rgb
 from flowfactor.data.transformations import ParametricDataset, Transformation
 from flowfactor.options import options
@@ -325,10 +325,8 @@ def _uniform(key: Int[Tensor, "b"], number: int) -> Float[Tensor, "b"]:
 
 @DATA.register("sprites")
 @options
-class SpritesOptions(ParametricOptions):
+class SpritesOptions(DrawnOptions):
     """Sprites, drawn as they are asked for; the same for every seed of a run."""
-
-    split_depends_on_seed: ClassVar[bool] = False
 
     size: Annotated[int, Field(ge=8)] = 32
     """Pixels along each side of the frames."""
@@ -342,20 +340,10 @@ class SpritesOptions(ParametricOptions):
     shapes: tuple[Literal["square", "ellipse", "heart"], ...] = SHAPES  # type: ignore[assignment]
     """Which shapes there are, in equal parts."""
 
-    train: Count = 60_000
-    """Number of training samples."""
-
-    validation: Count = 1000
-    """Number of validation samples."""
-
-    test: Count = 1000
-    """Number of test samples."""
-
     def load(self, split: str, seed: int) -> Sprites:
         """Return the sprites of a split."""
-        counts = {"train": self.train, "validation": self.validation, "test": self.test}
         return Sprites(
-            counts[split],
+            self.count(split),
             self.size,
             self.transformations,
             horizon=self.horizon,

@@ -13,7 +13,7 @@ RUN ?= runs/demo
 
 BIN := $(VENV)/bin
 
-.PHONY: help demo dev test test-lowest check check-types format docs clean
+.PHONY: help demo dev test test-lowest check check-types format generate docs docs-links clean
 
 help:
 	@echo "make demo         set up, train on real digits, evaluate, draw: $(RUN)/report.html"
@@ -22,7 +22,9 @@ help:
 	@echo "make check        ruff and mypy"
 	@echo "make test-lowest  run the tests with the oldest versions that pyproject.toml allows"
 	@echo "make check-types  run the tests with shapes and types checked at run time"
-	@echo "make docs         write the generated parts of the documentation"
+	@echo "make generate     write the generated parts of the documentation"
+	@echo "make docs         build the site, running its tutorials: build/site/index.html"
+	@echo "make docs-links   check the site's links, on the internet too"
 	@echo "make clean        remove the environment and caches; runs/ and data/ stay"
 
 demo: $(VENV)/.demo
@@ -48,8 +50,15 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(VENV)/.dev
+generate: $(VENV)/.dev
 	$(BIN)/python -m experiments.write_docs
+
+docs: $(VENV)/.docs
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going -q -b html -d build/doctrees docs build/site
+	@echo "build/site/index.html"
+
+docs-links: $(VENV)/.docs
+	$(BIN)/python -m sphinx -q -b linkcheck -d build/doctrees docs build/links
 
 clean:
 	rm -rf $(VENV) $(LOWEST) .pytest_cache .mypy_cache .ruff_cache build *.egg-info
@@ -68,6 +77,10 @@ $(VENV)/.demo: $(BIN)/python pyproject.toml
 
 $(VENV)/.dev: $(BIN)/python pyproject.toml
 	$(BIN)/python -m pip install --quiet $(PIP) --editable '.[dev]'
+	@touch $@
+
+$(VENV)/.docs: $(BIN)/python pyproject.toml
+	$(BIN)/python -m pip install --quiet $(PIP) --editable '.[docs]'
 	@touch $@
 
 $(LOWEST)/.dev: pyproject.toml .ci/lowest.txt

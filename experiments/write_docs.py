@@ -4,14 +4,27 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from experiments import readme_tables, reference
+import typer.main
+from typer.cli import get_docs_for_click
+
+from experiments import cli, readme_tables, reference
 
 DOCS = Path(__file__).parents[1] / "docs"
 
 
+def commands_page() -> str:
+    """Return the reference of the command line: the help of every command."""
+    command = typer.main.get_command(cli.app)
+    context = command.make_context("flowfactor", [], resilient_parsing=True)
+    text = get_docs_for_click(obj=command, ctx=context, name="flowfactor")
+    note = "<!-- Written by `python -m experiments.write_docs`; change the commands instead. -->"
+    return text.replace("# `flowfactor`\n", f"# Commands\n\n{note}\n", 1).rstrip() + "\n"
+
+
 def main() -> None:
-    """Write the reference of the configuration and the tables of results."""
+    """Write the references of configuration and commands, and the tables of results."""
     (DOCS / "configuration.md").write_text(reference.page(), encoding="utf-8")
+    (DOCS / "commands.md").write_text(commands_page(), encoding="utf-8")
     readme_tables.write()
 
 

@@ -84,12 +84,13 @@ import json, sys, torch
 before = torch.get_rng_state(), torch.get_num_threads()
 import flowfactor, flowfactor.diagnostics, flowfactor.metrics, solvers
 alone = "experiments" not in sys.modules
-from experiments import reference
+from experiments import reference, write_docs
 print(json.dumps({
     "alone": alone,
     "random": torch.equal(before[0], torch.get_rng_state()),
     "threads": before[1] == torch.get_num_threads(),
-    "page": reference.page(),
+    "configuration": reference.page(),
+    "commands": write_docs.commands_page(),
 }))
 """
     command = [sys.executable, "-c", program]
@@ -105,10 +106,11 @@ def test_importing_the_library_has_no_side_effects(untouched_process):
     assert not untouched_process["errors"]
 
 
-def test_the_page_of_the_configuration_is_up_to_date(untouched_process):
-    """As it is where no test has registered anything."""
-    page = (ROOT / "docs" / "configuration.md").read_text()
-    assert page == untouched_process["page"], "run `make docs`"
+@pytest.mark.parametrize("page", ["configuration", "commands"])
+def test_generated_pages_are_up_to_date(untouched_process, page):
+    """As they are where no test has registered anything."""
+    text = (ROOT / "docs" / f"{page}.md").read_text()
+    assert text == untouched_process[page], "run `make generate`"
 
 
 def test_the_command_line_helps_without_torch():

@@ -13,13 +13,15 @@ RUN ?= runs/demo
 
 BIN := $(VENV)/bin
 
-.PHONY: help demo dev test test-lowest check check-types format generate docs docs-links clean
+.PHONY: help demo dev test test-app test-cluster test-lowest check check-types format generate docs docs-links clean
 
 help:
 	@echo "make demo         set up, train on real digits, evaluate, draw: $(RUN)/report.html"
 	@echo "make test         set up and run the tests"
 	@echo "make dev          set up for development"
 	@echo "make check        ruff and mypy"
+	@echo "make test-cluster run the tests of Slurm, Ray, Dask, Optuna, MLflow and wandb, which it installs"
+	@echo "make test-app     try the explorer and the report in Chromium"
 	@echo "make test-lowest  run the tests with the oldest versions that pyproject.toml allows"
 	@echo "make check-types  run the tests with shapes and types checked at run time"
 	@echo "make generate     write the generated parts of the documentation"
@@ -34,6 +36,15 @@ dev: $(VENV)/.dev
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n auto --dist worksteal
+
+test-cluster: $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet $(PIP) --editable '.[mlflow,ray,search,slurm,wandb]' 'distributed>=2025'
+	$(BIN)/python -m pytest -n 0 -m cluster tests
+
+# Needs Chromium, which the system's packages have.
+test-app: $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet $(PIP) --editable '.[app]' playwright
+	$(BIN)/python -m pytest -n 0 -m app tests/app
 
 test-lowest: $(LOWEST)/.dev
 	$(LOWEST)/bin/python -m pytest -n auto --dist worksteal

@@ -21,7 +21,7 @@ import flowfactor  # noqa: E402
 
 project = "flowfactor"
 author = "The flowfactor authors"
-copyright = author  # noqa: A001
+copyright = author
 release = version = flowfactor.__version__
 
 extensions = [
@@ -49,6 +49,7 @@ pygments_style, pygments_dark_style = "friendly", "monokai"
 sphinx_gallery_conf = {
     "examples_dirs": "tutorials",
     "gallery_dirs": "auto_tutorials",
+    "image_scrapers": ("gallery.show_figures",),
     "filename_pattern": r"/t\d_",
     "within_subsection_order": "FileNameSortKey",
     "abort_on_example_error": True,

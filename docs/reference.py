@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
+from sphinx.pycode import ModuleAnalyzer
+
 from solvers.registry import Registry
 
 PACKAGES = {
@@ -23,13 +25,16 @@ PACKAGES = {
         "checkpoints",
         "errors",
         "evaluation",
+        "export",
         "flow",
+        "hub",
         "inference",
         "machine",
         "networks",
         "observation",
         "options",
         "plugins",
+        "pretrained",
         "priors",
         "records",
         "registries",
@@ -73,7 +78,7 @@ def entries() -> Iterator[tuple[str, list[str], list[str]]]:
 
 
 def directive(name: str) -> str:
-    """Return autodoc's directive for a public name, with its argument."""
+    """Return the directive that describes a public name: autodoc's, or one with its text."""
     module, _, attribute = name.rpartition(".")
     value = getattr(importlib.import_module(module), attribute)
     if inspect.isclass(value):
@@ -84,7 +89,10 @@ def directive(name: str) -> str:
     if isinstance(value, Registry):
         names = ", ".join(f"``{key}``" for key in value)
         return f"data:: {name}\n\n   :class:`~solvers.registry.Registry` of {names}."
-    return f"autodata:: {defining_module(module, attribute)}.{attribute}\n   :no-value:"
+    source = defining_module(module, attribute)
+    text = ModuleAnalyzer.for_module(source).find_attr_docs().get(("", attribute), [])
+    canonical = f"   :canonical: {source}.{attribute}\n" if source != module else ""
+    return f"data:: {name}\n{canonical}\n" + "\n".join(f"   {line}" for line in text)
 
 
 def defining_module(package: str, constant: str) -> str:

@@ -12,12 +12,10 @@ import flowfactor
 from flowfactor.data import Sprites
 from flowfactor.diagnostics import composition_data, draw_film_strips, save
 
-ROOT = Path(__file__).parents[1]
-
 
 def main(out: Path) -> None:
     """Move sprites to the right while they change hue, and draw truth and flow."""
-    model = flowfactor.load(ROOT / "experiments" / "checkpoints" / "sprites")
+    model = flowfactor.load("sprites")
     data = Sprites(100, split="test")
     both = data.compose([0, 7], ("x", "hue"))
     clock = torch.arange(9).expand(2, -1)

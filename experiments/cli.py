@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections import Counter
 from pathlib import Path
-from typing import Annotated, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
 
@@ -21,6 +22,9 @@ from experiments.console import (
     show_stage,
     training_bar,
 )
+
+if TYPE_CHECKING:
+    from experiments.sweep import Status
 
 # Importing torch takes seconds: every command imports what it needs, so that --help is quick.
 
@@ -39,7 +43,25 @@ _NARROW = 60
 ConfigName = Annotated[
     str, typer.Argument(help="A YAML file, or the name of a configuration that ships.")
 ]
-RunFolder = Annotated[Path, typer.Argument(help="A run folder, as `flowfactor train` writes it.")]
+
+
+def _find_run(text: str) -> Path:
+    """Return the folder of a run, or of a copy of a model that ships."""
+    if Path(text).exists():
+        return Path(text)
+    from experiments.publish import find_run
+
+    return find_run(text)
+
+
+RunFolder = Annotated[
+    Path,
+    typer.Argument(
+        parser=_find_run,
+        metavar="RUN",
+        help="A run folder, as `flowfactor train` writes it, or the name of a model that ships.",
+    ),
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY.PATH=VALUE", help="Change a key; may be repeated."),
@@ -65,6 +87,19 @@ Split = Annotated[
 ]
 Images = Annotated[
     int | None, typer.Option(min=1, help="Held-out samples; default: what the configuration says.")
+]
+ExecutorName = Annotated[
+    str | None,
+    typer.Option(
+        "--executor",
+        metavar="KIND_OR_FILE",
+        help="What runs the cells: local, slurm, ray, or a YAML file of its options; default: "
+        "what the file says.",
+    ),
+]
+Processes = Annotated[
+    int | None,
+    typer.Option(min=1, help="Cells that run at the same time; default: what the file says."),
 ]
 
 
@@ -98,9 +133,9 @@ def evaluate(
     run: RunFolder, split: Split = None, images: Images = None, plugin: Plugins = None
 ) -> None:
     """Measure a run on held-out samples and print the tables."""
-    from experiments import runs
-
     with show_stage("Measuring") as show:
+        from experiments import runs
+
         result = runs.evaluate(
             run, split=split, images=images, plugin_names=plugin or (), on_stage=show
         )
@@ -114,9 +149,9 @@ def evaluate(
 @app.command()
 def plot(run: RunFolder, plugin: Plugins = None) -> None:
     """Draw the figures of a run and its report."""
-    from experiments import plots
-
     with show_stage("Drawing") as show:
+        from experiments import plots
+
         report = plots.plot(run, plugin_names=plugin or (), on_stage=show)
     say(f"Figures: {report.parent / 'figures'}")
     say(f"Report:  {report} (open it in a browser)")
@@ -150,7 +185,14 @@ def run_all(
 
 @app.command()
 def compare(
-    runs: Annotated[list[Path], typer.Argument(help="Two or more evaluated run folders.")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            parser=_find_run,
+            metavar="RUNS",
+            help="Two or more evaluated run folders, or names of models that ship.",
+        ),
+    ],
     labels: Annotated[
         list[str] | None,
         typer.Option(
@@ -171,9 +213,9 @@ def compare(
     plugin: Plugins = None,
 ) -> None:
     """Put evaluated runs of the same data side by side: a table and film strips."""
-    from experiments import compare as comparing
-
     with show_stage("Comparing") as show:
+        from experiments import compare as comparing
+
         result = comparing.compare(
             runs,
             labels=labels,
@@ -220,19 +262,67 @@ def explore_latent(
 ) -> None:
     """Draw held-out images under every flow (ten of many), and one of them between two flows."""
     numbers = _numbers(times)
-    from experiments import explore
+    with show_stage("Drawing") as show:
+        from experiments import explore
 
-    figures = explore.explore_latent(
-        run,
-        images=images,
-        samples=sample,
-        weights=weights,
-        times=numbers,
-        out=out,
-        plugin_names=plugin or (),
-    )
+        figures = explore.explore_latent(
+            run,
+            images=images,
+            samples=sample,
+            weights=weights,
+            times=numbers,
+            out=out,
+            plugin_names=plugin or (),
+            on_stage=show,
+        )
     for path in figures:
         say(f"Figure: {path}")
+
+
+@app.command(name="explore")
+def explore_run(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            parser=_find_run,
+            metavar="RUN [RUN]",
+            help="A run folder or the name of a model that ships; two are put side by side.",
+        ),
+    ],
+    host: Annotated[
+        str, typer.Option(help="Where to listen; others than this machine's own are open to all.")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int | None,
+        typer.Option(min=0, max=65535, help="Default: the first free one from 7860 on."),
+    ] = None,
+    split: Split = None,
+    browser: Annotated[
+        bool, typer.Option("--browser/--no-browser", help="Open the page in a browser.")
+    ] = False,
+    plugin: Plugins = None,
+) -> None:
+    """Open a page on which flows are mixed, run and steered by hand; needs the extra `app`."""
+    with show_stage("Reading") as show:
+        show("Gradio")
+        from experiments.explorer import page
+        from experiments.explorer.runs import open_runs
+
+        page.import_gradio()
+        make_session = open_runs(runs, split=split, plugin_names=plugin or (), on_stage=show)
+        show("the page")
+        local = page.is_loopback(host)
+        served = page.make_app(make_session, local=local)
+    sock = page.listen(host, port)
+    address = f"http://{host}:{sock.getsockname()[1]}"
+    if not local:
+        say("Whoever reaches this machine can open the page.", error_console, "yellow")
+    say(f"Open {address} in a browser. Ctrl-C ends it.")
+    if browser:
+        import webbrowser
+
+        webbrowser.open(address)
+    page.serve(served, sock)
 
 
 @app.command(name="table")
@@ -245,10 +335,8 @@ def fill_table(
     out: Annotated[
         Path | None, typer.Option("--out", help="Its folder; default: runs/tables/<table>.")
     ] = None,
-    processes: Annotated[
-        int | None,
-        typer.Option(min=1, help="Cells that run at the same time; default: what the table says."),
-    ] = None,
+    executor: ExecutorName = None,
+    processes: Processes = None,
     only: Annotated[
         list[str] | None,
         typer.Option(metavar="METHOD", help="Run this method only; may be repeated."),
@@ -256,16 +344,23 @@ def fill_table(
     render_only: Annotated[
         bool, typer.Option("--render-only", help="Run nothing; write the table as it is so far.")
     ] = False,
+    status: Annotated[
+        bool, typer.Option("--status", help="Run nothing; say what runs where, and what failed.")
+    ] = False,
 ) -> None:
     """Train and evaluate several methods and seeds, and write the table; resumes what was begun."""
     from experiments import sweep as sweeps
 
     sweep = sweeps.plan(table, out=out, overrides=overrides or (), plugin_names=plugin or ())
+    chosen = sweeps.choose_executor(executor, sweep.options.executor, processes=processes)
+    if status:
+        _show_status(sweeps.status(sweep))
+        return
     cells = [] if render_only else sweep.unfinished(only)
     if cells:
         try:
             with cells_bar(len(cells)) as show:
-                sweeps.run_cells(sweep, cells, sweep.executor(processes), on_event=show)
+                sweeps.run_cells(sweep, cells, chosen, on_event=show)
         except KeyboardInterrupt as error:
             _interrupted("Its state is saved; the same command continues.", error)
     elif not render_only:
@@ -281,13 +376,54 @@ def fill_table(
 
 
 @app.command()
+def search(
+    space: Annotated[
+        str, typer.Argument(help="A YAML file of a search, or the name of one that ships.")
+    ],
+    overrides: Overrides = None,
+    plugin: Plugins = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Its folder; default: runs/searches/<search>.")
+    ] = None,
+    executor: ExecutorName = None,
+    processes: Processes = None,
+    trials: Annotated[
+        int | None, typer.Option(min=1, help="How many; default: what the search says.")
+    ] = None,
+) -> None:
+    """Look for the best configuration by validation data; resumes what was begun."""
+    from dataclasses import replace
+
+    from experiments import search as searches
+    from experiments import sweep
+
+    plan = searches.plan(space, out=out, overrides=overrides or (), plugin_names=plugin or ())
+    plan = replace(plan, options=replace(plan.options, trials=trials or plan.options.trials))
+    chosen = sweep.choose_executor(executor, plan.options.executor, processes=processes)
+    try:
+        with cells_bar(plan.options.trials) as show:
+            study = searches.run(plan, chosen, on_event=show)
+    except KeyboardInterrupt as error:
+        _interrupted("Its state is saved; the same command continues.", error)
+    with error_console.status("Writing the table"):
+        written = searches.write(plan, study)
+    say(written.markdown)
+    say(f"Best: {plan.out / searches.BEST_FILE}")
+    say(f"Also in {plan.out}: " + ", ".join(path.name for path in written.files))
+
+
+@app.command()
 def configs() -> None:
-    """List the configurations and the tables that ship."""
+    """List the configurations, the tables and the searches that ship."""
     from rich.table import Table
 
     from experiments.yaml_files import descriptions
 
-    for title, kind in (("configuration", ""), ("table", "tables")):
+    for title, kind in (
+        ("configuration", ""),
+        ("table", "tables"),
+        ("search", "searches"),
+    ):
         if out_console.width < _NARROW:
             for name, description in descriptions(kind).items():
                 say(f"{name}: {description}")
@@ -297,6 +433,113 @@ def configs() -> None:
             table.add_row(f"[bold]{name}[/]", description)
         out_console.print(table)
         out_console.print()
+
+
+@app.command()
+def models() -> None:
+    """List the trained models that ship: `flowfactor.load(NAME)` opens them."""
+    from experiments.publish import list_models
+
+    table = list_models()
+    if out_console.width < _NARROW:
+        say("\n".join(" | ".join(filter(None, row)) for row in table.rows))
+    else:
+        out_console.print(table.to_rich())
+
+
+@app.command()
+def publish(
+    run: RunFolder,
+    out: Annotated[Path, typer.Option("--out", help="The new folder.")],
+    half: Annotated[
+        bool, typer.Option("--half", help="Store weights in half of the bytes; measures again.")
+    ] = False,
+    push: Annotated[
+        str | None,
+        typer.Option(metavar="OWNER/NAME", help="Upload it to the Hugging Face Hub, too."),
+    ] = None,
+    private: Annotated[
+        bool, typer.Option("--private", help="Make a new repository a private one.")
+    ] = False,
+    plugin: Plugins = None,
+) -> None:
+    """Write a run into a folder to share: its model, with a card, and its records."""
+    from experiments import publish as publishing
+    from flowfactor import hub
+
+    with show_stage("Measuring") as show:
+        folder = publishing.publish(
+            run, out, half=half, title=push, plugin_names=plugin or (), on_stage=show
+        )
+    say(f"Written: {folder}. Next: flowfactor.from_pretrained({str(folder)!r})")
+    if push is not None:
+        say(f"Uploaded: {hub.push_to_hub(folder, push, private=private)}")
+
+
+@app.command()
+def export(
+    run: RunFolder,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="The folder to write into; default: in the run.")
+    ] = None,
+    format: Annotated[
+        Literal["onnx", "torch"],
+        typer.Option("--format", help="ONNX, or torch's own .pt2, for torch.export.load."),
+    ] = "onnx",
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="RK4 steps of a frame; default: the run's solver.")
+    ] = None,
+    plugin: Plugins = None,
+) -> None:
+    """Write encoder, flow and decoder into files that run without this package."""
+    from experiments.runs import open_run
+    from flowfactor.export import export as export_model
+    from solvers import RK4
+
+    model = open_run(run, plugin or ()).potential_model
+    method = None if steps is None else RK4(steps=steps)
+    with show_stage("Exporting") as show:
+        show(str(run))
+        files = export_model(model, out or run / "export", format, method=method)
+    for path in files:
+        say(f"Written: {path}")
+
+
+@app.command()
+def reproduce(
+    result: Annotated[Path, typer.Argument(help="An evaluation.json, or a committed result.")],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="The run folder; default: runs/reproduced/<result>."),
+    ] = None,
+    tolerance: Annotated[
+        float, typer.Option(min=0, help="Allowed fraction, where no spread over seeds is known.")
+    ] = 0.05,
+    seeds: Annotated[
+        list[Path] | None,
+        typer.Option("--seed-result", help="The same with another seed, for the spread."),
+    ] = None,
+    plugin: Plugins = None,
+) -> None:
+    """Train and evaluate as a result was made, and compare; exit code 1 if it differs by more."""
+    from experiments import reproduce as reproducing
+    from flowfactor.interrupts import raise_signals
+
+    folder = out or Path("runs/reproduced") / result.stem
+    log_to_console()
+    with raise_signals(), training_bar() as show_progress:
+        found = reproducing.reproduce(
+            result,
+            folder,
+            tolerance=tolerance,
+            seeds=seeds or (),
+            plugin_names=plugin or (),
+            on_progress=show_progress,
+        )
+    out_console.print(found.table.to_rich())
+    say(reproducing.summary(found))
+    if found.outside:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -313,8 +556,8 @@ def list_options(
     name: Annotated[
         str | None,
         typer.Argument(
-            help="general, training, evaluation, table, or the name of a data source, a model or "
-            "a metric; default: all names."
+            help="general, training, evaluation, table, search, or the name of a data source, a "
+            "model or a metric; default: all names."
         ),
     ] = None,
     plugin: Plugins = None,
@@ -381,6 +624,15 @@ def _interrupted(advice: str, error: KeyboardInterrupt) -> NoReturn:
     """Say how to go on, and end with the exit code of the signal."""
     say(f"Interrupted. {advice}", error_console)
     raise typer.Exit(getattr(error, "exit_code", 130))
+
+
+def _show_status(cells: list[Status]) -> None:
+    """Print what is to be said of cells: how many are in which state, and what they do."""
+    count = Counter(each.state for each in cells)
+    for each in cells:
+        if each.text:
+            say(f"{each.cell.name}: {each.state}: {each.text}")
+    say(f"{len(cells):,} cells: " + ", ".join(f"{n:,} {state}" for state, n in count.items()))
 
 
 def _numbers(text: str | None) -> list[float] | None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from flowfactor.errors import ConfigError, RunError
 from flowfactor.metrics import Equivariance, LogLikelihood, Traversals
@@ -292,18 +293,30 @@ def read_methods(path: Path) -> list[Method]:
         content = json.loads(path.read_text(encoding="utf-8"))
         cells = content["cells"]
         labels = content.get("table", {}).get("methods") or [cell["label"] for cell in cells]
-        methods = []
-        for label in dict.fromkeys(labels):
-            own = [cell for cell in cells if cell["label"] == label]
-            done = [cell for cell in own if cell.get("status", "finished") == "finished"]
-            methods.append(
-                Method(
-                    label,
-                    tuple(Evaluation.from_dict(cell["evaluation"]) for cell in done),
-                    sum(cell.get("status") == "failed" for cell in own),
-                    tuple([(t, e) for t, e in cell["curve"]] for cell in done if cell.get("curve")),
-                )
-            )
+        return methods_of(cells, labels)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"{path} holds no table of evaluations: {error}") from error
+
+
+def methods_of(cells: Iterable[Mapping[str, Any]], labels: Iterable[str]) -> list[Method]:
+    """Return methods of cells as :func:`read_methods` describes them.
+
+    Args:
+        cells: in any order.
+        labels: of the methods, in order; one that has no cells is a method all the same.
+    """
+    by_label: dict[str, list[Mapping[str, Any]]] = {label: [] for label in labels}
+    for cell in cells:
+        by_label.setdefault(cell["label"], []).append(cell)
+    methods = []
+    for label, own in by_label.items():
+        done = [cell for cell in own if cell.get("status", "finished") == "finished"]
+        methods.append(
+            Method(
+                label,
+                tuple(Evaluation.from_dict(cell["evaluation"]) for cell in done),
+                sum(cell.get("status") == "failed" for cell in own),
+                tuple([(t, e) for t, e in cell["curve"]] for cell in done if cell.get("curve")),
+            )
+        )
     return methods

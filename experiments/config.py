@@ -22,6 +22,9 @@ from solvers.registry import Registry, UnknownNameError, suggest
 
 CONFIG_FILE = "config.yaml"
 
+# The one in C is a hundred times as fast.
+_Dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+
 # Sections of which there are several kinds: the key that names the kind, and the default.
 _KINDS: dict[str, tuple[str, str]] = {"data": ("source", "mnist"), "model": ("kind", "flow_vae")}
 _SECTIONS = ("data", "model", "training", "evaluation")
@@ -37,7 +40,7 @@ REGISTRIES = [
 # How many wrong keys an error lists.
 _SHOWN = 20
 # By these files a folder is known to be a run's, whose plug-ins are not executed.
-_RUN_FILES = ("model.pt", "checkpoint.pt", "metrics.jsonl", "train.log")
+_RUN_FILES = ("model.safetensors", "model.pt", "checkpoint.pt", "metrics.jsonl", "train.log")
 
 
 @options
@@ -189,7 +192,7 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 def to_yaml(config: Config) -> str:
     """Return a configuration as YAML, every key written out."""
-    return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
+    return yaml.dump(to_dict(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def differences(old: Config, new: Config) -> list[str]:

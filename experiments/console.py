@@ -16,7 +16,8 @@ from typer.core import TyperCommand, TyperGroup
 
 # Importing torch takes seconds; what needs it is imported where it is used.
 if TYPE_CHECKING:
-    from experiments.sweep import Cell, Event
+    from experiments.cells import Cell
+    from experiments.sweep import Event
     from flowfactor.training import Progress
 
 DEBUG = "FLOWFACTOR_DEBUG"
@@ -50,17 +51,31 @@ def say(text: object, console: Console | None = None, style: str | None = None) 
 
 @contextlib.contextmanager
 def show_stage(verb: str) -> Iterator[Callable[[str], None]]:
-    """Show what a command is doing; on a terminal only.
+    """Show what a command is doing and for how long already; on a terminal only.
+
+    What takes seconds before the first stage, such as importing torch, belongs into the context.
 
     Args:
         verb: comes before each stage.
     """
-    from rich.text import Text
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    from flowfactor.names import one_line
+    with Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        TimeElapsedColumn(),
+        console=error_console,
+        disable=not error_console.is_terminal,
+        transient=True,
+    ) as progress:
+        task = progress.add_task(verb, total=None)
 
-    with out_console.status("") as status:
-        yield lambda stage: status.update(Text(f"{verb} {one_line(stage, 60)}"))
+        def show(stage: str) -> None:
+            from flowfactor.names import one_line
+
+            progress.update(task, description=f"{verb} {one_line(stage, 60)}")
+
+        yield show
 
 
 def prepare() -> None:
@@ -193,24 +208,26 @@ def cells_bar(count: int) -> Iterator[Callable[[Event], None]]:
     with bar:
         whole = bar.add_task("cells", total=count, text="")
         tasks: dict[Cell, Any] = {}
-        ended = {"finish": 0, "fail": 0}
+        ended = {"finish": 0, "fail": 0, "stop": 0}
 
         def show(event: Event) -> None:
             cell = event.cell
-            if cell not in tasks:
-                tasks[cell] = bar.add_task(one_line(cell.name, 60), total=1.0, text="")
             if event.kind == "progress":
+                if cell not in tasks:
+                    tasks[cell] = bar.add_task(one_line(cell.name, 60), total=1.0, text="")
                 bar.update(tasks[cell], completed=event.fraction, text=event.text)
                 return
             ended[event.kind] += 1
-            bar.remove_task(tasks[cell])
+            if cell in tasks:
+                bar.remove_task(tasks.pop(cell))
             failed = f", {ended['fail']} failed" if ended["fail"] else ""
             done = sum(ended.values())
             bar.update(whole, completed=done, text=f"{done} of {count} done{failed}")
             if event.kind == "fail":
                 say(f"{cell.name}: failed: {event.text}", error_console, "red")
             else:
-                say(f"{cell.name}: finished", error_console)
+                word = {"finish": "finished", "stop": "stopped early"}[event.kind]
+                say(f"{cell.name}: {word}", error_console)
 
         yield show
 

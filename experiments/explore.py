@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -27,6 +27,7 @@ def explore_latent(
     times: Sequence[float] | None = None,
     out: Path | None = None,
     plugin_names: Iterable[str] = (),
+    on_stage: Callable[[str], None] | None = None,
 ) -> list[Path]:
     """Draw held-out images under every flow of a run, and one of them between two flows.
 
@@ -43,6 +44,7 @@ def explore_latent(
         out: the file of the first figure, that of the second lies beside it; None is
             ``figures/latent_grid.png`` in the run. A ``.gif`` is an animation of all flows.
         plugin_names: plug-ins besides those that the run names.
+        on_stage: called with what is being done.
 
     Returns:
         The paths of the figures.
@@ -54,6 +56,7 @@ def explore_latent(
     animated = out is not None and out.suffix.lower() == ".gif"
     if out is not None and not animated and out.suffix.lower() not in FORMATS:
         raise RunError(f"{out} must end in {', '.join(FORMATS)} or .gif, the formats of figures.")
+    report = on_stage or (lambda _: None)
     run = open_run(folder, plugin_names)
     model, pair = run.model, _pair(run.model, weights)
     data = run.data()
@@ -64,15 +67,18 @@ def explore_latent(
         starts = data.random_starts(len(indices), generator)
     if animated:
         assert out is not None
+        report("the animation")
         pictures = first_frames(data, indices)
         diagnostics.animate(model, pictures, names=choose_few(model.names)).save(out)
         return [out]
     first = first_frames(data, indices, starts)
     target = out or folder / FIGURES / "latent_grid.png"
+    report("latent grid")
     try:
         grid = diagnostics.explore_latent(model, first, names=choose_few(model.names), times=times)
         files = [diagnostics.save(grid, target)]
         if pair is not None:
+            report("what lies between two flows")
             between = diagnostics.plot_weights(run.potential_model, first[0], pair, times=times)
             names = file_names(run.model.names)
             ends = f"{names[pair[0]]}_{names[pair[1]]}"

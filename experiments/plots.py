@@ -12,6 +12,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from experiments import environment
 from experiments.comparison import Method, choose_columns
 from experiments.comparison_figures import column_figure
 from experiments.runs import (
@@ -23,18 +24,29 @@ from experiments.runs import (
     open_run,
 )
 from flowfactor import diagnostics
-from flowfactor.data import SequenceDataset
+from flowfactor.data import SequenceBatch, SequenceDataset
 from flowfactor.diagnostics import ErrorCurve, FilmStrips, Illustration, Section
 from flowfactor.errors import DataError
-from flowfactor.metrics import Composition, Equivariance, ErrorSummary
+from flowfactor.metrics import (
+    ActivityMetric,
+    ActivityOptions,
+    Composition,
+    Equivariance,
+    ErrorSummary,
+    InfersActivity,
+)
 from flowfactor.models import PotentialModel, SequenceModel
 from flowfactor.names import file_names
+from flowfactor.potentials import PotentialBank
 from flowfactor.records import Evaluation
 from flowfactor.tables import Column, Row, Table
 from flowfactor.training import read_metrics
 
 # Of flows that are drawn together.
 _PAIRS = 3
+
+# Sequences in a raster of activity, about.
+_RASTER = 24
 
 # Points of a curve over time, about, however long the sequences are.
 _POINTS = 128
@@ -74,8 +86,12 @@ def plot(
     parts: list[Callable[[Run, SequenceDataset, Draw], Section]] = [_overview, _film_strips]
     if run.evaluation.result(Composition) is not None and len(data.names) > 1:
         parts.append(_composition)
+    if isinstance(run.model, InfersActivity):
+        parts.insert(1, _activity)
     if isinstance(run.model, PotentialModel):
-        parts += [_landscapes, _transport]
+        parts.append(_landscapes)
+        if isinstance(run.model.potentials, PotentialBank):
+            parts.append(_transport)
     parts.append(_numbers)
     sections = [part(run, data, draw) for part in parts]
     title = f"flowfactor: {folder.name}"
@@ -142,6 +158,54 @@ def _overview(run: Run, data: SequenceDataset, draw: Draw) -> Section:
     )
 
 
+def _activity(run: Run, data: SequenceDataset, draw: Draw) -> Section:
+    result, names = run.evaluation.result(ActivityMetric), data.names
+    matching = None if result is None else result.matching()
+    several = _activity_sequences(run, data, _RASTER)
+    one = _activity_sequences(run, data, 1)
+    model = run.model
+    return Section(
+        "What happens, and when",
+        "Nobody told the model what a sequence undergoes, when, how fast and which way: it infers "
+        "the signed speed of each of its fields in every step. Frame 0 is encoded and moved along "
+        "the inferred activity.",
+        [
+            draw(
+                diagnostics.plot_activity(model, several, matching, matching and names),
+                "activity",
+                "Signed speed of each field in each step of held-out sequences, true and inferred."
+                if matching
+                else "Inferred signed speed of each field in each step of held-out sequences.",
+            ),
+            draw(
+                diagnostics.draw_film_strips(
+                    diagnostics.activity_strips(model, one, matching, matching and names)
+                ),
+                "activity_strips",
+                "True frames, and those decoded along the inferred activity. An arrow below two "
+                "frames is a field that acts between them, as long as it is fast, to the left if "
+                "it runs backwards.",
+            ),
+        ],
+    )
+
+
+def _activity_sequences(run: Run, data: SequenceDataset, count: int) -> dict[str, SequenceBatch]:
+    """Return held-out sequences, about so many in all, by what happens in them if it is known."""
+    laws = ActivityOptions().laws()
+    del laws["single"]  # of random speed there are others
+    laws = {kind: law for kind, law in laws.items() if data.can_follow(law)}
+    if not laws:
+        return {"recorded": data.sample(torch.arange(min(count, len(data))))}
+    share = max(1, count // len(laws))
+    return {
+        kind: data.draw_sequences(
+            torch.arange(number * share, (number + 1) * share) % len(data), law, run.config.seed
+        )
+        for number, (kind, law) in enumerate(laws.items())
+    }
+
+
 def _film_strips(run: Run, data: SequenceDataset, draw: Draw) -> Section:
     model, samples = run.model, one_of_each_class(data)
     names = choose_few(data.names)
@@ -158,10 +222,10 @@ def _film_strips(run: Run, data: SequenceDataset, draw: Draw) -> Section:
     except DataError:  # a grid or a recording that ends: nothing to compare later frames with
         longer = data
     later = longer.sample(indices[::2], labels[::2])
-    animation = diagnostics.animate(
-        model, first_frames(data, samples[:6]), names=choose_few(model.names)
-    )
-    file = animation.save(run.path / FIGURES / "flows.gif")
+    shown = choose_few(model.names)
+    animation = diagnostics.animate(model, first_frames(data, samples[:6]), names=shown)
+    animation.save(run.path / FIGURES / "flows.gif")
+    player = diagnostics.player_data(model, first_frames(data, samples[:4]), names=shown)
     return Section(
         "Film strips",
         "Truth: what the transformation does to the image. Flow: the same frames decoded along the "
@@ -171,7 +235,11 @@ def _film_strips(run: Run, data: SequenceDataset, draw: Draw) -> Section:
         "of the training; such frames have a coloured rim, and nothing has taught the model what "
         "they look like.",
         [
-            Illustration(animation, f"Up to six held-out samples along each flow.{few}", file),
+            Illustration(
+                player,
+                "Held-out samples by flow and time; between two flows is their mixture. Below, the "
+                f"film strips of the same flow.{few}",
+            ),
             draw(
                 strips,
                 "film_strips",
@@ -312,7 +380,9 @@ def _facts(seed: int, facts: Any) -> Table:
         "processor": f"{hardware.get('processor')}, {hardware.get('threads')} threads",
         "accelerator": hardware.get("accelerator"),
         **facts.get("chosen", {}),
-        "versions": ", ".join(f"{k} {v}" for k, v in facts.get("versions", {}).items()),
+        "versions": ", ".join(
+            f"{k} {v}" for k, v in facts.get("versions", {}).items() if k in environment.MAIN
+        ),
     }
     rows = [Row(name, (str(value),)) for name, value in values.items() if value is not None]
     return Table([Column("value")], rows, label="training")

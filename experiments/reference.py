@@ -16,6 +16,7 @@ from pydantic import TypeAdapter
 from rich.markup import escape
 
 from experiments.config import GeneralOptions, options_of
+from experiments.search import SearchOptions
 from experiments.sweep import TableOptions
 from flowfactor.errors import ConfigError
 from flowfactor.options import KindIn, NameIn, fields_of
@@ -87,6 +88,7 @@ def listings_of(name: str) -> list[Listing]:
     known: dict[str, Any] = {
         "general": GeneralOptions,
         "table": TableOptions,
+        "search": SearchOptions,
         **{section: options_of(section, "") for section in _SINGLE},
         **dict(DATA.items()),
         **{kind: model.Options for kind, model in MODELS.items()},
@@ -120,6 +122,7 @@ def page() -> str:
         *((f"`{name}`", options_of(name, ""), options_of(name, "")) for name in _SINGLE),
         *((f"`evaluation.metrics.{name}`", x, x.Options) for name, x in registered_metrics()),
         ("Tables of several methods: `flowfactor table`", TableOptions, TableOptions),
+        ("Searches: `flowfactor search`", SearchOptions, SearchOptions),
     ]
     shown = {options for registry in (ENCODERS, DECODERS) for _, options in registry.items()}
     parts = [_INTRODUCTION]

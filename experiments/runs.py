@@ -1,8 +1,8 @@
 """Run folders: what is in them, and the steps that fill them: train and evaluate.
 
 A run folder holds ``config.yaml`` (every key written out), ``train.log``, ``metrics.jsonl``,
-``checkpoint.pt`` (to resume), ``model.pt`` (to load), ``training.json`` (once the training has
-ended), ``evaluation.json``, ``assignments.csv`` (if the model infers flows), ``figures/``,
+``checkpoint.pt`` (to resume), ``model.safetensors`` (to load), ``training.json`` (once the training
+has ended), ``evaluation.json``, ``assignments.csv`` (if the model infers flows), ``figures/``,
 ``report.html`` and what the loggers write.
 """
 
@@ -32,7 +32,7 @@ from experiments.config import (
     to_yaml,
 )
 from flowfactor import checkpoints, machine
-from flowfactor.checkpoints import MODEL_FILE, STATE_FILE
+from flowfactor.checkpoints import STATE_FILE
 from flowfactor.data import SequenceDataset
 from flowfactor.errors import ConfigError, DataError, RunError
 from flowfactor.evaluation import check_metrics
@@ -107,7 +107,8 @@ def train(
     check_folder(config, run)
     # Everything that can be wrong with data and model is found before the folder is made.
     training, validation = (
-        config.data.load(split, config.seed) for split in ("train", "validation")
+        config.data.load(split, config.seed).with_activity(config.data.law)
+        for split in ("train", "validation")
     )
     model = build_model(config, training)
     if model.supervised:
@@ -269,7 +270,7 @@ def _finish(
     run: Path, training: SequenceDataset, validation: SequenceDataset, count: int
 ) -> dict[str, Any]:
     """Let the best model learn what it learns after the training, and save it."""
-    saved = checkpoints.read(run / MODEL_FILE)["facts"]
+    saved = checkpoints.read(checkpoints.model_file(run))["facts"]
     if saved is not None:  # the training ended after the model was finished
         return dict(saved)
     model = flowfactor.load(run)
@@ -433,10 +434,11 @@ def read_evaluation(run: Path) -> Evaluation:
             f"`flowfactor evaluate {run}` writes it."
         )
     evaluation = Evaluation.read(run / EVALUATION_FILE)
-    if (run / MODEL_FILE).is_file() and checkpoints.digest(run) != evaluation.weights:
+    model = checkpoints.find_model(run)
+    if model is not None and checkpoints.digest(model) != evaluation.weights:
         raise RunError(
             f"The {EVALUATION_FILE} of {run} was measured with other weights than those of its "
-            f"{MODEL_FILE}, as it is after more training. `flowfactor evaluate {run}` measures it "
+            f"{model.name}, as it is after more training. `flowfactor evaluate {run}` measures it "
             f"again."
         )
     return evaluation
@@ -518,6 +520,10 @@ def evaluate(
     config.data.check_fingerprint(training.get("data_fingerprint"))
     unseen = config.data.describe_held_out()
     data = config.data.load(options.split, config.seed)
+    validation = None
+    if not model.supervised and options.split != "validation":
+        validation = config.data.load("validation", config.seed)
+    recorded = data.labels is not None
     evaluation = evaluate_model(
         model,
         data,
@@ -526,11 +532,13 @@ def evaluate(
         seed=config.seed,
         held_out=config.data.load_held_out(options.split, config.seed) if unseen else None,
         held_out_values=unseen or "",
+        validation=validation,
+        training=config.data.load("train", config.seed) if recorded else None,
         on_stage=on_stage,
     )
-    evaluation = dataclasses.replace(
-        evaluation, training=training, weights=weights, **environment.origin()
-    )
+    origin = environment.origin()
+    origin["environment"]["data"] = config.data.fingerprint()
+    evaluation = dataclasses.replace(evaluation, training=training, weights=weights, **origin)
     evaluation.write(folder / EVALUATION_FILE)
     if not model.supervised:
         table = assignments(model, model.match_precision(data), torch.arange(evaluation.images))

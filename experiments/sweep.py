@@ -1,55 +1,48 @@
 """Sweeps: tables of several methods and seeds, their cells run by any executor.
 
-A cell is a method with a seed. It fills a run folder of its own and needs neither standard input
-nor the process that planned it. Running it again resumes what was begun and leaves what is
-finished, so that an interrupted sweep is continued by running it again.
+An interrupted sweep is continued by running it again: see :mod:`experiments.cells`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
-import os
-import traceback
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, wait
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from filelock import FileLock, Timeout
 from pydantic import Field
 
 from experiments import environment, runs
-from experiments.comparison import Method, choose_columns, comparison_table, curve_of
-from experiments.config import (
-    CONFIG_FILE,
-    Config,
-    differences,
-    read_config,
-    to_dict,
-    to_yaml,
-    validate,
+from experiments.cells import (
+    Cell,
+    StoppedError,
+    changes_of,
+    is_busy,
+    one_line,
+    run_cell,
+    running,
 )
-from experiments.executors import LocalExecutor, count_processors
-from experiments.yaml_files import read_yaml
+from experiments.comparison import choose_columns, comparison_table, curve_of, methods_of
+from experiments.config import CONFIG_FILE, Config, read_config, to_dict
+from experiments.executors import EXECUTORS, LOST, ExecutorOptions, LocalOptions
+from experiments.yaml_files import YamlFile, read_yaml
 from flowfactor import plugins
-from flowfactor.checkpoints import STATE_FILE
-from flowfactor.errors import ConfigError, RunError, explain
+from flowfactor.errors import BusyError, ConfigError, RunError
 from flowfactor.names import file_names
-from flowfactor.options import NonNegativeInt, PositiveInt, dump, options, parse
+from flowfactor.options import KindIn, NonNegativeInt, dump, options, parse
 from flowfactor.tables import markdown_text
-from flowfactor.training import METRICS_FILE
 from solvers.registry import suggest
 
-State = Literal["new", "empty", "begun", "trained", "finished"]
+T = TypeVar("T")
+OneExecutor = Annotated[ExecutorOptions, KindIn(EXECUTORS, "local")]
 
-# Changes of these keys leave a training as it is.
-_ONLY_EVALUATED = ("description:", "plugins:", "evaluation.")
-
-_LOCK_SECONDS = 60
 _POLL_SECONDS = 0.2
+# How often in a row the process of a cell may be lost before it gets any further.
+_LOSSES = 3
 
 
 # ---- the plan
@@ -83,10 +76,8 @@ class TableOptions:
     """Values by ``key.path`` for every method."""
     seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] = (0,)
     """The seeds with which every method is run."""
-    processes: PositiveInt | None = None
-    """How many cells run at the same time; null is as many as the processors carry."""
-    threads: PositiveInt = 1
-    """How many threads a cell has."""
+    executor: OneExecutor = LocalOptions()
+    """What runs the cells."""
     columns: tuple[str, ...] | None = None
     """Keys of columns, in order; null shows those that were measured."""
 
@@ -99,50 +90,11 @@ class TableOptions:
                 raise ValueError(f"methods: {label!r} has no `config`, and neither has the table")
 
 
-@dataclasses.dataclass(frozen=True)
-class Cell:
-    """A method with a seed.
+@options
+class _ExecutorFile:
+    """A file of one executor."""
 
-    Attributes:
-        label: of the method.
-        seed: of the run.
-        run: its folder.
-        config: of the run, complete.
-    """
-
-    label: str
-    seed: int
-    run: Path
-    config: Config = dataclasses.field(repr=False, compare=False)
-
-    @property
-    def name(self) -> str:
-        """How messages call it."""
-        return f"{self.label}, seed {self.seed}"
-
-    @property
-    def finished(self) -> bool:
-        """Whether nothing is left to do."""
-        return state_of(self.run, self.config) == "finished"
-
-    def failure(self) -> str | None:
-        """Return why it failed when it was run last, or None."""
-        with contextlib.suppress(FileNotFoundError):
-            return _error_file(self.run).read_text(encoding="utf-8").strip().splitlines()[-1]
-        return None
-
-    def progress(self) -> tuple[str, float]:
-        """Return what it is doing, and how much of the training is done."""
-        if (self.run / runs.TRAINING_FILE).is_file():
-            return "evaluates", 1.0
-        line = _last_line(self.run / METRICS_FILE)
-        if line is None:
-            return "starts", 0.0
-        training = self.config.training
-        fraction = line["step"] / training.steps
-        if training.max_minutes is not None:
-            fraction = max(fraction, line["seconds"] / (60 * training.max_minutes))
-        return f"step {line['step']}", min(fraction, 1.0)
+    executor: OneExecutor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,17 +129,6 @@ class Sweep:
         chosen = [cell for cell in self.cells if not methods or cell.label in methods]
         return [cell for cell in chosen if not cell.finished]
 
-    def executor(self, processes: int | None = None) -> LocalExecutor:
-        """Return an executor on this machine.
-
-        Args:
-            processes: how many cells run at the same time; None is what the table says, or as many
-                as the processors carry.
-        """
-        threads = self.options.threads
-        count = processes or self.options.processes or max(1, count_processors() // threads)
-        return LocalExecutor(count, threads=threads, log=self.out / "cells.log")
-
 
 def plan(
     name: str,
@@ -208,26 +149,17 @@ def plan(
         ConfigError: the table, or the configuration of a method, is wrong.
         RunError: the folder has cells of another configuration.
     """
-    file = read_yaml(name, kind="tables")
-    try:
-        table = parse(TableOptions, file.content)
-    except ConfigError as error:
-        problems = "\n".join(f"  {line}" for line in str(error).splitlines())
-        raise ConfigError(f"{name} is no valid table:\n{problems}") from error
-    loaded = [plugins.load(each, file.folder) for each in table.plugins]
-    loaded += [plugins.load(each) for each in plugin_names]
-    if table.columns is not None:
-        try:
-            choose_columns([], table.columns)
-        except ConfigError as error:
-            raise ConfigError(f"{name}: columns: {error}") from error
-    out = out or Path("runs") / "tables" / file.title
-    if out.exists() and not out.is_dir():
-        raise RunError(f"{out} is a file; a table needs a folder. Choose another one with --out.")
+    file, table = read_options(TableOptions, name, "tables", "table")
+    loaded = load_plugins(table.plugins, file.folder, plugin_names)
+    check_columns(name, table.columns)
+    out = folder_of(out, "tables", file.title)
     configs = {}
     for label in table.methods:
         try:
-            configs[label] = _config_of(table, label, overrides, loaded, file.folder)
+            method = table.methods[label] or MethodOptions()
+            base = method.config or table.config or ""
+            settings = {**table.set, **method.set}
+            configs[label] = config_of(base, settings, overrides, loaded, file.folder)
         except ConfigError as error:
             raise ConfigError(f"{name}, method {label!r}: {error}") from error
     folders = {label: name.lower() for label, name in file_names(configs).items()}
@@ -240,19 +172,21 @@ def plan(
     return Sweep(file.title, table, out, cells)
 
 
-def _config_of(
-    table: TableOptions,
-    label: str,
+def config_of(
+    base: str,
+    settings: Mapping[str, Any],
     overrides: Sequence[str],
     plugin_names: Sequence[str],
     folder: Path | None,
 ) -> Config:
-    """Return the configuration of a method, its seed aside."""
-    method = table.methods[label] or MethodOptions()
-    settings = {**table.set, **method.set}
+    """Return the configuration of a cell, its seed aside; for the arguments see ``read_config``.
+
+    Raises:
+        ConfigError: it is wrong, or is for several processes.
+    """
     for key, value in [*settings.items(), *((each.partition("=")[0], None) for each in overrides)]:
         if key.strip() == "seed":
-            raise ConfigError("set: seed: the seeds of a table are its own key, `seeds: [0, 1]`.")
+            raise ConfigError("set: seed: seeds are a key of their own, such as `seeds: [0, 1]`.")
         # A model of another kind is another section; of these there is one kind.
         if key in ("training", "evaluation") and isinstance(value, dict):
             example = next(iter(value), "key")
@@ -260,24 +194,103 @@ def _config_of(
                 f"set: {key}: this would replace the whole section; write the path of each key, as "
                 f"in `{key}.{example}: ...`."
             )
-    base = method.config or table.config
-    assert base is not None
     config = read_config(
         base, overrides, settings=settings, plugin_names=plugin_names, folder=folder
     )[1]
     if config.training.devices != 1 or config.training.num_nodes != 1:
         raise ConfigError(
-            "training.devices, training.num_nodes: a cell of a table is one process and needs 1 of "
-            "each; `processes` runs cells at the same time."
+            "training.devices, training.num_nodes: a cell is one process and needs 1 of each; the "
+            "executor runs cells at the same time."
         )
     return config.replace(data=config.data.resolve())
+
+
+def read_options(cls: type[T], name: str, kind: str, noun: str) -> tuple[YamlFile, T]:
+    """Return a file that ships or is given by its path, and its options.
+
+    Args:
+        cls: of the options.
+        name: of the file.
+        kind: the folder of those that ship.
+        noun: what messages call it.
+
+    Raises:
+        ConfigError: there is no such file, or it is wrong.
+    """
+    file = read_yaml(name, kind=kind)
+    try:
+        return file, parse(cls, file.content)
+    except ConfigError as error:
+        problems = "\n".join(f"  {line}" for line in str(error).splitlines())
+        raise ConfigError(f"{name} is no valid {noun}:\n{problems}") from error
+
+
+def load_plugins(names: Iterable[str], folder: Path | None, more: Iterable[str]) -> list[str]:
+    """Load plug-ins, those of a file relative to its folder; return where they are."""
+    own = [plugins.load(each, folder) for each in names]
+    return [*own, *(plugins.load(each) for each in more)]
+
+
+def check_columns(name: str, columns: Sequence[str] | None) -> None:
+    """Refuse columns that no table has.
+
+    Raises:
+        ConfigError: with the name of the file.
+    """
+    if columns is not None:
+        try:
+            choose_columns([], columns)
+        except ConfigError as error:
+            raise ConfigError(f"{name}: columns: {error}") from error
+
+
+def folder_of(out: Path | None, kind: str, name: str) -> Path:
+    """Return the folder of a table or a search.
+
+    Raises:
+        RunError: it is a file.
+    """
+    out = out or Path("runs") / kind / name
+    if out.exists() and not out.is_dir():
+        raise RunError(f"{out} is a file; choose a folder with --out.")
+    return out
+
+
+def choose_executor(name: str | None, own: ExecutorOptions, **changes: Any) -> ExecutorOptions:
+    """Return the executor that a command names.
+
+    Args:
+        name: ``local``, ``slurm``, ``ray``, another one that is registered, or a YAML file of such
+            options; None is the table's own.
+        own: that of the table; its options hold for its kind only.
+        changes: options to replace, None leaves them.
+
+    Raises:
+        ConfigError: there is no such executor, or an option is wrong.
+    """
+    if name is None or name == EXECUTORS.name_of(type(own)):
+        pass
+    elif name in EXECUTORS:
+        own = EXECUTORS[name](threads=own.threads)
+    elif Path(name).is_file():
+        own = parse(_ExecutorFile, {"executor": read_yaml(name).content}).executor
+    else:
+        raise ConfigError(
+            f"--executor {name}: no executor, and no file; {suggest(name, EXECUTORS)}"
+        )
+    given = {key: value for key, value in changes.items() if value is not None}
+    known = [field.name for field in dataclasses.fields(own)]
+    for key in given:
+        if key not in known:
+            raise ConfigError(f"--{key}: {type(own).__name__} has no such option")
+    return dataclasses.replace(own, **given)
 
 
 def _check_unchanged(cells: Sequence[Cell]) -> None:
     changed = [
         "\n    ".join([f"  {cell.name} ({cell.run})", *changes])
         for cell in cells
-        if (cell.run / CONFIG_FILE).is_file() and (changes := _changes(cell.run, cell.config))
+        if (cell.run / CONFIG_FILE).is_file() and (changes := changes_of(cell.run, cell.config))
     ]
     if changed:
         listed = "\n".join(changed)
@@ -288,101 +301,6 @@ def _check_unchanged(cells: Sequence[Cell]) -> None:
         )
 
 
-# ---- a cell
-
-
-def run_cell(run: str, content: dict[str, Any]) -> None:
-    """Do what is left of a cell: train or resume, then evaluate.
-
-    Args:
-        run: its folder.
-        content: its configuration, as plain data.
-
-    Raises:
-        FlowFactorError: another process works on the folder, it was made with another
-            configuration, or the training failed; the reason is also in the file ``<run>.error``.
-    """
-    folder = Path(run)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    error_file = _error_file(folder)
-    try:
-        with FileLock(f"{folder}.lock", timeout=_LOCK_SECONDS):
-            error_file.unlink(missing_ok=True)
-            _fill(folder, validate(content, run))
-    except Timeout as error:
-        raise RunError(
-            f"Another process has been working on {run} for {_LOCK_SECONDS} s. Wait until it has "
-            f"ended, or end it; then run the table again."
-        ) from error
-    except Exception as error:
-        text = f"{traceback.format_exc()}\n{_one_line(error)}\n"
-        with contextlib.suppress(OSError):  # the disk may be full
-            error_file.write_text(text, encoding="utf-8", errors="backslashreplace")
-        raise
-
-
-def state_of(run: Path, config: Config) -> State:
-    """Return how far a cell is.
-
-    Args:
-        run: its folder.
-        config: what it is to be.
-
-    Returns:
-        ``new`` if there is nothing; ``empty`` if the training was ended before its first
-        checkpoint; ``begun`` if it can be resumed; ``trained`` if it is to be evaluated, for the
-        first time or with other options; ``finished`` if nothing is left to do.
-
-    Raises:
-        RunError: the folder was made with another configuration.
-        ConfigError: its configuration is damaged.
-    """
-    if not (run / CONFIG_FILE).is_file():
-        return "new"
-    if changes := _changes(run, config):
-        listed = "\n".join(f"  {change}" for change in changes)
-        raise RunError(f"{run} was made with another configuration. What differs:\n{listed}")
-    if not (run / runs.TRAINING_FILE).is_file():
-        return "begun" if (run / STATE_FILE).is_file() else "empty"
-    try:
-        evaluation = runs.read_evaluation(run)
-    except RunError:
-        return "trained"
-    same = evaluation.options == dump(config.evaluation)
-    same &= evaluation.training == runs.read_json(run / runs.TRAINING_FILE)
-    return "finished" if same else "trained"
-
-
-def _fill(run: Path, config: Config) -> None:
-    state = state_of(run, config)
-    if state in ("new", "empty", "begun"):
-        runs.train(config, run, resume=state != "new")
-    if state != "finished":
-        runs.write_text(run / CONFIG_FILE, to_yaml(config))
-        runs.evaluate(run, plugin_names=config.general.plugins)
-
-
-def _changes(run: Path, config: Config) -> list[str]:
-    """Return ``key: old -> new`` for what would make the training of a run another one."""
-    changes = differences(runs.read_run_config(run, config.general.plugins), config)
-    return [change for change in changes if not change.startswith(_ONLY_EVALUATED)]
-
-
-def _error_file(run: Path) -> Path:
-    return run.with_name(f"{run.name}.error")
-
-
-def _last_line(path: Path) -> dict[str, Any] | None:
-    """Return the last whole line of a file of metrics, reading its end only."""
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        with path.open("rb") as file:
-            file.seek(0, os.SEEK_END)
-            file.seek(max(0, file.tell() - 4096))
-            line: dict[str, Any] = json.loads(file.read().rpartition(b"\n")[0].splitlines()[-1])
-        return line
-    return None
-
-
 # ---- running them
 
 
@@ -391,22 +309,104 @@ class Event:
     """Something that happens to a cell, for whoever shows it.
 
     Attributes:
-        kind: ``progress``, or how the cell has ended: ``finish`` or ``fail``.
+        kind: ``progress``, or how the cell has ended: ``finish``, ``fail`` or ``stop``.
         cell: which one.
         text: what it is doing, or why it failed.
         fraction: how much of its training is done.
     """
 
-    kind: Literal["progress", "finish", "fail"]
+    kind: Literal["progress", "finish", "fail", "stop"]
     cell: Cell
     text: str = ""
     fraction: float = 0.0
 
 
+class Follower:
+    """Sends cells to an executor, those again whose process is lost, and tells what happens.
+
+    As a context it lets what runs save its state and end when it is left by an exception.
+
+    Args:
+        executor: any of :mod:`concurrent.futures`, or with its interface.
+    """
+
+    def __init__(self, executor: Executor) -> None:
+        self._executor = executor
+        self._sent: dict[Future[Any], Cell] = {}
+        self._elsewhere: list[Cell] = []
+        self._losses: dict[Cell, tuple[int, float]] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is not None:
+            for future in self._sent:
+                future.cancel()
+            # What of the interface of executors is missing: to end what runs.
+            getattr(self._executor, "interrupt", lambda: None)()
+
+    def send(self, cell: Cell) -> None:
+        """Let a cell be run."""
+        try:
+            call = str(cell.run.absolute()), to_dict(cell.config)
+            future = self._executor.submit(run_cell, *call)
+        except Exception as error:  # an executor that is broken
+            future = Future()
+            future.set_exception(error)
+        self._sent[future] = cell
+
+    def events(self) -> Iterator[Event]:
+        """Yield what happens until all cells that were sent have ended."""
+        while self._sent or self._elsewhere:
+            cells = [*self._sent.values(), *self._elsewhere]
+            # Few looks at the file system for many cells.
+            pause = _POLL_SECONDS + len(cells) / 1000
+            if not self._sent:
+                time.sleep(pause)
+            for future in wait(self._sent, pause, FIRST_COMPLETED).done:
+                yield from self._settle(self._sent.pop(future), future)
+            for cell, _ in running(cells):
+                yield Event("progress", cell, *cell.progress())
+            for cell in tuple(self._elsewhere):
+                if not is_busy(cell):
+                    self._elsewhere.remove(cell)
+                    self.send(cell)
+
+    def _settle(self, cell: Cell, future: Future[Any]) -> Iterator[Event]:
+        try:
+            error = future.exception()
+        except CancelledError as cancelled:
+            error = cancelled
+        if error is None:
+            yield Event("finish", cell)
+        elif isinstance(error, BusyError):
+            self._elsewhere.append(cell)
+        elif isinstance(error, StoppedError):
+            yield Event("stop", cell, str(error))
+        elif isinstance(error, LOST) and self._may_go_on(cell):
+            self.send(cell)
+        else:
+            reason = one_line(error)
+            if isinstance(error, LOST):
+                reason = str(error) or "its process was ended"
+            if cell.failure() is None:  # it could not say so itself
+                cell.fail(reason)
+            yield Event("fail", cell, reason)
+
+    def _may_go_on(self, cell: Cell) -> bool:
+        """Return whether a cell whose process was lost is to be sent again."""
+        _, fraction = cell.progress()
+        count, before = self._losses.get(cell, (0, -1.0))
+        count = 1 if fraction > before else count + 1
+        self._losses[cell] = count, fraction
+        return count < _LOSSES
+
+
 def run_cells(
     sweep: Sweep,
     cells: Sequence[Cell],
-    executor: Executor | None = None,
+    executor: Executor | ExecutorOptions | None = None,
     *,
     on_event: Callable[[Event], None] | None = None,
 ) -> None:
@@ -415,69 +415,86 @@ def run_cells(
     Args:
         sweep: whose they are.
         cells: nothing is done in those that are finished.
-        executor: any of :mod:`concurrent.futures`, or with its interface; None is
-            :meth:`Sweep.executor`. It is shut down.
+        executor: any of :mod:`concurrent.futures`, or with its interface, which is shut down; or
+            options of one; None is the one that the table names.
         on_event: called at what happens to them.
 
     Raises:
         RunError: another process fills the same table.
         KeyboardInterrupt: when interrupted, after the cells have saved their state.
     """
-    report = on_event or (lambda _: None)
-    sweep.out.mkdir(parents=True, exist_ok=True)
-    executor = executor or sweep.executor()
+    executor = executor or sweep.options.executor
+    with (
+        lock_table(sweep.out),
+        executor.open(sweep.out) if isinstance(executor, ExecutorOptions) else executor as opened,
+        Follower(opened) as follower,
+    ):
+        for cell in cells:
+            follower.send(cell)
+        for event in follower.events():
+            if on_event is not None:
+                on_event(event)
+
+
+@contextlib.contextmanager
+def lock_table(out: Path) -> Iterator[None]:
+    """Keep other processes from filling the folder of a table, which is made.
+
+    Raises:
+        RunError: another process fills it.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(out / "table.lock", timeout=0)
     try:
-        with FileLock(sweep.out / "table.lock", timeout=0), executor:
-            submitted = {
-                executor.submit(run_cell, str(cell.run), to_dict(cell.config)): cell
-                for cell in cells
-            }
-            try:
-                _follow(submitted, report)
-            except BaseException:
-                executor.shutdown(wait=False, cancel_futures=True)
-                if isinstance(executor, LocalExecutor):
-                    executor.interrupt()
-                raise
+        lock.acquire()
     except Timeout as error:
         raise RunError(
-            f"Another `flowfactor table` is filling {sweep.out}. Wait until it has ended, or "
-            f"choose another folder with --out."
+            f"Another command is filling {out}. Wait until it has ended, or choose another folder "
+            f"with --out."
         ) from error
-
-
-def _follow(submitted: Mapping[Future[Any], Cell], report: Callable[[Event], None]) -> None:
-    pending = set(submitted)
-    while pending:
-        done, pending = wait(pending, _POLL_SECONDS, FIRST_COMPLETED)
-        for future in done:
-            cell, reason = submitted[future], _reason(future)
-            if reason is not None and cell.failure() is None:  # it could not say so itself
-                with contextlib.suppress(OSError):
-                    _error_file(cell.run).write_text(f"{reason}\n", encoding="utf-8")
-            report(Event("finish", cell) if reason is None else Event("fail", cell, reason))
-        for future in pending:
-            if future.running():
-                report(Event("progress", submitted[future], *submitted[future].progress()))
-
-
-def _reason(future: Future[Any]) -> str | None:
     try:
-        future.result()
-    except BrokenProcessPool:
-        return "its process was killed; the memory may not have been enough"
-    except CancelledError:
-        return "cancelled"
-    except KeyboardInterrupt:
-        return "interrupted"
-    except Exception as error:
-        return _one_line(error)
-    return None
+        yield
+    finally:
+        lock.release()
 
 
-def _one_line(error: Exception) -> str:
-    """Return what went wrong, in one line."""
-    return " ".join((explain(error) or f"{type(error).__name__}: {error}").split())
+@dataclasses.dataclass(frozen=True)
+class Status:
+    """How a cell stands.
+
+    Attributes:
+        cell: which one.
+        state: ``finished``, ``running``, ``failed``, ``stopped`` (it can be resumed), or ``new``.
+        text: where it runs and how far it is, or why it failed.
+    """
+
+    cell: Cell
+    state: Literal["finished", "running", "failed", "stopped", "new"]
+    text: str = ""
+
+
+def status(sweep: Sweep) -> list[Status]:
+    """Return how every cell stands, whoever runs it."""
+    places = {cell: place for cell, place in running(sweep.cells) if is_busy(cell)}
+    found = []
+    for cell in sweep.cells:
+        doing, fraction = cell.progress()
+        text = f"{doing}, {fraction:.0%}"
+        if cell in places:
+            place = places[cell]
+            job = f"job {place['job']}" if place["job"] else f"process {place['pid']}"
+            minutes = (time.time() - place["began"]) / 60
+            where = f"on {place['host']}, {job}, for {minutes:.0f} min: {text}"
+            found.append(Status(cell, "running", where))
+        elif cell.finished:
+            found.append(Status(cell, "finished"))
+        elif (failure := cell.failure()) is not None:
+            found.append(Status(cell, "failed", f"{failure} ({cell.error_file})"))
+        elif cell.run.is_dir():
+            found.append(Status(cell, "stopped", text))
+        else:
+            found.append(Status(cell, "new"))
+    return found
 
 
 # ---- what comes out
@@ -500,19 +517,8 @@ def write(sweep: Sweep) -> Written:
     """
     from experiments.compare import write_comparison  # brings matplotlib, which cells do not need
 
-    methods = []
-    for label in sweep.options.methods:
-        cells = [cell for cell in sweep.cells if cell.label == label]
-        done = [cell for cell in cells if cell.finished]
-        methods.append(
-            Method(
-                label,
-                tuple(runs.read_evaluation(cell.run) for cell in done),
-                sum(cell not in done and cell.failure() is not None for cell in cells),
-                tuple(curve_of(cell.run) for cell in done),
-            )
-        )
     records = [_record(cell, sweep.out) for cell in sweep.cells]
+    methods = methods_of(records, sweep.options.methods)
     if all(record["status"] == "unfinished" for record in records):
         raise RunError(
             f"There is nothing to show: no cell of {sweep.out} is finished. "
@@ -546,7 +552,6 @@ def write(sweep: Sweep) -> Written:
 def _record(cell: Cell, out: Path) -> dict[str, Any]:
     """Return the state of a cell, its evaluation and its curve."""
     record: dict[str, Any] = {"label": cell.label, "seed": cell.seed}
-    failure = cell.failure()
     if cell.finished:
         return record | {
             "status": "finished",
@@ -554,8 +559,8 @@ def _record(cell: Cell, out: Path) -> dict[str, Any]:
             "evaluation": runs.read_json(cell.run / runs.EVALUATION_FILE),
             "curve": curve_of(cell.run),
         }
-    if failure is not None:
-        log = str(_error_file(cell.run).relative_to(out))
+    if (failure := cell.failure()) is not None:
+        log = str(cell.error_file.relative_to(out))
         return record | {"status": "failed", "error": failure, "log": log}
     return record | {"status": "unfinished"}
 

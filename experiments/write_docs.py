@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import typer.main
 from typer.cli import get_docs_for_click
@@ -15,7 +16,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 def commands_page() -> str:
     """Return the reference of the command line: the help of every command."""
     command = typer.main.get_command(cli.app)
-    context = command.make_context("flowfactor", [], resilient_parsing=True)
+    context: Any = command.make_context("flowfactor", [], resilient_parsing=True)
     text = get_docs_for_click(obj=command, ctx=context, name="flowfactor")
     note = "<!-- Written by `python -m experiments.write_docs`; change the commands instead. -->"
     return text.replace("# `flowfactor`\n", f"# Commands\n\n{note}\n", 1).rstrip() + "\n"

@@ -5,11 +5,14 @@
 gradients move the latents.
 """
 
+import flowfactor.canvas  # noqa: F401  (registers its networks)
 from flowfactor.checkpoints import load, save_model
 from flowfactor.flow import Path
+from flowfactor.hub import from_pretrained, push_to_hub, save_pretrained
 from flowfactor.models import FlowVAE, Objective, PotentialModel, SequenceModel
 from flowfactor.models.base import flow, trace
 from flowfactor.potentials import (
+    AutogradField,
     AutogradPotential,
     Derivatives,
     Hutchinson,
@@ -17,13 +20,16 @@ from flowfactor.potentials import (
     MLPPotential,
     Potential,
     PotentialBank,
+    RidgeField,
     RidgePotential,
+    VectorField,
 )
 from flowfactor.training import TrainingOptions, fit
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AutogradField",
     "AutogradPotential",
     "Derivatives",
     "FlowVAE",
@@ -35,12 +41,17 @@ __all__ = [
     "Potential",
     "PotentialBank",
     "PotentialModel",
+    "RidgeField",
     "RidgePotential",
     "SequenceModel",
     "TrainingOptions",
+    "VectorField",
     "fit",
     "flow",
+    "from_pretrained",
     "load",
+    "push_to_hub",
     "save_model",
+    "save_pretrained",
     "trace",
 ]

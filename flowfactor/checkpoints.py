@@ -1,7 +1,8 @@
 """Files of a run: models and training states that load without executing code.
 
-A file is an archive of torch whose comment is the SHA-256 of all bytes before it, so that damage
-anywhere is noticed. What is in it is bounded by the size of the file.
+A model is a file of :mod:`flowfactor.tensor_files`. A training state, and a model written before,
+is an archive of torch whose comment is the SHA-256 of all bytes before it. So damage anywhere is
+noticed, and what is in a file is bounded by its size.
 """
 
 from __future__ import annotations
@@ -9,11 +10,11 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import hashlib
+import math
 import os
 import re
 import secrets
 import socket
-import threading
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -21,25 +22,29 @@ from typing import IO, Any
 
 import torch
 from filelock import FileLock, Timeout
-from torch import Tensor, nn
-from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
-from flowfactor.errors import RunError, explain
+from flowfactor import pretrained, tensor_files
+from flowfactor.errors import BusyError, RunError, explain
 from flowfactor.models import SequenceModel
 from flowfactor.registries import (
     DECODERS,
     ENCODERS,
+    FIELDS,
     MODELS,
     OBSERVATIONS,
-    POTENTIALS,
     TERMS,
 )
 from solvers.registry import Registry
 
-MODEL_FILE = "model.pt"
+MODEL_FILE = "model.safetensors"
+ARCHIVE_FILE = "model.pt"
+"""The model of a run that an earlier version trained."""
 STATE_FILE = "checkpoint.pt"
 LOCK_FILE = ".training.lock"
 
+_MODEL_FORMAT = 4
 _FORMAT = 3
 _SEAL = b"sha256:"
 _SEAL_SIZE = len(_SEAL) + 64
@@ -49,6 +54,11 @@ _END_OF_ARCHIVE = 22
 _MOST_NAMES = 10_000
 _LONGEST_NAME = 1000
 _MOST_FRAMES = 1_000_000
+
+_FACTORIES = frozenset(
+    {torch.arange, torch.empty, torch.full, torch.ones, torch.rand, torch.randn, torch.zeros}
+)
+"""Functions that make tensors of the size that they are given first."""
 
 _TEMPORARY = re.compile(r"\.(?P<host>.+)-(?P<process>\d+)-[0-9a-f]{8}\.part")
 
@@ -62,10 +72,11 @@ def load(
     model: SequenceModel | None = None,
     device: str | torch.device = "cpu",
 ) -> SequenceModel:
-    """Return the trained model of a run, in evaluation mode.
+    """Return a trained model, in evaluation mode.
 
     Args:
-        run: a run folder, or a model file in it.
+        run: a run folder, a model file in it, or the name of a model that ships, see
+            :func:`flowfactor.pretrained.names`.
         model: takes the weights of the file, for models that the file does not describe: those
             with networks of your own and those of an unregistered class.
         device: where to put the model.
@@ -86,11 +97,13 @@ def load(
         >>> torch.equal(model.decode(z), again.decode(z))
         True
     """
-    path = _model_file(run)
+    path = model_file(run)
     saved = read(path)
     try:
+        _check_size(saved["weights"], path)
+        if saved.get("half") is True:
+            saved["weights"] = {name: _widen(each) for name, each in saved["weights"].items()}
         weights = saved["weights"]
-        _check_size(weights, path)
         if model is None:
             model = _rebuild(saved, path)
         check_tensors(model.state_dict(), weights)
@@ -105,27 +118,36 @@ def load(
     return model.to(device).eval()
 
 
-def _model_file(run: str | os.PathLike[str]) -> Path:
-    """Return the model file of a run, or the file itself.
+def find_model(run: str | os.PathLike[str]) -> Path | None:
+    """Return the model file in a run folder, None if there is none yet."""
+    files = (Path(run) / name for name in (MODEL_FILE, ARCHIVE_FILE))
+    return next((path for path in files if path.exists()), None)
+
+
+def model_file(run: str | os.PathLike[str]) -> Path:
+    """Return the model file of a run or of a model that ships, or the file itself.
 
     Raises:
         RunError: there is none.
     """
     path = Path(run)
-    if path.is_dir():
-        path = path / MODEL_FILE
-    if not path.exists():
+    if not path.exists() and os.fspath(run) in pretrained.names():
+        return pretrained.folder(os.fspath(run)) / MODEL_FILE
+    found = find_model(path) if path.is_dir() else path if path.exists() else None
+    if found is None:
         raise RunError(
-            f"There is no trained model at {path}. Give the folder of a run that has finished or "
-            f"saved at least one model: `flowfactor train CONFIG --out {Path(run)}` makes one."
+            f"There is no trained model at {path / MODEL_FILE if path.is_dir() else path}. Give "
+            f"the folder of a run that has finished or saved at least one model, as `flowfactor "
+            f"train CONFIG --out {path}` makes one, or the name of a model that ships: "
+            f"{', '.join(pretrained.names())}."
         )
-    return path
+    return found
 
 
 def digest(run: str | os.PathLike[str]) -> str:
     """Return the SHA-256 that seals the model file of a run; other weights have another one.
 
-    It is read from the end of the file, which :func:`load` compares with the rest.
+    It is read from its place in the file; :func:`load` compares it with the rest.
 
     Args:
         run: a folder, or the file itself.
@@ -133,13 +155,12 @@ def digest(run: str | os.PathLike[str]) -> str:
     Raises:
         RunError: there is no model, or its file has no seal.
     """
-    path = _model_file(run)
+    path = model_file(run)
     with path.open("rb") as file:
-        file.seek(-min(_SEAL_SIZE, file.seek(0, os.SEEK_END)), os.SEEK_END)
-        seal = file.read()
-    if len(seal) != _SEAL_SIZE or not seal.startswith(_SEAL):
+        found = tensor_files.seal_of(file) or _seal_of(file)
+    if found is None:
         raise RunError(f"{path} is damaged: its checksum is missing. Restore it from a copy.")
-    return seal.removeprefix(_SEAL).decode("ascii", errors="replace")
+    return found
 
 
 def _rebuild(saved: dict[str, Any], path: Path) -> SequenceModel:
@@ -159,12 +180,7 @@ def _rebuild(saved: dict[str, Any], path: Path) -> SequenceModel:
                 f"flowfactor.plugins.load({plugin!r})."
             )
     _check_spec(spec)
-    with _at_most(saved["weights"]), contextlib.suppress(RuntimeError):
-        # Allocates nothing. A model of one's own may not be able to do without.
-        with torch.device("meta"):
-            blueprint = MODELS[name].from_spec(spec)
-        check_tensors(blueprint.state_dict(), saved["weights"])
-    with _at_most(saved["weights"]):
+    with _Bounded(saved["weights"]):
         model: SequenceModel = MODELS[name].from_spec(spec)
     return model
 
@@ -200,34 +216,38 @@ def _check_size(weights: Any, path: Path) -> None:
     """
     if not isinstance(weights, dict):
         raise ValueError("the weights are no tensors by name")
-    tensors = [value for value in weights.values() if isinstance(value, Tensor)]
-    if sum(each.numel() * each.element_size() for each in tensors) > path.stat().st_size:
+    sizes: dict[int, int] = {}  # by storage: a layer of two names is in the file once
+    for value in weights.values():
+        if isinstance(value, Tensor):
+            storage = value.untyped_storage().data_ptr()
+            sizes[storage] = max(sizes.get(storage, 0), value.numel() * value.element_size())
+    if sum(sizes.values()) > path.stat().st_size:
         raise ValueError("the weights are larger than the file")
 
 
-@contextlib.contextmanager
-def _at_most(weights: Mapping[str, Any]) -> Iterator[None]:
-    """Keep this thread from making a model with far more parameters than ``weights`` holds.
+class _Bounded(TorchFunctionMode):
+    """Keep a model that is made in this context from having far more tensors than ``weights``.
 
     Raises:
-        ValueError: as soon as it does.
+        ValueError: before the memory is used. (On the device ``"meta"`` none is, but random
+            numbers there import torch's compiler, for longer than all the rest of a start.)
     """
-    tensors = [value for value in weights.values() if isinstance(value, Tensor)]
-    count, size = 2 * len(tensors) + 100, 2 * sum(each.numel() for each in tensors) + 1000
-    thread = threading.get_ident()
 
-    def register(module: nn.Module, name: str, parameter: Tensor | None) -> None:
-        nonlocal count, size
-        if parameter is not None and threading.get_ident() == thread:
-            count, size = count - 1, size - parameter.numel()
-            if count < 0 or size < 0:
+    def __init__(self, weights: Mapping[str, Any]) -> None:
+        super().__init__()
+        tensors = [value for value in weights.values() if isinstance(value, Tensor)]
+        self.count = 10 * len(tensors) + 1000
+        self.size = 2 * sum(each.numel() for each in tensors) + 10_000_000
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if function in _FACTORIES:
+            size = args[0] if args and isinstance(args[0], tuple | list) else args
+            self.count, self.size = self.count - 1, self.size - math.prod(size)
+            if self.count < 0 or self.size < 0:
                 raise ValueError("it describes a model with more weights than the file holds")
-
-    hook = register_module_parameter_registration_hook(register)
-    try:
-        yield
-    finally:
-        hook.remove()
+        return function(*args, **(kwargs or {}))
 
 
 def check_tensors(expected: Mapping[str, Any], found: Any) -> None:
@@ -259,7 +279,11 @@ def _brief(error: object, length: int = 300) -> str:
 
 
 def save_model(
-    model: SequenceModel, run: str | os.PathLike[str], facts: dict[str, Any] | None = None
+    model: SequenceModel,
+    run: str | os.PathLike[str],
+    facts: dict[str, Any] | None = None,
+    *,
+    half: bool = False,
 ) -> None:
     """Write the model file of a run: what :func:`load` reads.
 
@@ -268,6 +292,8 @@ def save_model(
         run: the folder.
         facts: plain data that :meth:`~flowfactor.models.SequenceModel.finish` returned, if the
             model is finished.
+        half: store weights of float32 in half of the bytes, to three digits; they are loaded as
+            float32 again.
 
     Raises:
         RunError: the file cannot be written.
@@ -276,15 +302,30 @@ def save_model(
     spec = None if name is None else model.spec()
     named = [] if spec is None or name is None else _named(name, spec)
     plugins = {item: registry.plugin_of(item) for registry, item in named}
+    weights = model.state_dict()
     content = {
+        "format": _MODEL_FORMAT,
         "model": name,
         "class": type(model).__qualname__,
         "spec": spec,
         "plugins": {item: plugin for item, plugin in plugins.items() if plugin is not None},
         "facts": facts,
-        "weights": {key: value.detach().cpu() for key, value in model.state_dict().items()},
+        "half": half,
     }
-    write(content, Path(run) / MODEL_FILE)
+    if half:
+        weights = {
+            key: value.half() if value.dtype == torch.float32 else value
+            for key, value in weights.items()
+        }
+    with atomic_file(Path(run) / MODEL_FILE) as file:
+        file.write(tensor_files.pack(weights, content))
+    # Of the same run, by an earlier version.
+    (Path(run) / ARCHIVE_FILE).unlink(missing_ok=True)
+
+
+def _widen(weight: Any) -> Any:
+    halved = isinstance(weight, Tensor) and weight.dtype == torch.float16
+    return weight.float() if halved else weight
 
 
 def _named(model: str, spec: dict[str, Any]) -> list[tuple[Registry[Any], str]]:
@@ -295,7 +336,7 @@ def _named(model: str, spec: dict[str, Any]) -> list[tuple[Registry[Any], str]]:
         (ENCODERS, options.get("encoder", {}).get("kind")),
         (DECODERS, options.get("decoder", {}).get("kind")),
         (OBSERVATIONS, options.get("observation")),
-        (POTENTIALS, options.get("potential")),
+        (FIELDS, options.get("field", options.get("potential"))),
         *((TERMS, term) for term in options.get("objective", {})),
     ]
     return [(registry, item) for registry, item in named if item is not None]
@@ -309,21 +350,29 @@ def read(path: Path) -> dict[str, Any]:
     """
     try:
         with path.open("rb") as file:
-            _check_seal(file)
-            _check_archive(file)
-        saved = torch.load(path, map_location="cpu", weights_only=True)
+            if tensor_files.seal_of(file) is not None:
+                file.seek(0)
+                weights, content = tensor_files.unpack(file.read())
+                saved, wanted = {**content, "weights": weights}, _MODEL_FORMAT
+            else:
+                _check_seal(file)
+                _check_archive(file)
+                file.seek(0)
+                saved = torch.load(file, map_location="cpu", weights_only=True)
+                wanted = _FORMAT
     except FileNotFoundError as error:
         raise RunError(f"There is no file {path}.") from error
     except Exception as error:  # torch.load raises whatever a stranger's file happens to hit
-        reason = str(error) if isinstance(error, _DamageError) else type(error).__name__
+        known = isinstance(error, tensor_files.DamageError)
+        reason = str(error) if known else type(error).__name__
         raise RunError(
             f"{path} cannot be read as a checkpoint ({reason}). It is damaged or was not written "
             f"by this version of flowfactor. Nothing was changed: restore it from a copy, or train "
             f"into a new folder."
         ) from error
-    if not isinstance(saved, dict) or saved.get("format") != _FORMAT:
+    if not isinstance(saved, dict) or saved.get("format") != wanted:
         raise RunError(
-            f"{path} is no checkpoint of this version of flowfactor (format {_FORMAT}). Nothing "
+            f"{path} is no checkpoint of this version of flowfactor (format {wanted}). Nothing "
             f"was changed: open it with the version that wrote it, or train into a new folder."
         )
     return saved
@@ -346,10 +395,6 @@ def write(content: dict[str, Any], path: Path) -> None:
         _seal(file)
 
 
-class _DamageError(Exception):
-    """What shows that a file is not as it was written."""
-
-
 def _seal(file: IO[bytes]) -> None:
     """Add the checksum of an archive as its comment."""
     file.seek(-_END_OF_ARCHIVE, os.SEEK_END)
@@ -364,20 +409,28 @@ def _seal(file: IO[bytes]) -> None:
     file.write(_SEAL + digest.encode())
 
 
-def _check_seal(file: IO[bytes]) -> None:
-    size = file.seek(0, os.SEEK_END) - _SEAL_SIZE
-    file.seek(max(size, 0))
+def _seal_of(file: IO[bytes]) -> str | None:
+    """Return the checksum that an archive carries, unchecked; None if it has none."""
+    file.seek(-min(_SEAL_SIZE, file.seek(0, os.SEEK_END)), os.SEEK_END)
     seal = file.read()
-    if size < 0 or not seal.startswith(_SEAL):
-        raise _DamageError("its checksum is missing")
+    if len(seal) != _SEAL_SIZE or not seal.startswith(_SEAL):
+        return None
+    return seal.removeprefix(_SEAL).decode("ascii", errors="replace")
+
+
+def _check_seal(file: IO[bytes]) -> None:
+    seal = _seal_of(file)
+    if seal is None:
+        raise tensor_files.DamageError("its checksum is missing")
+    size = file.seek(0, os.SEEK_END) - _SEAL_SIZE
     file.seek(0)
     digest = hashlib.sha256()
     while size > 0:
         block = file.read(min(size, 2**20))
         digest.update(block)
         size -= len(block)
-    if seal != _SEAL + digest.hexdigest().encode():
-        raise _DamageError("its checksum is wrong")
+    if seal != digest.hexdigest():
+        raise tensor_files.DamageError("its checksum is wrong")
 
 
 def _check_archive(file: IO[bytes]) -> None:
@@ -388,7 +441,7 @@ def _check_archive(file: IO[bytes]) -> None:
     if any(each.compress_type != zipfile.ZIP_STORED for each in files) or total < sum(
         each.file_size for each in files
     ):
-        raise _DamageError("it unpacks to more than it is")
+        raise tensor_files.DamageError("it unpacks to more than it is")
 
 
 # ---- writing into a folder
@@ -461,7 +514,8 @@ def lock_run(run: str | os.PathLike[str]) -> Iterator[None]:
     removed.
 
     Raises:
-        RunError: another training has the folder, or it cannot be written.
+        BusyError: another process has the folder.
+        RunError: it cannot be written.
 
     Example:
         >>> import tempfile
@@ -477,7 +531,7 @@ def lock_run(run: str | os.PathLike[str]) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout as error:
-        raise RunError(
+        raise BusyError(
             f"Another process is training in {run}. Wait until it has ended, or choose another "
             f"folder."
         ) from error

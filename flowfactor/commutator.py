@@ -5,25 +5,24 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
-from flowfactor.potentials import Potential
-from flowfactor.potentials.base import Time
+from flowfactor.potentials import Time, VectorField
 
 
 def lie_bracket(
-    u: Potential, w: Potential, z: Float[Tensor, "b d"], t: Time
+    v: VectorField, w: VectorField, z: Float[Tensor, "b d"], t: Time
 ) -> Float[Tensor, "b d"]:
-    r"""Return the Lie bracket of ``grad u`` and ``grad w`` at fixed time, in closed form.
+    r"""Return the Lie bracket of two fields at fixed time, in closed form.
 
     .. code-block:: text
 
-        [grad u, grad w](z, t) = Hessian w(z, t) grad u(z, t) - Hessian u(z, t) grad w(z, t)
+        [v, w](z, t) = dw(z, t)/dz v(z, t) - dv(z, t)/dz w(z, t)
 
-    Two flows of potentials without time commute, and their superposition equals one after the
+    Two flows of fields without time commute, and their superposition equals one after the
     other, where the bracket vanishes. To first order the ends of the two orders are ``s r`` times
     the bracket apart when the flows run for the times ``s`` and ``r``.
 
     Args:
-        u: a potential.
+        v: a field; of a potential u it is ``grad u``.
         w: another one.
         z: latents ``(B, D)``.
         t: a number, or a tensor ``()`` or ``(B,)``.
@@ -38,4 +37,4 @@ def lie_bracket(
         >>> lie_bracket(stretch, shift, torch.zeros(1, 2), 0.0).tolist()
         [[-2.0, 0.0]]
     """
-    return w.hvp(z, u.gradient(z, t), t) - u.hvp(z, w.gradient(z, t), t)
+    return w.jvp(z, t, v.velocity(z, t)) - v.jvp(z, t, w.velocity(z, t))

@@ -29,6 +29,10 @@ class RunError(FlowFactorError):
     """A run folder or a checkpoint that cannot be written, read or continued."""
 
 
+class BusyError(RunError):
+    """A run folder that another process works in."""
+
+
 _MEMORY = re.compile(
     r"out of memory|can't allocate memory|not enough memory|bad_alloc", re.IGNORECASE
 )

@@ -68,6 +68,8 @@ def evaluate(
     seed: int = 0,
     held_out: SequenceDataset | None = None,
     held_out_values: str = "",
+    validation: SequenceDataset | None = None,
+    training: SequenceDataset | None = None,
     on_stage: Callable[[str], None] | None = None,
 ) -> Evaluation:
     """Measure a trained model on held-out sequences.
@@ -80,6 +82,9 @@ def evaluate(
         seed: of everything random.
         held_out: sequences of a kind that the training has not seen, if there are such.
         held_out_values: which these are.
+        validation: sequences of the validation split, on which metrics choose what they measure,
+            such as the field of each transformation; other draws from ``data`` if None.
+        training: recordings that were trained on, whose mean films stand beside the model.
         on_stage: called with a description of each measurement when it begins.
 
     Returns:
@@ -103,7 +108,8 @@ def evaluate(
     """
     options = EvaluationOptions() if options is None else options
     check_type("model", model, SequenceModel)
-    for name, each in (("data", data), ("held_out", held_out)):
+    given = {"held_out": held_out, "validation": validation, "training": training}
+    for name, each in {"data": data, **given}.items():
         if each is not None or name == "data":
             check_type(name, each, SequenceDataset)
     check_type("options", options, EvaluationOptions)
@@ -120,6 +126,8 @@ def evaluate(
         options.images,
         held_out,
         held_out_values,
+        None if validation is None else model.match_precision(validation),
+        None if training is None else model.match_precision(training),
     )
     results = {}
     for name, metric in _select_metrics(options, context):

@@ -1,4 +1,4 @@
-"""The flow of a potential: where a latent is after time t, and how its density changed."""
+"""The flow of a field: where a latent is after time t, and how its density changed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 import solvers
-from flowfactor.potentials import Potential
+from flowfactor.potentials import VectorField
 from solvers import (
     RK4,
     Direct,
@@ -37,7 +37,7 @@ class Path(NamedTuple):
     Attributes:
         z: ``(T, B, D)``, the latent at each time; ``z[0]`` is the start.
         log_det: ``(T, B)`` or None: ``log|det dz_t/dz_0|`` from ``times[0]``, of the exact flow
-            (the integral of the Laplacian) or of its Euler steps, as ``log_density`` asked; so
+            (the integral of the divergence) or of its Euler steps, as ``log_density`` asked; so
             ``log q_t(z_t) = log q_0(z_0) - log_det[t]``.
         times: ``(T,)``; ``(B, T)`` if each latent has its own; where NaN, so is the path.
         stats: what the solver counted (field evaluations, steps).
@@ -51,7 +51,7 @@ class Path(NamedTuple):
 
 def trace(
     z: Float[Tensor, "b d"],
-    potential: Potential,
+    field: VectorField,
     t: float | Sequence[float] | Tensor,
     *,
     method: Method = RK4(),
@@ -60,11 +60,11 @@ def trace(
     per_sample: bool = False,
     observer: Observer | None = None,
 ) -> Path:
-    r"""Follow ``dz/dt = grad u(z, t)`` and return the whole :class:`Path`.
+    r"""Follow ``dz/dt = v(z, t)`` and return the whole :class:`Path`.
 
     Args:
         z: latents ``(B, D)``, float32 or float64; the result keeps dtype and device.
-        potential: u.
+        field: v; of a potential u it is ``grad u``.
         t: a number: from time 0 to t. Or times ``(T,)``, increasing or decreasing: from ``t[0]``,
             where the latents are ``z``, through all of them. One frame is one unit of time; a
             negative time is before the first frame. A tensor ``(B, T)`` gives each latent times of
@@ -76,8 +76,8 @@ def trace(
             asked for.
         gradient: how the solver is differentiated.
         log_density: whether to integrate ``log|det dz_t/dz_0|`` too. True: of the flow itself, the
-            integral of the Laplacian along the path, as exact as the method. ``"discrete"``: of
-            the map that Euler's method computes, ``sum over its steps of log|det(I + h Hessian)|``,
+            integral of the divergence along the path, as exact as the method. ``"discrete"``: of
+            the map that Euler's method computes, ``sum over its steps of log|det(I + h dv/dz)|``,
             which is exact for any size of step; it needs ``Euler(steps=n)``.
         per_sample: let an adaptive method choose its steps for every sample by itself, so that
             the result does not depend on the rest of the batch.
@@ -107,19 +107,18 @@ def trace(
     if log_density == "discrete":
         if per_sample:
             raise ValueError("per_sample is for adaptive methods, a discrete log-density is not")
-        return _trace_discrete(z, potential, times, grid, wanted, method, gradient, observer)
+        return _trace_discrete(z, field, times, grid, wanted, method, gradient, observer)
     if not isinstance(log_density, bool):
         raise ValueError(f"log_density is {log_density!r}; it is True, False or 'discrete'")
 
-    def field(at: Tensor, state: State) -> State:
+    def rate(at: Tensor, state: State) -> State:
         """Return the velocity of the latent and, where it is asked for, of the log-density."""
         if isinstance(state, Tensor):
-            return potential.gradient(state, at)
-        velocity, divergence = potential.evaluate(state[0], at, ("gradient", "laplacian"))
-        return velocity, divergence
+            return field.velocity(state, at)
+        return field.evaluate(state[0], at, ("velocity", "divergence"))
 
     start: State = (z, z.new_zeros(z.shape[0])) if log_density else z
-    solution = _solve(field, start, grid, method, gradient, potential, z, per_sample, observer)
+    solution = _solve(rate, start, grid, method, gradient, field, z, per_sample, observer)
     ys = solution.ys if wanted is None else _index_time(solution.ys, wanted)
     if times.ndim == 2 and _is_column(t):
         # From 0 to 0 nothing moves.
@@ -132,15 +131,15 @@ def trace(
 
 def flow(
     z: Float[Tensor, "b d"],
-    potential: Potential,
+    field: VectorField,
     t: float | Sequence[float] | Tensor,
     **options: Any,
 ) -> Tensor:
-    r"""Move latents along the flow of a potential: solve ``dz/dt = grad u(z, t)``.
+    r"""Move latents along the flow of a field: solve ``dz/dt = v(z, t)``.
 
     Args:
         z: latents ``(B, D)``.
-        potential: u.
+        field: v; of a potential u it is ``grad u``.
         t: a number: from time 0 to t. Or times ``(T,)``: from ``t[0]`` through all of them.
             ``flow(z, u, [t, 0.0])[-1]`` undoes ``flow(z, u, t)``. Or of each latent: ``(B, 1)`` a
             number, ``(B, T)`` times, see :func:`trace`.
@@ -164,7 +163,7 @@ def flow(
         >>> torch.allclose(back, z, atol=1e-3)
         True
     """
-    path = trace(z, potential, t, **options).z
+    path = trace(z, field, t, **options).z
     number = isinstance(t, (int, float)) or (isinstance(t, Tensor) and t.ndim == 0)
     number = number or _is_column(t)
     return path[-1] if number else path
@@ -172,7 +171,7 @@ def flow(
 
 def trace_between(
     z: Float[Tensor, "b d"],
-    potential: Potential,
+    field: VectorField,
     start: Float[Tensor, "b"],
     end: Float[Tensor, "b"],
     *,
@@ -185,14 +184,14 @@ def trace_between(
 
     .. code-block:: text
 
-        w(0) = z,   dw/dr = (t - s) grad u(w, s + r (t - s)),   z_t = w(1)
+        w(0) = z,   dw/dr = (t - s) v(w, s + r (t - s)),   z_t = w(1)
 
     which is the flow from time s to t, forwards or backwards, at the speed that brings all latents
     to the end together.
 
     Args:
         z: the latents at the times ``start``, ``(B, D)``.
-        potential: u.
+        field: v; of a potential u it is ``grad u``.
         start: s, of each latent.
         end: t, of each latent; where it equals s nothing moves.
         method: a solver of :mod:`solvers`. The ``steps`` of a fixed-step method count for the whole
@@ -228,17 +227,17 @@ def trace_between(
         raise ValueError(f"log_density must be True or False here; it is {log_density!r}")
     elapsed = end - start
 
-    def field(at: Tensor, state: State) -> State:
+    def rate(at: Tensor, state: State) -> State:
         t = start + at * elapsed
         if isinstance(state, Tensor):
-            return elapsed.unsqueeze(-1) * potential.gradient(state, t)
-        velocity, divergence = potential.evaluate(state[0], t, ("gradient", "laplacian"))
+            return elapsed.unsqueeze(-1) * field.velocity(state, t)
+        velocity, divergence = field.evaluate(state[0], t, ("velocity", "divergence"))
         return elapsed.unsqueeze(-1) * velocity, elapsed * divergence
 
     first: State = (z, z.new_zeros(z.shape[0])) if log_density else z
     # Numbers, which need not be read from the device, and are constants to a compiler.
     grid = [0.0, *fractions, 1.0]
-    solution = _solve(field, first, grid, method, gradient, potential, z)
+    solution = _solve(rate, first, grid, method, gradient, field, z)
     times = torch.stack([start + r * elapsed for r in grid], dim=1)
     if isinstance(solution.ys, Tensor):
         return Path(solution.ys, None, times, solution.stats)
@@ -255,12 +254,12 @@ def _as_ends(name: str, t: Tensor, z: Tensor) -> Tensor:
 
 
 def _solve(
-    field: solvers.VectorField,
+    rate: solvers.VectorField,
     start: State,
     grid: Tensor | Sequence[float],
     method: Method,
     gradient: Gradient,
-    potential: Potential,
+    field: VectorField,
     z: Tensor,
     per_sample: bool = False,
     observer: Observer | None = None,
@@ -268,12 +267,12 @@ def _solve(
     try:
         with full_precision(z):
             return solvers.solve(
-                field,
+                rate,
                 start,
                 grid,
                 method,
                 gradient,
-                parameters=potential.tensors(),
+                parameters=field.tensors(),
                 per_sample=per_sample,
                 observer=observer,
             )
@@ -283,7 +282,7 @@ def _solve(
 
 def _trace_discrete(
     z: Tensor,
-    potential: Potential,
+    field: VectorField,
     times: Tensor,
     grid: Tensor,
     wanted: Tensor | None,
@@ -304,17 +303,17 @@ def _trace_discrete(
     steps, places = _split_intervals(grid, counts)
     places = places if wanted is None else places[wanted]
 
-    def field(at: Tensor, state: State) -> State:
+    def rate(at: Tensor, state: State) -> State:
         assert isinstance(state, Tensor)
-        return potential.gradient(state, at)
+        return field.velocity(state, at)
 
-    solution = _solve(field, z, steps, Euler(steps=1), gradient, potential, z, observer=observer)
+    solution = _solve(rate, z, steps, Euler(steps=1), gradient, field, z, observer=observer)
     ys = solution.ys
     assert isinstance(ys, Tensor)
     log_det = [z.new_zeros(z.shape[0])]
     with full_precision(z):
         for at, size, before in zip(steps[:-1], steps.diff(), ys[:-1], strict=True):
-            log_det.append(log_det[-1] + potential.log_det(before, at, size))
+            log_det.append(log_det[-1] + field.log_det(before, at, size))
     return Path(ys[places], torch.stack(log_det)[places], times, solution.stats)
 
 
@@ -327,13 +326,13 @@ def check_discrete(method: Method) -> Euler:
     if not isinstance(method, Euler):
         raise ValueError(
             f"a discrete log-density needs method=Euler(steps=n); it is {method}. The integral of "
-            f"the Laplacian goes with any method"
+            f"the divergence goes with any method"
         )
     return method
 
 
 def full_precision(z: Tensor) -> AbstractContextManager[Any]:
-    """Evaluate potentials in the latent's own precision also where networks around them are not.
+    """Evaluate fields in the latent's own precision also where networks around them are not.
 
     Half the digits of a velocity are not enough for an ODE, nor for its residuals.
     """

@@ -1,4 +1,4 @@
-"""Which learned flow is which transformation? For weakly supervised models."""
+"""Which learned flow is which transformation? For models that are not told."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from flowfactor.checks import check_integer, check_method, check_type
@@ -99,3 +99,69 @@ def match_flows(
         raise ValueError("batches must hold at least one sequence; there is none")
     _, columns = linear_sum_assignment(counts.numpy(), maximize=True)
     return Matching(counts, tuple(columns.tolist()))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ActivityMatching:
+    """An assignment of fields to transformations by when they act, and how well it fits.
+
+    Attributes:
+        field_of: for each transformation the index of its field, all different.
+        signs: for each field 1, or -1 if it runs against its transformation, ``(K,)``; 1 of spare
+            ones.
+        accuracy: the part of the steps in which exactly the fields act that should.
+    """
+
+    field_of: tuple[int, ...]
+    signs: Float[Tensor, "k"]
+    accuracy: float
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        """All fields, those assigned first, in the order of the transformations."""
+        spare = [k for k in range(len(self.signs)) if k not in self.field_of]
+        return (*self.field_of, *spare)
+
+
+def match_activity(
+    coefficients: Float[Tensor, "b n k"],
+    active: Float[Tensor, "b n k"],
+    truth: Float[Tensor, "b n m"],
+) -> ActivityMatching:
+    """Assign fields to the transformations that truly act, and find their directions.
+
+    The assignment maximises the number of steps in which a field and its transformation both act
+    (Hungarian method); the direction is that of the sum of products of inferred and true speeds.
+
+    Args:
+        coefficients: inferred signed speeds of K fields.
+        active: probability that they act.
+        truth: true signed speeds of at most K transformations, 0 where they rest.
+
+    Raises:
+        ValueError: there are fewer fields than transformations.
+
+    Example:
+        >>> import torch
+        >>> truth = torch.tensor([[[1.0, 0.0], [0.0, -0.5]]])
+        >>> inferred = torch.tensor([[[0.0, 0.9, 0.0], [0.6, 0.0, 0.0]]])
+        >>> matching = match_activity(inferred, (inferred != 0).float(), truth)
+        >>> matching.field_of, matching.signs.tolist(), matching.accuracy
+        ((1, 0), [-1.0, 1.0, 1.0], 1.0)
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    K, M = coefficients.shape[-1], truth.shape[-1]
+    if K < M:
+        raise ValueError(f"{K} fields cannot be matched to {M} transformations; there are too few")
+    acts, should = (active > 0.5).double(), (truth != 0).double()
+    together = torch.einsum("bnm,bnk->mk", should, acts)
+    _, columns = linear_sum_assignment(together.cpu().numpy(), maximize=True)
+    field_of = tuple(columns.tolist())
+    products = torch.einsum("bnm,bnk->mk", truth.double(), coefficients.double())
+    signs = torch.ones(K, dtype=coefficients.dtype, device=coefficients.device)
+    expected = torch.zeros_like(acts)
+    for m, k in enumerate(field_of):
+        signs[k] = -1 if products[m, k] < 0 else 1
+        expected[..., k] = should[..., m]
+    return ActivityMatching(field_of, signs, float((acts == expected).all(-1).double().mean()))

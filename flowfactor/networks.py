@@ -221,8 +221,8 @@ class ConvEncoder(nn.Module):
             nn.SiLU(),
             head,
         )
-        _initialise(self.network)
-        _start_moderate(head, latent_dim)
+        initialise(self.network)
+        start_moderate(head, latent_dim)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b m"]:
         """Return mean and log standard deviation, side by side."""
@@ -261,8 +261,8 @@ class PatchEncoder(nn.Module):
         squares, size = _squares(image_shape, options.patch, options.width, options.hidden)
         head = nn.Linear(size, 2 * latent_dim)
         self.network = nn.Sequential(*squares, head)
-        _initialise(self.network)
-        _start_moderate(head, latent_dim)
+        initialise(self.network)
+        start_moderate(head, latent_dim)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b m"]:
         """Return mean and log standard deviation, side by side."""
@@ -317,8 +317,8 @@ class WarpEncoder(nn.Module):
         self.theta = _Affine(pose_size)
         self.content = nn.Sequential(*content)
         self.head = nn.Linear(pose_size + size, 2 * latent_dim)
-        _initialise(self)
-        _start_moderate(self.head, latent_dim)
+        initialise(self)
+        start_moderate(self.head, latent_dim)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b m"]:
         """Return mean and log standard deviation, side by side."""
@@ -352,7 +352,7 @@ class MLPDecoder(nn.Module):
         layers = _hidden_layers(latent_dim, options.hidden)
         last = nn.Linear(options.hidden[-1], math.prod(image_shape))
         self.network = nn.Sequential(*layers, last, nn.Unflatten(1, image_shape))
-        _initialise(self.network)
+        initialise(self.network)
         _start_dark(last, options.brightness)
 
     def forward(self, z: Float[Tensor, "b d"]) -> Float[Tensor, "b c h w"]:
@@ -406,7 +406,7 @@ class WarpDecoder(nn.Module):
         self.picture = nn.Sequential(last, nn.Unflatten(1, drawn))
         self.theta = _Affine(size)
         self.colour = nn.Linear(size, channels) if options.tint else None
-        _initialise(self)
+        initialise(self)
         _start_dark(last, options.brightness)
         if self.colour is not None:
             _start_dark(self.colour, 0.6)
@@ -468,7 +468,7 @@ class ConvDecoder(nn.Module):
             nn.Unflatten(1, (c, h, w)),
             *layers,
         )
-        _initialise(self.network)
+        initialise(self.network)
         _start_dark(layers[-1], options.brightness)
 
     def forward(self, z: Float[Tensor, "b d"]) -> Float[Tensor, "b c h w"]:
@@ -548,7 +548,7 @@ def _upsample(upsampling: str, before: int, after: int) -> list[nn.Module]:
     return [nn.Upsample(scale_factor=2), nn.Conv2d(before, after, 3, padding=1)]
 
 
-def _initialise(network: nn.Module) -> None:
+def initialise(network: nn.Module) -> None:
     """Draw weights by He et al. (ICCV 2015), biases 0: signals keep their size from layer to layer.
 
     With torch's default the latent reaches the pixels so faintly that a third of a short training
@@ -635,11 +635,12 @@ class _Affine(nn.Module):
         return self.identity + 0.1 * single_precision(self.change(h)).view(-1, 2, 3)
 
 
-def _start_moderate(head: nn.Linear, latent_dim: int) -> None:
+def start_moderate(head: nn.Linear | nn.Conv2d, latent_dim: int, log_scale: float = -1.0) -> None:
     """Let the untrained encoder give posteriors of moderate width, the same for all images."""
+    assert head.bias is not None
     with torch.no_grad():
         head.weight[latent_dim:] *= 0.1
-        head.bias[latent_dim:] = -1.0
+        head.bias[latent_dim:] = log_scale
 
 
 def _start_dark(last: nn.Module, brightness: float) -> None:

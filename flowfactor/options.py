@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any, TypeVar, dataclass_transform, get_type_hints
 
@@ -76,13 +77,18 @@ def options(cls: type[T]) -> type[T]:
     @functools.wraps(validate)
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
         try:
-            validate(self, *args, **kwargs)
+            validate(self, *map(_as_text, args), **{k: _as_text(v) for k, v in kwargs.items()})
         except ValidationError as error:
             problems = "; ".join(describe(problem, made) for problem in error.errors())
             raise ConfigError(f"{type(self).__name__}: {problems}") from None
 
     made.__init__ = __init__  # type: ignore[method-assign]
     return made  # type: ignore[return-value]
+
+
+def _as_text(value: Any) -> Any:
+    """Return a path as the text that YAML has, anything else as it is."""
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def parse(cls: type[T], content: Any, where: str = "") -> T:

@@ -33,5 +33,5 @@ DECODERS: Registry[Any] = Registry("decoder")
 OBSERVATIONS: Registry[Any] = Registry("observation model")
 """Functions that make an observation model, by ``model.observation``."""
 
-POTENTIALS: Registry[Any] = Registry("potential")
-"""Classes of banks of potentials, by ``model.potential``."""
+FIELDS: Registry[Any] = Registry("family of fields")
+"""Classes of banks of fields, or functions that make them, by ``model.field``."""

@@ -15,6 +15,7 @@ import json
 import logging
 import math
 import os
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -74,6 +75,9 @@ MAY_CHANGE = (
 _PROCESSES = ("devices", "num_nodes", "strategy")
 """Options of which only the number of processes matters to a resumed training."""
 
+# What the backends of torch.distributed say when another process does not answer.
+_LOST_PROCESS = re.compile(r"gloo|NCCL|closed by peer|Connection reset", re.IGNORECASE)
+
 _QUIET_SECONDS = 10.0
 """Seconds of training after which the log gets a line, whatever happens."""
 
@@ -132,11 +136,11 @@ class TrainingOptions:
     validation_errors: NonNegativeInt = 0
     """Sequences of which each validation also measures the equivariance error; 0: none."""
     loggers: tuple[Annotated[str, NameIn(LOGGERS)], ...] = ("tensorboard",)
-    """Loggers beside ``metrics.jsonl``: ``tensorboard``, ``csv``."""
+    """Loggers beside ``metrics.jsonl``."""
     accelerator: Literal["auto", "cpu", "cuda", "mps", "gpu"] = "auto"
     """Kind of device."""
     devices: PositiveInt | Literal["auto"] = 1
-    """Number of devices, one process each."""
+    """Number of devices, one process each. Under ``torchrun`` its numbers hold instead."""
     num_nodes: PositiveInt = 1
     """Number of machines."""
     strategy: Literal["auto", "ddp"] = "auto"
@@ -207,8 +211,8 @@ def fit(
     """Train a model and leave the best one, by validation loss, in the run folder.
 
     Writes ``metrics.jsonl`` (one JSON object a line), the files of the loggers, ``checkpoint.pt``
-    (the whole state, for ``resume``) and ``model.pt`` (what :func:`flowfactor.load` reads), the
-    last two atomically. While it runs, no other training can use the folder.
+    (the whole state, for ``resume``) and ``model.safetensors`` (what :func:`flowfactor.load`
+    reads), the last two atomically. While it runs, no other training can use the folder.
 
     A training that ends early, by an error or a signal, keeps the state of its last whole step.
     SIGINT, SIGTERM and SIGHUP are looked for between steps and validation batches, and raise
@@ -288,7 +292,7 @@ def fit(
             trainer.restore()
         elif fabric.is_global_zero:
             # Of an older training; this one may end before it has any of its own.
-            for name in (checkpoints.STATE_FILE, checkpoints.MODEL_FILE):
+            for name in (checkpoints.STATE_FILE, checkpoints.MODEL_FILE, checkpoints.ARCHIVE_FILE):
                 (Path(run) / name).unlink(missing_ok=True)
         result = trainer.train(training, validation, on_progress, notes)
     if notes.signal:  # it came too late to be looked at
@@ -384,7 +388,7 @@ def check_schedule(model: SequenceModel, options: TrainingOptions) -> None:
             f"training.steps: must be at least {needed}, for the schedule of this "
             f"{type(model).__name__} takes {model.schedule_steps} steps before all of it learns; "
             f"it is {options.steps}. Train longer, or shorten the schedule "
-            f"(model.inference.warmup and anneal)."
+            f"(warmup and anneal of model.inference, or model.stages)."
         )
 
 
@@ -409,7 +413,8 @@ def decide(
         return options, reasons
     planned = _plan_fabric(dataclasses.replace(options, precision="32-true"))
     if options.threads == "auto":
-        alike = planned.world_size // options.num_nodes if planned.device.type == "cpu" else 1
+        here = os.environ.get("LOCAL_WORLD_SIZE") or planned.world_size // options.num_nodes
+        alike = int(here) if planned.device.type == "cpu" else 1
         changes["threads"], reason = machine.choose_threads(alike)
         reasons["threads"] = f"{changes['threads']} ({reason})"
     if options.precision == "auto":
@@ -456,11 +461,15 @@ def _plan_fabric(options: TrainingOptions) -> Fabric:
     import lightning_fabric
 
     precision: Any = options.precision
+    devices, nodes = options.devices, options.num_nodes
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun has started the processes
+        devices = int(os.environ["LOCAL_WORLD_SIZE"])
+        nodes = int(os.environ["WORLD_SIZE"]) // devices
     try:
         return lightning_fabric.Fabric(
             accelerator=options.accelerator,
-            devices=options.devices,
-            num_nodes=options.num_nodes,
+            devices=devices,
+            num_nodes=nodes,
             strategy=options.strategy,
             precision=precision,
         )
@@ -570,6 +579,11 @@ class _Trainer:
                     news = True
             except BaseException as error:
                 self._keep(error)
+                if self.fabric.world_size > 1 and _LOST_PROCESS.search(str(error)):
+                    raise TrainingError(
+                        f"Another process of the training has ended, so that step {self.step} "
+                        f"could not be done. --resume continues from the last checkpoint."
+                    ) from error
                 raise
         return TrainingResult(self.step, self.seconds, self.best)
 
@@ -607,7 +621,7 @@ class _Trainer:
             logger.warning(
                 "about %d steps fit into training.max_minutes = %g at %.0f ms each, but the "
                 "schedule of the model takes %d steps before all of it learns: give it more time, "
-                "or shorten the schedule (model.inference.warmup and anneal)",
+                "or shorten the schedule (warmup and anneal of model.inference, or model.stages)",
                 fitting,
                 minutes,
                 1000 * self.seconds / self.step,
@@ -791,7 +805,7 @@ class _Trainer:
         states = self._random_states()
         if not self.fabric.is_global_zero:
             return
-        if not (self.run / checkpoints.MODEL_FILE).exists():
+        if checkpoints.find_model(self.run) is None:
             # Nothing was validated yet; a run that is stopped early still opens.
             self._save_model(self._evaluated())
         state: dict[str, Any] = {
@@ -1051,10 +1065,19 @@ class _Loss(nn.Module):
 def validation_batches(
     data: SequenceDataset, count: int, batch_size: int = 250
 ) -> Iterator[SequenceBatch]:
-    """Yield complete sequences of the first ``count`` samples, transformations round-robin."""
+    """Yield complete sequences of the first ``count`` samples, transformations round-robin.
+
+    If the activity of sequences is drawn, theirs is too, always the same.
+    """
     indices = torch.arange(min(count, len(data)), device=data.device)
+    law = data.activity
     for part in indices.split(batch_size):
-        yield data.sample(part, data.round_robin(part))
+        random = data.initial_state == "random"
+        yield (
+            data.sample(part, data.round_robin(part))
+            if law is None
+            else data.draw_sequences(part, law, random_starts=random)
+        )
 
 
 def check_samples(data: SequenceDataset, indices: Iterable[int] | Tensor) -> None:

@@ -75,7 +75,7 @@ def along_path(potential: Potential, path: Path, force: Force | None = None) -> 
 
 def trace_with_random_times(
     z0: Float[Tensor, "b d"],
-    potential: Potential,
+    field: VectorField,
     horizon: int,
     *,
     method: Method = RK4(),
@@ -91,7 +91,7 @@ def trace_with_random_times(
 
     Args:
         z0: where the flow starts.
-        potential: the potential of each sample.
+        field: that of each sample.
         horizon: the last frame T.
         method: a solver of :mod:`solvers`; a fixed one takes its steps per frame.
         gradient: how the solver is differentiated.
@@ -105,7 +105,7 @@ def trace_with_random_times(
     if isinstance(method, FixedMethod) and isinstance(method.steps, int):
         # Two intervals share the steps of a frame.
         method = dataclasses.replace(method, steps=-(-method.steps // 2))
-    path = trace(z0, potential, times, method=method, gradient=gradient, log_density=log_density)
+    path = trace(z0, field, times, method=method, gradient=gradient, log_density=log_density)
     log_det = None if path.log_det is None else path.log_det[::2]
     at_frames = Path(path.z[::2], log_det, frames, path.stats)
     return at_frames, Path(path.z[1::2], None, inner, path.stats)

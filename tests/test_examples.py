@@ -17,7 +17,7 @@ def load(name):
 
 def test_every_example_is_short_and_tested():
     paths = sorted(EXAMPLES.glob("*.py"))
-    tested = {"compose_flows", "custom_potential", "flow_a_latent", "own_networks"}
+    tested = {"compose_flows", "custom_potential", "flow_a_latent", "own_networks", "run_onnx"}
     assert {path.stem for path in paths} == tested
     assert all(len(path.read_text().splitlines()) < 60 for path in paths)
 

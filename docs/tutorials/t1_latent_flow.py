@@ -33,8 +33,8 @@ z0 = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
 print(flow(z0, u, 4.0))
 
 # %%
-# The exact answer is :math:`z_i e^{\lambda_i t}` with the eigenvalues 0.3 and 0.1. The default is one
-# step of a Runge-Kutta method between two times; ``method=RK4(steps=4)`` takes four, and
+# The exact answer is :math:`z_i e^{\lambda_i t}` with the eigenvalues 0.3 and 0.1. The default is
+# one step of a Runge-Kutta method between two times; ``method=RK4(steps=4)`` takes four, and
 # ``method=Dopri5(rtol=1e-8)`` chooses them.
 
 print(z0 * torch.tensor([0.3, 0.1]).mul(4.0).exp())

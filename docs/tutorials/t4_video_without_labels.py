@@ -26,11 +26,13 @@ from flowfactor.diagnostics import plot_film_strips
 from flowfactor.metrics import infer_labels
 from flowfactor.models import WeakFlowVAE
 
-STEPS = 1500
+STEPS = 600
 folder = Path(tempfile.mkdtemp())
-sprites = Sprites(600, size=16, transformations=("scaling", "x", "hue"))
+sprites = Sprites(600, size=16)
+names = ("scaling", "x", "hue")
 truth = torch.arange(600) % 3
-films = sprites.sample(range(600), truth).frames
+labels = torch.tensor([sprites.names.index(name) for name in names])
+films = sprites.sample(range(600), labels[truth]).frames
 pixels = (films.movedim(2, -1) * 255).round().to(torch.uint8)
 np.save(folder / "films.npy", pixels.numpy())
 print(pixels.shape)
@@ -47,7 +49,7 @@ print(len(train), len(validation), len(test))
 
 torch.manual_seed(0)
 model = WeakFlowVAE.build(
-    None,
+    train.names,
     train.image_shape,
     horizon=train.horizon,
     flows=3,
@@ -66,8 +68,8 @@ with tempfile.TemporaryDirectory() as run:
 # What happens in each film?
 # --------------------------
 #
-# :func:`~flowfactor.metrics.infer_labels` gives every film the flow that explains it best. The truth
-# is known here, so that a table can say which flow is which transformation.
+# :func:`~flowfactor.metrics.infer_labels` gives every film the flow that explains it best. The
+# truth is known here, so that a table can say which flow is which transformation.
 
 found = infer_labels(model, test)
 batch = found.sample(range(len(found)))
@@ -75,7 +77,7 @@ table = torch.zeros(3, 3, dtype=torch.long)
 for film, flow in zip(batch.frames, batch.labels.tolist(), strict=True):
     original = int((films - film).abs().flatten(1).amax(1).argmin())
     table[truth[original], flow] += 1
-print("rows: scaling, x, hue; columns:", model.names)
+print("rows:", names, "columns:", model.names)
 print(table)
 
 # %%

@@ -49,9 +49,9 @@ for method in (RK4(steps=4), Dopri5(rtol=1e-6, atol=1e-6), Tsit5(rtol=1e-6, atol
 # Gradients
 # ---------
 #
-# ``odeint_adjoint`` is ``Adjoint()``. The parameters of a field that is a module are found; those of a
-# function are named, and a tensor that the field uses and nobody named is an error instead of a
-# gradient that is silently missing. ``Checkpoint`` recomputes the steps instead of storing them.
+# ``odeint_adjoint`` is ``Adjoint()``. The parameters of a field that is a module are found; those
+# of a function are named, and a tensor that the field uses and nobody named is an error instead of
+# a gradient that is silently missing. ``Checkpoint`` recomputes steps instead of storing them.
 
 end = odeint_adjoint(spiral, z0, times, adjoint_params=(weight,), rtol=1e-8, atol=1e-8)[-1]
 (reference,) = torch.autograd.grad(end.square().sum(), weight)

@@ -2,7 +2,7 @@
 
     python -m experiments.benchmarks.solver_stiffness [--out FILE]
 
-Flows of latents over t in [0, 8] by the potentials of the checkpoint that ships, and by random
+Flows of latents over t in [0, 8] by the potentials of a model that ships, and by random
 ridge potentials, drawn as before training and with coefficients up to 16 times as large, beyond
 what training makes of them. A problem is stiff for an explicit method if stability, and not
 accuracy, asks for its steps. For each potential:
@@ -48,13 +48,13 @@ STABLE = 3.3  # the length of Dopri5's interval of stability
 
 def potentials() -> dict[str, tuple[Potential, Tensor]]:
     """Return potentials and latents to start from, by name."""
-    model = flowfactor.load(ROOT / "experiments" / "checkpoints" / "sprites").double()
+    model = flowfactor.load("sprites").double()
     assert isinstance(model, flowfactor.FlowVAE)
     data = model.match_precision(Sprites(LATENTS, split="test", size=32))
     with torch.no_grad():
         z0 = model.represent(data.sample(range(LATENTS)).frames[:, 0])
     cases: dict[str, tuple[Potential, Tensor]] = {
-        f"sprites, {name}": (model.potentials[name], z0) for name in model.names
+        f"sprites, {name}": (model.potentials[name].gradient_part, z0) for name in model.names
     }
     for scale in (1, 4, 16):
         torch.manual_seed(0)

@@ -7,8 +7,8 @@ random time or by an exception at a random call, and resumed (or started again, 
 checkpoint) until it is complete. Weights, average, optimiser, random states, best model and every
 line of the log, except for the time, must then equal those of a training that nothing has
 disturbed; and the process must have ended as the signal or exception demands. Between trainings,
-random bits of ``model.pt`` and ``checkpoint.pt`` are flipped, which reading must notice. What does
-not survive is listed with the number of its round, and is an error.
+random bits of ``model.safetensors`` and ``checkpoint.pt`` are flipped, which reading must notice.
+What does not survive is listed with the number of its round, and is an error.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ MOMENTS = (
     "update",
     "validation",
     "log",
-    "model.pt",
+    "model.safetensors",
     "checkpoint.pt",
 )
 LOGGERS.register("watched")(lambda _: WatchedLogger())
@@ -153,7 +153,7 @@ def watch(moment: mmap.mmap, fault: tuple[int, type[BaseException]] | None) -> N
     wrap(SequenceLoader, "batch", lambda *_: "batch")
     wrap(Fabric, "backward", lambda *_: "backward")
     wrap(torch.optim.AdamW, "step", lambda *_: "update")
-    wrap(checkpoints, "save_model", lambda *_: "model.pt")
+    wrap(checkpoints, "save_model", lambda *_: MODEL_FILE)
     wrap(checkpoints, "write", lambda _, path: path.name)
     wrap(WatchedLogger, "log_metrics", lambda *_: "log")
     for kind in KINDS:

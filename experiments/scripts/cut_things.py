@@ -82,6 +82,9 @@ def main(
     turn: Annotated[float, typer.Option(min=0, help="Degrees, above which a thing turns.")] = 20,
     move: Annotated[float, typer.Option(min=0, help="Pixels, above which it glides.")] = 24,
     alone: Annotated[bool, typer.Option(help="Leave out windows with other things.")] = True,
+    mirror: Annotated[
+        bool, typer.Option("--mirror", help="Also what a mirror shows: twice as many sequences.")
+    ] = False,
     plain: Annotated[
         bool, typer.Option("--plain", help="Frames as they are, not their difference from rest.")
     ] = False,
@@ -109,6 +112,8 @@ def main(
         alone=alone,
         background=None if plain else still,
     )
+    if mirror:
+        cut = cut.with_mirrored()
     labels = motion_labels(cut, math.radians(turn), move)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_sequences(out, cut, labels)

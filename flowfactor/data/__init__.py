@@ -5,6 +5,7 @@ when it is asked for them; :class:`SequenceLoader` gives the batches of a traini
 has options beside it, which a configuration names by ``data.source``.
 """
 
+from flowfactor.data.activity import ActivityLaw, PathRange
 from flowfactor.data.base import UNLABELLED, SequenceBatch, SequenceDataset
 from flowfactor.data.coverage import Coverage
 from flowfactor.data.factor_grid import FactorGrid, FactorGridOptions, GridOptions
@@ -49,6 +50,7 @@ __all__ = [
     "SHAPES3D_TRANSFORMATIONS",
     "SPRITE_TRANSFORMATIONS",
     "UNLABELLED",
+    "ActivityLaw",
     "Coverage",
     "DSpritesOptions",
     "DataOptions",
@@ -67,6 +69,7 @@ __all__ = [
     "MPI3DOptions",
     "ParametricDataset",
     "ParametricOptions",
+    "PathRange",
     "Photos",
     "PhotosOptions",
     "Recordings",

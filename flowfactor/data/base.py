@@ -10,10 +10,12 @@ from collections.abc import Sequence
 from typing import ClassVar, Literal, Self
 
 import torch
+from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from flowfactor.checks import check_tensor
+from flowfactor.data.activity import ActivityLaw, PathRange, accumulate
 from flowfactor.data.checks import check_choice, check_distinct, check_range
 from flowfactor.data.coverage import Coverage
 from flowfactor.data.known_factors import KnownFactors
@@ -29,6 +31,9 @@ MAX_NAME = 500
 """How many characters the name of a transformation may have."""
 MAX_TRANSFORMATIONS = 1000
 """How many transformations a data set may have."""
+
+# Of the length of a path, in frames: values are sums and quotients.
+_ROUNDING = 1e-4
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -50,6 +55,9 @@ class SequenceBatch:
         horizon: ``T``, number of the last frame of the whole sequence.
         first_weight: how often the cost of the first frame counts in a sum over all frames.
         later_weight: likewise of each of the others; ``T / n`` for n random ones of ``1..T``.
+        activity: the signed speed of each transformation from frame ``t`` to ``t + 1``, 0 where
+            it rests, ``(b, T, k)``, of sequences that were drawn from an :class:`ActivityLaw`. The
+            truth for evaluation; models that are not supervised do not read it.
 
     Example:
         >>> import torch
@@ -64,6 +72,7 @@ class SequenceBatch:
     horizon: int
     first_weight: float = 1.0
     later_weight: float = 1.0
+    activity: Float[Tensor, "b n k"] | None = None
 
     @classmethod
     def full(cls, frames: Tensor, labels: Tensor | None = None) -> SequenceBatch:
@@ -140,6 +149,7 @@ class SequenceBatch:
             frames=self.frames.to(device, non_blocking=True),
             times=self.times.to(device, non_blocking=True),
             labels=None if self.labels is None else self.labels.to(device, non_blocking=True),
+            activity=None if self.activity is None else self.activity.to(device, non_blocking=True),
         )
 
     def __len__(self) -> int:
@@ -196,6 +206,13 @@ class SequenceDataset(ABC):
     """
 
     per_sample: ClassVar[tuple[str, ...]] = ("labels", "classes")
+    moves_by_whole_steps: ClassVar[bool] = True
+    """Whether ``elapsed`` of :meth:`render_frames` must be whole numbers."""
+    depends_on_path: ClassVar[bool] = False
+    """Whether a frame depends on the order in which transformations acted before it."""
+    activity: ActivityLaw | None = None
+    """From what :class:`SequenceLoader` draws what happens, None for one transformation at speed 1;
+    see :meth:`with_activity`."""
     _dtype: torch.dtype | None = None  # of frames; None: as rendered
 
     def __init__(
@@ -238,7 +255,7 @@ class SequenceDataset(ABC):
     def render_frames(
         self,
         indices: Int[Tensor, "b"],
-        elapsed: Int[Tensor, "k b f"],
+        elapsed: Int[Tensor, "k b f"] | Float[Tensor, "k b f"],
         active: Bool[Tensor, "k b"],
         starts: Float[Tensor, "b s"] | None,
     ) -> Float[Tensor, "b f c h w"]:
@@ -249,7 +266,8 @@ class SequenceDataset(ABC):
         Args:
             indices: numbers of the samples.
             elapsed: for how many frames each transformation has acted at each of the ``f`` frames,
-                if it is active.
+                if it is active; whole numbers unless ``moves_by_whole_steps`` is false, and in
+                the range of :meth:`path_range` if the activity of sequences is drawn.
             active: whether a transformation acts on a sample at all.
             starts: from :meth:`random_starts`, or None for canonical ones.
         """
@@ -278,6 +296,11 @@ class SequenceDataset(ABC):
         """
         start_anywhere = self.initial_state == "random"
         return None if start_anywhere else Coverage((0.0, float(self.horizon)))
+
+    def path_range(self, k: int) -> PathRange:
+        """Return between which states transformation ``k`` moves where activity is drawn."""
+        longest = self.max_horizon
+        return PathRange(0, longest if math.isfinite(longest) else self.horizon)
 
     # ---- what follows
 
@@ -398,6 +421,191 @@ class SequenceDataset(ABC):
         )
         self._check_frames(frames, times)
         return SequenceBatch(frames, times, None, self.horizon, later_weight=self._weight(times))
+
+    def move(
+        self,
+        indices: Tensor | Sequence[int],
+        activity: Float[Tensor, "b n k"],
+        times: Tensor | None = None,
+        starts: Tensor | None = None,
+    ) -> SequenceBatch:
+        """Return sequences in which transformations act as ``activity`` says.
+
+        A sequence stays within :meth:`path_range`: it starts where it would without activity, or
+        as near to that as its path has room; from random starts anywhere where it has.
+
+        Args:
+            indices: numbers of the samples, ``(b,)``.
+            activity: signed speed of each transformation from frame ``t`` to ``t + 1``, 1 for that
+                of :meth:`sample`, ``(b, T, K)``; of recordings only what they undergo can act.
+            times, starts: as for :meth:`sample`.
+
+        Raises:
+            DataError: what :meth:`sample` refuses; activity of another shape, for which there is
+                no room, or of a transformation that a recording does not undergo; speeds that are
+                no whole numbers where data moves by whole steps.
+
+        Example:
+            >>> import torch
+            >>> from flowfactor.data import TransformedImages
+            >>> data = TransformedImages(torch.randint(256, (10, 1, 28, 28), dtype=torch.uint8))
+            >>> turn, stop, back = (torch.tensor([[[0.0, speed, 0.0]]]) for speed in (2, 0, -2))
+            >>> activity = torch.cat([turn, turn, stop, stop, stop, stop, back, back], 1)
+            >>> frames = data.move([3], activity).frames[0]
+            >>> bool((frames[2] == data.sample([3], "rotation").frames[0, 4]).all())
+            True
+            >>> bool(torch.equal(frames[0], frames[8]))
+            True
+        """
+        indices = self._checked_indices(indices)
+        times = self._checked_times(times, len(indices))
+        starts = self._checked_starts(starts, len(indices))
+        self._check_activity(indices, activity)
+        batch = self.select_moving(indices, activity.to(self.device), times, starts)
+        self._check_frames(batch.frames, times)
+        return batch
+
+    def select_moving(
+        self,
+        indices: Int[Tensor, "b"],
+        activity: Float[Tensor, "b n k"],
+        times: Int[Tensor, "b f"],
+        starts: Float[Tensor, "b s"] | None = None,
+    ) -> SequenceBatch:
+        """Return the frames ``times`` of samples that move, unchecked: what :meth:`move` does."""
+        moved = accumulate(activity)
+        offsets, active = self.path_starts(indices, moved, (activity != 0).any(1), starts)
+        clocks = rearrange(offsets[:, None] + moved, "b f k -> k b f")
+        if self.labels is not None:  # whatever is asked for, what was recorded happens
+            own = self.labels[indices][None, :, None].expand(1, *clocks.shape[1:])
+            clocks = clocks.gather(0, own).expand_as(clocks)
+        if self.moves_by_whole_steps:
+            clocks = clocks.round().long()
+        if self.depends_on_path:
+            frames = self._render(indices, clocks, active.T, None)
+            frames = frames[torch.arange(len(indices), device=self.device)[:, None], times]
+        else:
+            clocks = clocks.gather(2, times.expand(len(clocks), -1, -1))
+            frames = self._render(indices, clocks, active.T, None)
+        weight = self._weight(times)
+        return SequenceBatch(
+            frames, times, None, self.horizon, later_weight=weight, activity=activity
+        )
+
+    def path_starts(
+        self,
+        indices: Int[Tensor, "b"],
+        moved: Float[Tensor, "b f k"],
+        active: Bool[Tensor, "b k"],
+        starts: Float[Tensor, "b s"] | None,
+    ) -> tuple[Float[Tensor, "b k"], Bool[Tensor, "b k"]]:
+        """Return where sequences start that move.
+
+        Args:
+            indices: numbers of the samples.
+            moved: by how many frames each transformation has moved since frame 0.
+            active: whether it moves at all.
+            starts: from :meth:`random_starts`, or None for canonical ones.
+
+        Returns:
+            States in frames from the canonical one, from which the whole path is within
+            :meth:`path_range`; and which transformations are there, the others are at rest.
+        """
+        low, high = self.path_ends(indices)
+        free = [self.path_range(k).is_closed for k in range(len(self.names))]
+        bound = ~torch.tensor(free, device=self.device)
+        low, high = low - moved.amin(1) * bound, high - moved.amax(1) * bound
+        if starts is None:
+            return torch.zeros_like(low).clamp(low, high), active
+        random = starts[:, : len(self.names)]
+        if self.moves_by_whole_steps:
+            anywhere = low + (random * (high - low + 1)).floor().clamp(max=high - low)
+        else:
+            anywhere = low + random * (high - low)
+        return anywhere, torch.ones_like(active)
+
+    def path_ends(
+        self, indices: Int[Tensor, "b"]
+    ) -> tuple[Float[Tensor, "b k"], Float[Tensor, "b k"]]:
+        """Return the ends of :meth:`path_range` of samples."""
+        ranges = [self.path_range(k)[:2] for k in range(len(self.names))]
+        low, high = torch.tensor(ranges, device=self.device).T
+        return low.expand(len(indices), -1), high.expand(len(indices), -1)
+
+    def draw_sequences(
+        self,
+        indices: Tensor | Sequence[int],
+        law: ActivityLaw,
+        seed: int = 0,
+        *,
+        random_starts: bool = True,
+    ) -> SequenceBatch:
+        """Return complete sequences whose activity is drawn, the same whenever it is asked.
+
+        A sequence is a function of the seed and of the number of its sample. For evaluation, of any
+        data set, whatever its own :attr:`activity` is.
+
+        Args:
+            indices: numbers of the samples, ``(b,)``.
+            law: from which the activity is drawn.
+            seed: of the activity and the starts.
+            random_starts: whether sequences start anywhere, if the data set has random starts.
+
+        Raises:
+            DataError: as :meth:`with_activity`.
+
+        Example:
+            >>> from flowfactor.data import ActivityLaw, Sprites
+            >>> batch = Sprites(10).draw_sequences([3, 7], ActivityLaw("switch"))
+            >>> tuple(batch.frames.shape), tuple(batch.activity.shape)
+            ((2, 9, 3, 32, 32), (2, 8, 5))
+        """
+        self._check_law(law)
+        chosen = self._checked_indices(indices)
+        generator = torch.Generator().manual_seed(seed)
+        random = torch.rand(len(self), law.size, generator=generator)[chosen.cpu()]
+        starts = self.random_starts(len(self), generator) if random_starts else None
+        activity = self.draw_activity(law, chosen, random)
+        starts = None if starts is None else starts[chosen]
+        return self.select_moving(chosen, activity, self._checked_times(None, len(chosen)), starts)
+
+    def draw_activity(
+        self, law: ActivityLaw, indices: Int[Tensor, "b"], random: Float[Tensor, "b m"]
+    ) -> Float[Tensor, "b n k"]:
+        """Return what happens to samples, from random numbers; see :meth:`ActivityLaw.draw`."""
+        return law.draw(
+            random,
+            len(self.names),
+            self.horizon,
+            whole=self.moves_by_whole_steps,
+            first=None if self.labels is None else self.labels[indices].cpu(),
+        ).to(self.device)
+
+    def with_activity(self, law: ActivityLaw | None) -> Self:
+        """Return the same data set, in whose training sequences happens what ``law`` says.
+
+        Args:
+            law: from which the activity of each sequence is drawn; None for one transformation
+                at speed 1, whose name is the label.
+
+        Raises:
+            DataError: a data set that has too few transformations or frames for it, no whole speed
+                where it moves by whole steps, or no room for the fastest; recordings of which it is
+                unknown what they undergo, or in which something else should happen.
+        """
+        if law is not None:
+            self._check_law(law)
+        changed = copy.copy(self)
+        changed.activity = law
+        return changed
+
+    def can_follow(self, law: ActivityLaw) -> bool:
+        """Return whether :meth:`with_activity` takes a law."""
+        try:
+            self._check_law(law)
+        except DataError:
+            return False
+        return True
 
     def render_at_rest(
         self, indices: Int[Tensor, "b"], starts: Float[Tensor, "b s"] | None = None
@@ -553,6 +761,11 @@ class SequenceDataset(ABC):
         Raises:
             DataError: some do not.
         """
+        if self.activity is not None:
+            raise DataError(
+                "activity: sequences at changing speeds have no labels, which full supervision "
+                "needs. Choose `data.activity: none`, or a model that is not supervised."
+            )
         unknown = torch.zeros(len(self), dtype=torch.bool, device=self.device)
         if self._labelled is not None:
             unknown |= ~self._labelled
@@ -604,6 +817,50 @@ class SequenceDataset(ABC):
             return self.names.index(transformation)
         check_range("labels", transformation, 0, len(self.names) - 1)
         return transformation
+
+    def _check_law(self, law: ActivityLaw) -> None:
+        """Refuse a law that this data set cannot follow."""
+        if self.labels is not None and (law.kind != "single" or bool((self.labels < 0).any())):
+            raise DataError(
+                f"activity: what happens in recordings cannot be chosen, so that {law.kind!r} is "
+                "not possible. 'single' plays them at whole speeds, if all have a label."
+            )
+        whole = self.moves_by_whole_steps
+        law.check(len(self.names), self.horizon, whole=whole)
+        fastest = math.floor(law.speeds[1]) if whole else law.speeds[1]
+        needed = fastest * self.horizon
+        for k, name in enumerate(self.names):
+            allowed = self.path_range(k)
+            if not allowed.is_closed and allowed.high - allowed.low < needed - _ROUNDING:
+                raise DataError(
+                    f"activity: {name!r} has room for {allowed.high - allowed.low:g} steps, but a "
+                    f"sequence at speed {fastest:g} takes {needed:g}. Choose smaller speeds, a "
+                    "smaller horizon, or a wider path_range of the transformation."
+                )
+
+    def _check_activity(self, indices: Tensor, activity: Tensor) -> None:
+        shape = (len(indices), self.horizon, len(self.names))
+        try:
+            check_tensor("activity", activity, shape)
+        except (TypeError, ValueError) as error:
+            raise DataError(f"{error}.") from None
+        if self.moves_by_whole_steps and bool((activity != activity.round()).any()):
+            raise DataError("activity: this data moves by whole steps, but a speed is not whole.")
+        acts = activity.to(self.device).any(1)
+        if self.labels is not None:
+            own = self.labels[indices, None] == torch.arange(len(self.names), device=self.device)
+            if bool((acts & ~own).any()):
+                raise DataError("activity: a recording undergoes what it does, and nothing else.")
+        moved = accumulate(activity.to(self.device))
+        low, high = self.path_ends(indices)
+        length = moved.amax(1) - moved.amin(1)
+        for k, name in enumerate(self.names):
+            longest = float((length - high + low)[:, k].max())
+            if longest > _ROUNDING and not self.path_range(k).is_closed:
+                raise DataError(
+                    f"activity: the path of {name!r} is longer than its path_range by {longest:g} "
+                    "steps."
+                )
 
     def _checked_labels(self, labels: Tensor | int | str, count: int) -> Tensor:
         if not isinstance(labels, Tensor):

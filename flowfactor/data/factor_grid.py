@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from torch import Tensor
 
+from flowfactor.data.activity import PathRange
 from flowfactor.data.base import SequenceDataset, check_integers
 from flowfactor.data.checks import check_choice, check_distinct, check_range
 from flowfactor.data.coverage import Coverage
@@ -57,6 +58,22 @@ class _Move(NamedTuple):
         if self.start == "own" or self.step > 0:
             return (self.size - 1 - start) // abs(self.step)
         return start // -self.step
+
+    @property
+    def path(self) -> PathRange:
+        """The states at which it has a position, from position 0 if it starts at its own."""
+        if self.cyclic:
+            period = self.size / abs(self.step)
+            return PathRange(0, period, period)
+        start = 0 if isinstance(self.start, str) else self.start
+        low, high = sorted(((0 - start) / self.step, (self.size - 1 - start) / self.step))
+        return PathRange(math.ceil(low), math.floor(high))
+
+    def begin(self, own: Int[Tensor, "b"], horizon: int) -> Int[Tensor, "b"]:
+        """Return the position of frame 0 of canonical sequences of samples at positions ``own``."""
+        if isinstance(self.start, str):
+            return own.clamp(*self.room(horizon))
+        return torch.full_like(own, self.start)
 
     def room(self, horizon: int) -> tuple[int, int]:
         """Return the first and last position from which a whole sequence stays on the grid."""
@@ -252,6 +269,32 @@ class FactorGrid(SequenceDataset):
             cycle=move.size if move.cyclic else None,
         )
 
+    def path_range(self, k: int) -> PathRange:
+        """Return between which states a factor moves where activity is drawn: all of its axis."""
+        return self._moves[k].path
+
+    def path_ends(
+        self, indices: Int[Tensor, "b"]
+    ) -> tuple[Float[Tensor, "b k"], Float[Tensor, "b k"]]:
+        """Return the ends of :meth:`path_range` of samples, each from where it starts itself."""
+        low, high = super().path_ends(indices)
+        base, columns = self._numbers[indices], []
+        for move in self._moves:
+            begin = move.begin(base // move.stride % move.size, self.horizon)
+            own = isinstance(move.start, str) and not move.cyclic
+            columns.append(begin.div(move.step, rounding_mode="trunc") * own)
+        return low - torch.stack(columns, 1), high - torch.stack(columns, 1)
+
+    def path_starts(
+        self,
+        indices: Int[Tensor, "b"],
+        moved: Float[Tensor, "b f k"],
+        active: Bool[Tensor, "b k"],
+        starts: Float[Tensor, "b s"] | None,
+    ) -> tuple[Float[Tensor, "b k"], Bool[Tensor, "b k"]]:
+        """Return where sequences start that move; what rests is where its sample is."""
+        return super().path_starts(indices, moved, active, starts)[0], active
+
     def positions(self, indices: Tensor | Sequence[int]) -> Int[Tensor, "b j"]:
         """Return the positions of samples on the axes of the factors."""
         numbers = self._numbers[self._checked_indices(indices)]
@@ -312,10 +355,8 @@ class FactorGrid(SequenceDataset):
             own = base // move.stride % move.size
             if starts is not None:
                 begin = low + (starts[:, k] * (high - low + 1)).long().clamp(max=high - low)
-            elif isinstance(move.start, str):
-                begin = own.clamp(low, high)
             else:
-                begin = torch.full_like(own, move.start)
+                begin = move.begin(own, self.horizon)
             target = begin[:, None] + move.step * elapsed[k]
             if move.cyclic:
                 target = target % move.size
@@ -335,8 +376,11 @@ class FactorGrid(SequenceDataset):
             factor, start, step = str(each.parameter), each.start, each.step
             count = self.factors[factor]
             key = f"transformations.{name}"
-            if not isinstance(step, int) or step == 0 or each.start_range is not None:
-                raise DataError(f"{key}: step must be a whole number, not 0, without start_range.")
+            if not isinstance(step, int) or step == 0 or each.start_range or each.path_range:
+                raise DataError(
+                    f"{key}: step must be a whole number, not 0, and neither start_range nor "
+                    "path_range be given."
+                )
             if isinstance(start, int):
                 check_range(f"{key}.start", start, -count, count - 1)
                 start %= count

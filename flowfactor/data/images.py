@@ -28,9 +28,9 @@ NEUTRAL = {"scale": 1.0, "angle": 0.0, "hue": 0.0}
 """The value of each parameter that leaves the image as it is (a grey image becomes red)."""
 
 IMAGE_TRANSFORMATIONS: Mapping[str, Transformation] = {
-    "scaling": Transformation("scale", 1.0, 0.1),
-    "rotation": Transformation("angle", 0.0, 10.0),
-    "hue": Transformation("hue", 0.0, 20.0),
+    "scaling": Transformation("scale", 1.0, 0.1, path_range=(0.7, 1.9)),
+    "rotation": Transformation("angle", 0.0, 10.0, path_range=(0.0, 120.0)),
+    "hue": Transformation("hue", 0.0, 20.0, path_range=(0.0, 240.0)),
 }
 """The default transformations: at frame 8 scale 1.8, 80 degrees, hue 160."""
 

@@ -115,14 +115,22 @@ class SequenceLoader:
         """
         indices = self.indices(step)
         generator = _generator(self.seed, _STEP, step, self.rank)
-        given = self._labels
-        labels = self._draw_labels(generator) if given is None else given[indices]
+        law, given = self.dataset.activity, self._labels
+        if law is not None:
+            random = torch.rand(self.batch_size, law.size, generator=generator)
+        else:
+            labels = self._draw_labels(generator) if given is None else given[indices]
         times = self._draw_times(generator)
         starts = None
         if self.dataset.initial_state == "random":
             starts = self.dataset.random_starts(self.batch_size, generator)
         device = self.dataset.device
-        batch = self.dataset.select(indices.to(device), labels.to(device), times.to(device), starts)
+        indices, times = indices.to(device), times.to(device)
+        if law is not None:
+            activity = self.dataset.draw_activity(law, indices, random)
+            batch = self.dataset.select_moving(indices, activity, times, starts)
+        else:
+            batch = self.dataset.select(indices, labels.to(device), times, starts)
         if self.encoded_frame == "first":
             return batch
         weight = self._drawn_from / self.frames_per_sequence

@@ -6,15 +6,16 @@ import dataclasses
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from flowfactor.data.activity import ActivityKind, ActivityLaw, Directions
 from flowfactor.data.base import MAX_NAME, MAX_TRANSFORMATIONS, InitialState, SequenceDataset
 from flowfactor.data.checks import check_range
 from flowfactor.data.fingerprints import fingerprint
 from flowfactor.data.io import local_path
 from flowfactor.data.transformations import Transformation
 from flowfactor.errors import DataError
-from flowfactor.options import Fraction, PositiveInt, dump, options
+from flowfactor.options import Fraction, PositiveFloat, PositiveInt, dump, options
 
 Split = Literal["train", "validation", "test"]
 # Limits of what is allocated for a stranger's configuration.
@@ -52,15 +53,43 @@ class DataOptions:
     """Part of the training sequences whose transformation a weakly supervised model is told; none
     by default."""
 
+    activity: ActivityKind | Literal["none"] = "none"
+    """What happens in training sequences. ``none``: one transformation at speed 1, the label. Else
+    it is drawn, and nobody is told: ``single``, one at a constant speed; ``switch``, one and from
+    some frame on another one at a speed of its own; ``pairs``, two at once; ``mixed``, half
+    ``single`` and half ``switch``."""
+
+    speeds: tuple[PositiveFloat, PositiveFloat] = (0.5, 1.5)
+    """Between which speeds ``activity`` draws, in steps a frame; of grids and recordings, whose
+    images are a step apart, whole ones."""
+
+    directions: Directions = "both"
+    """Whether ``activity`` lets transformations run backwards as often as forwards."""
+
     paths: ClassVar[tuple[str, ...]] = ()
     """Keys that hold files or folders of the data: ``~`` and relative paths, which are relative to
     the working directory of the training, become absolute in what the run keeps."""
 
-    irrelevant: ClassVar[frozenset[str]] = frozenset({"initial_state", "labelled_fraction"})
+    irrelevant: ClassVar[frozenset[str]] = frozenset(
+        {"initial_state", "labelled_fraction", "activity", "speeds", "directions"}
+    )
     """Keys that do not change the held-out sequences from canonical starts."""
 
     split_depends_on_seed: ClassVar[bool] = True
     """Whether the seed of a run decides which samples are held out."""
+
+    @model_validator(mode="after")
+    def _speeds_in_order(self) -> Self:
+        if self.speeds[0] > self.speeds[1]:
+            raise ValueError("`speeds` must be the smallest and the largest")
+        return self
+
+    @property
+    def law(self) -> ActivityLaw | None:
+        """From what the activity of training sequences is drawn, if it is."""
+        if self.activity == "none":
+            return None
+        return ActivityLaw(self.activity, self.speeds, self.directions)
 
     def load(self, split: str, seed: int) -> SequenceDataset:
         """Return the sequences of a split. Every data set must implement this method.
@@ -127,9 +156,10 @@ class DataOptions:
     def held_out_sequences(self) -> dict[str, Any]:
         """Return the options on which held-out sequences from canonical starts depend."""
         content = {key: value for key, value in dump(self).items() if key not in self.irrelevant}
-        # Neither does the range of random starts matter.
+        # Neither do the ranges of random starts and of activity matter.
         for each in (content.get("transformations") or {}).values():
             each.pop("start_range", None)
+            each.pop("path_range", None)
         return content
 
     def differences(self, other: DataOptions) -> list[str]:

@@ -17,6 +17,7 @@ from PIL import Image
 from pydantic import Field
 from torch import Tensor
 
+from flowfactor.data.activity import PathRange
 from flowfactor.data.checks import check_choice, check_range
 from flowfactor.data.coverage import Coverage
 from flowfactor.data.io import (
@@ -157,6 +158,7 @@ class Photos(ParametricDataset):
     """
 
     class_name = "photograph"
+    depends_on_path: ClassVar[bool] = True
     per_sample: ClassVar[tuple[str, ...]] = (*ParametricDataset.per_sample, "_windows")
 
     def __init__(
@@ -240,6 +242,29 @@ class Photos(ParametricDataset):
             return Coverage(anywhere, anywhere, None)
         return super().coverage(k)
 
+    def path_range(self, k: int) -> PathRange:
+        """Return between which states a transformation moves where activity is drawn.
+
+        Panning may go as far as windows stay within their photographs.
+        """
+        given = self.transformations[self.names[k]].path_range
+        if self._motions[k].parameter not in ("x", "y") or given is not None:
+            return super().path_range(k)
+        return PathRange(-self.room if self._pans_both_ways else 0, self.room)
+
+    def path_starts(
+        self,
+        indices: Int[Tensor, "b"],
+        moved: Float[Tensor, "b f k"],
+        active: Bool[Tensor, "b k"],
+        starts: Float[Tensor, "b s"] | None,
+    ) -> tuple[Float[Tensor, "b k"], Bool[Tensor, "b k"]]:
+        """Return where sequences start that move; windows lie anywhere without panning."""
+        offsets, there = super().path_starts(indices, moved, active, starts)
+        nearest, _ = super().path_starts(indices, moved, active, None)
+        pans = [motion.parameter in ("x", "y") for motion in self._motions]
+        return torch.where(torch.tensor(pans, device=self.device), nearest, offsets), there
+
     def to(self, device: torch.device | str) -> Self:
         """Return the same data set with its photographs, and its frames, on another device."""
         other = super().to(device)
@@ -269,14 +294,24 @@ class Photos(ParametricDataset):
     def _reached(self, parameter: str) -> tuple[float, float]:
         """Return between which values a parameter can come to lie within ``room`` frames."""
         low, high = (0.0, 0.0)
-        for motion, start_range in zip(self._motions, self.start_ranges, strict=True):
+        given = self.transformations.values()
+        for motion, start_range, each in zip(self._motions, self.start_ranges, given, strict=True):
             if motion.parameter == parameter:
                 begins = [motion.start, motion.rest]
                 begins += start_range if self.random_start_prob > 0 else ()
+                begins += each.path_range or ()
                 moved = motion.step * self.room
                 low += min(begins) + min(0.0, moved)
                 high += max(begins) + max(0.0, moved)
         return low, high
+
+    @property
+    def _pans_both_ways(self) -> bool:
+        """Whether there is as much room on one side as on the other.
+
+        Where something turns or zooms, to pan there and back need not end where it began.
+        """
+        return any(self._reached(each) != (0.0, 0.0) for each in ("angle", "zoom"))
 
     def _reach(self) -> tuple[float, float, float, float]:
         """Return how far windows extend to the left, right, top and bottom, in sides of their own.
@@ -288,8 +323,10 @@ class Photos(ParametricDataset):
         (left, right), (down, up) = self._reached("x"), self._reached("y")
         turns = self._reached("angle")
         if turns == (0.0, 0.0):
-            # What moves to the right has the window move to the left.
-            ways = (max(0.0, right), max(0.0, -left), max(0.0, up), max(0.0, -down))
+            # What moves to the right has the window move to the left, what moves up, down.
+            ways = (max(0.0, right), max(0.0, -left), max(0.0, -down), max(0.0, up))
+            if self._pans_both_ways:
+                ways = (max(ways[:2]),) * 2 + (max(ways[2:]),) * 2
             return tuple(largest * (0.5 + way) for way in ways)  # type: ignore[return-value]
         # The path of its middle, in any direction, and half of its diagonal.
         path = max(abs(left), abs(right)) + max(abs(down), abs(up))

@@ -174,6 +174,11 @@ class Recordings(SequenceDataset):
         """The last frame that all recordings have."""
         return int(((self._end - 1 - self._begin) // self._every).min())
 
+    @property
+    def groups(self) -> Int[Tensor, "n"]:
+        """The number of the group of each sequence: sequences of one group belong together."""
+        return torch.from_numpy(self._group)
+
     def warn_range(self) -> None:
         """Log a warning if frames in the middle of some recordings hardly look like pictures."""
         self._clips.warn_range("the recordings")

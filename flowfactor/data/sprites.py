@@ -28,11 +28,11 @@ SHAPES = ("square", "ellipse", "heart")
 """The shapes, in the order of their class."""
 
 SPRITE_TRANSFORMATIONS: Mapping[str, Transformation] = {
-    "scaling": Transformation("scale", 0.125, 0.01),
-    "rotation": Transformation("angle", 0.0, 10.0),
-    "x": Transformation("x", 0.0, 0.024),
-    "y": Transformation("y", 0.0, 0.024),
-    "hue": Transformation("hue", 0.0, 20.0),
+    "scaling": Transformation("scale", 0.125, 0.01, path_range=(0.095, 0.215)),
+    "rotation": Transformation("angle", 0.0, 10.0, path_range=(0.0, 160.0)),
+    "x": Transformation("x", 0.0, 0.024, path_range=(-0.192, 0.192)),
+    "y": Transformation("y", 0.0, 0.024, path_range=(-0.192, 0.192)),
+    "hue": Transformation("hue", 0.0, 20.0, path_range=(0.0, 320.0)),
 }
 """The five default transformations, in the order of their index."""
 

@@ -314,6 +314,19 @@ class CutSequences:
     turns: Float[np.ndarray, "n f"]
     moves: Complex[np.ndarray, "n f"]
 
+    def with_mirrored(self) -> CutSequences:
+        """Return also what a mirror shows: twice as many, left and right exchanged.
+
+        The things and how they move must look alike in a mirror, as animals mostly do.
+        """
+        return CutSequences(
+            np.concatenate([self.frames, self.frames[:, :, :, ::-1]]),
+            np.tile(self.tracks, 2),
+            np.tile(self.begins, 2),
+            np.concatenate([self.turns, -self.turns]),
+            np.concatenate([self.moves, self.moves.conj()]),
+        )
+
 
 def cut_sequences(
     film: Clips,

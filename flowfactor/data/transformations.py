@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from flowfactor.data.activity import PathRange
 from flowfactor.data.base import SequenceDataset
 from flowfactor.data.checks import check_choice, check_range
 from flowfactor.data.coverage import Coverage
@@ -29,7 +30,7 @@ class Transformation:
 
     Example:
         >>> Transformation("angle", step=5.0)
-        Transformation(parameter='angle', start=None, step=5.0, start_range=None)
+        Transformation(parameter='angle', start=None, step=5.0, start_range=None, path_range=None)
     """
 
     parameter: str | None = None
@@ -47,6 +48,11 @@ class Transformation:
     start_range: tuple[FiniteFloat, FiniteFloat] | None = None
     """Between which values random starts lie; by default between those of frames 0 and T. Not for
     grids, whose random starts are all positions with room."""
+
+    path_range: tuple[FiniteFloat, FiniteFloat] | None = None
+    """Between which values whole sequences stay where activity is drawn, at any speed and either
+    way; by default between those that sequences at random starts reach. A whole turn of angle or
+    hue has no ends. Not for grids, which have their positions."""
 
     def resolve(self, name: str, defaults: Mapping[str, Transformation]) -> Transformation:
         """Return the same transformation with the defaults of its parameter filled in.
@@ -105,6 +111,7 @@ class ParametricDataset(SequenceDataset):
     """
 
     class_name = "class"
+    moves_by_whole_steps: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -190,9 +197,40 @@ class ParametricDataset(SequenceDataset):
             cycle=_CYCLES.get(motion.parameter),
         )
 
+    def path_range(self, k: int) -> PathRange:
+        """Return between which states a transformation moves where activity is drawn."""
+        motion, given = self._motions[k], self.transformations[self.names[k]].path_range
+        if motion.step == 0:
+            raise DataError(f"transformations.{self.names[k]}: with step 0 it has no activity.")
+        moved = motion.step * self.horizon
+        begins = (motion.start, *self.start_ranges[k])
+        values = given or (min(begins) + min(moved, 0.0), max(begins) + max(moved, 0.0))
+        if motion.parameter == "scale" and min(values) <= 0:
+            raise DataError(f"transformations.{self.names[k]}.path_range: scales are positive.")
+        low, high = sorted((value - motion.start) / motion.step for value in values)
+        cycle = _CYCLES.get(motion.parameter)
+        return PathRange(low, high, None if cycle is None else cycle / abs(motion.step))
+
+    def path_starts(
+        self,
+        indices: Int[Tensor, "b"],
+        moved: Float[Tensor, "b f k"],
+        active: Bool[Tensor, "b k"],
+        starts: Float[Tensor, "b s"] | None,
+    ) -> tuple[Float[Tensor, "b k"], Bool[Tensor, "b k"]]:
+        """Return where sequences start that move; see :class:`SequenceDataset`."""
+        nearest, _ = super().path_starts(indices, moved, active, None)
+        if starts is None:
+            return nearest, active
+        anywhere, _ = super().path_starts(indices, moved, active, starts)
+        random = (starts[:, -1:] < self.random_start_prob).expand_as(active)
+        if self.active_start == "canonical":
+            random = random & ~active
+        return torch.where(random, anywhere, nearest), random | active
+
     def _parameters(
         self,
-        elapsed: Int[Tensor, "k b f"],
+        elapsed: Int[Tensor, "k b f"] | Float[Tensor, "k b f"],
         active: Bool[Tensor, "k b"],
         starts: Float[Tensor, "b s"] | None,
         unmoved: Mapping[str, float],

@@ -5,11 +5,20 @@ matplotlib, which :func:`save` writes; none needs a display or touches ``pyplot`
 function that only computes (``landscape_data``) and one that only draws (``draw_landscape``).
 """
 
-from flowfactor.diagnostics.animation import Animation, animate
+from flowfactor.diagnostics.activity import (
+    ActivityRaster,
+    activity_data,
+    activity_strips,
+    draw_activity,
+    plot_activity,
+)
+from flowfactor.diagnostics.animation import Animation, animate, draw_animation
 from flowfactor.diagnostics.curves import plot_training
 from flowfactor.diagnostics.error_curves import ErrorCurve, plot_errors
+from flowfactor.diagnostics.explorer import Discrepancy, Explorer, View, Window
 from flowfactor.diagnostics.film_strips import (
     FilmStrips,
+    Marks,
     comparison_data,
     composition_data,
     draw_film_strips,
@@ -33,6 +42,7 @@ from flowfactor.diagnostics.latent_grid import (
     weights_data,
 )
 from flowfactor.diagnostics.plane import Plane
+from flowfactor.diagnostics.player import Player, player_data
 from flowfactor.diagnostics.report import Illustration, Section, write_report
 from flowfactor.diagnostics.style import LineStyle, line_styles, paper_style
 from flowfactor.diagnostics.trajectories import (
@@ -49,20 +59,31 @@ from flowfactor.diagnostics.transport_plots import (
 )
 
 __all__ = [
+    "ActivityRaster",
     "Animation",
+    "Discrepancy",
     "ErrorCurve",
+    "Explorer",
     "FilmStrips",
     "Illustration",
     "Landscape",
     "LatentGrid",
     "LineStyle",
+    "Marks",
     "Plane",
+    "Player",
     "Section",
     "Trajectories",
     "TransportCurves",
+    "View",
+    "Window",
+    "activity_data",
+    "activity_strips",
     "animate",
     "comparison_data",
     "composition_data",
+    "draw_activity",
+    "draw_animation",
     "draw_film_strips",
     "draw_landscape",
     "draw_latent_grid",
@@ -74,6 +95,8 @@ __all__ = [
     "latent_grid_data",
     "line_styles",
     "paper_style",
+    "player_data",
+    "plot_activity",
     "plot_comparison",
     "plot_errors",
     "plot_film_strips",

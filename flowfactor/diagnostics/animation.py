@@ -66,8 +66,12 @@ class Animation:
         greys = min(8, colours // 2)
         fixed = [*np.linspace(0, 255, greys - 1).round().astype(int).repeat(3).tolist(), *_BAR]
         sample = rearrange(self.pictures[:: max(1, len(images) // 12)], "n h w c -> (n h w) c")
-        distinct = Image.fromarray(np.unique(sample, axis=0)[None])
-        quantized = distinct.quantize(colours - greys, method=Image.Quantize.MEDIANCUT)
+        # As numbers: unique rows of an array take a hundred times as long.
+        found = np.unique(sample @ np.array([2**16, 2**8, 1], dtype=np.uint32))
+        distinct = np.stack([found >> 16, found >> 8, found], axis=-1).astype(np.uint8)
+        quantized = Image.fromarray(distinct[None]).quantize(
+            colours - greys, method=Image.Quantize.MEDIANCUT
+        )
         entries = (quantized.getpalette() or [])[: 3 * (colours - greys)] + fixed
         palette = Image.new("P", (1, 1))
         palette.putpalette(entries)
@@ -138,16 +142,9 @@ def animate(
         >>> len(animation.pictures)
         32
     """
-    if not seconds > 0:
-        raise ValueError(f"seconds must be positive; it is {seconds}")
-    if scale is None:
-        # Of this size, films of 28 x 28 pixels make a file of less than about 1 MB.
-        side = min(84.0, 350 / max(1, len(images)))
-        scale = max(1, int(side / max(model.image_shape[1:])))
-    if scale < 1:
+    if scale is not None and scale < 1:
         raise ValueError(f"scale must be at least 1; it is {scale}")
     names = select_names(model, names)
-    labels = [one_line(name, 24) for name in names]
     end = float(model.horizon) if horizon is None else float(horizon)
     with evaluating(model):
         z0 = encode_images(model, images)
@@ -155,9 +152,40 @@ def animate(
         if len(times) > _MOST:
             times = torch.linspace(0, end, _MOST).to(z0)
         paths = torch.stack([trace_latents(model, z0, name, times) for name in names])
-        frames = decode_latents(model, rearrange(paths, "k t b d -> t k b d")).clamp(0, 1)
-    pixels = (255 * frames + 0.5).to(torch.uint8)
-    forth = [_draw_picture(pixels[i], labels, t, end, scale) for i, t in enumerate(times.tolist())]
+        frames = decode_latents(model, rearrange(paths, "k t b d -> t k b d"))
+    side = scale * max(model.image_shape[1:]) if scale else min(84, 350 // max(1, len(images)))
+    return draw_animation(frames, names, times.tolist(), side=side, seconds=seconds)
+
+
+def draw_animation(
+    frames: Float[Tensor, "t k b c h w"],
+    names: Sequence[str],
+    times: Sequence[float],
+    *,
+    side: int = 84,
+    seconds: float = 2.5,
+) -> Animation:
+    """Animate frames that have been decoded, to the last time and back; see :func:`animate`.
+
+    Args:
+        frames: of T times, K rows and B columns, pixels in [0, 1].
+        names: of the rows.
+        times: of the frames, from 0 on.
+        side: what the longer side of an image is enlarged to, in pixels, if it is shorter: by
+            whole factors.
+        seconds: from the first time to the last.
+
+    Raises:
+        ValueError: fewer than two times, or seconds that are not positive.
+    """
+    if not seconds > 0:
+        raise ValueError(f"seconds must be positive; it is {seconds}")
+    if len(times) < 2:
+        raise ValueError(f"an animation needs two times; there are {len(times)}")
+    scale = max(1, side // max(frames.shape[-2:]))
+    labels = [one_line(name, 24) for name in names]
+    pixels = (255 * frames.clamp(0, 1) + 0.5).to(torch.uint8)
+    forth = [_draw_picture(pixels[i], labels, t, times[-1], scale) for i, t in enumerate(times)]
     order = [*range(len(forth)), *range(len(forth) - 2, 0, -1)]
     pause = max(20, round(1000 * seconds / (len(forth) - 1)))
     # The eye needs a moment to compare the two ends.

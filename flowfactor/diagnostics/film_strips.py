@@ -14,6 +14,7 @@ import torch
 from einops import rearrange
 from jaxtyping import Float, Int
 from matplotlib.artist import Artist
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from torch import Tensor
@@ -32,6 +33,7 @@ from flowfactor.diagnostics.style import (
     PAGE_WIDTH,
     PALETTE,
     format_number,
+    line_styles,
     new_figure,
     plain_text,
     styled,
@@ -54,8 +56,25 @@ _MOST = 41
 # Letters of a row's name in one line, and the width of a letter in inches.
 _LINE, _LETTER = 20, 0.066
 
+# Height in inches of the room for arrows below a row of frames, and the length of the longest of
+# them in widths of a frame.
+_ROOM, _REACH = 0.13, 0.84
+
 # Letters that find room along a strip of two rows.
 _LABEL = 12
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Marks:
+    """Which fields act between the frames of strips, and how fast: arrows below them.
+
+    Attributes:
+        names: of the K fields.
+        speeds: signed speeds ``(B, N - 1, K)`` by the name of their row, 0 of what is at rest.
+    """
+
+    names: tuple[str, ...]
+    speeds: Mapping[str, Float[np.ndarray, "b m k"]]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -72,6 +91,7 @@ class FilmStrips:
         flows: decoded frames ``(B, N, C, H, W)`` by the name of their row, such as a model's.
         horizon: the last frame that the models were trained on.
         turn: the frame at which a second flow takes over from a first; None if none does.
+        marks: what acts from each frame to the next one; None if it is not shown.
     """
 
     labels: tuple[str, ...]
@@ -80,6 +100,7 @@ class FilmStrips:
     flows: Mapping[str, Float[Tensor, "b n c h w"]]
     horizon: int
     turn: int | None = None
+    marks: Marks | None = None
 
 
 # ---- what is drawn
@@ -364,6 +385,8 @@ def draw_film_strips(
         same_rows = strip.rows.keys() == strips[0].rows.keys() and strip.shape == strips[0].shape
         if not np.array_equal(part.times, times) or not same_rows:
             raise ValueError("strips of one figure must have the same times, rows and image shape")
+        if (part.marks and part.marks.names) != (first.marks and first.marks.names):
+            raise ValueError("strips of one figure must have marks of the same fields, or none")
     across = 1
     if side_by_side:
         seen = [strip.label for strip in strips]
@@ -380,11 +403,21 @@ def draw_film_strips(
     handles: list[Artist] = [*make_rim_handles(times, first.horizon)]
     if any(strip.turn is not None for strip in strips):
         handles.append(Line2D([], [], **_TURN, label="the second flow takes over"))
+    fields = first.marks.names if first.marks else ()
+    styles = line_styles(fields)
+    handles += [
+        Line2D([], [], color=style.colour, linewidth=2, label=plain_text(name))
+        for name, style in styles.items()
+    ]
+    fastest = max(
+        (float(np.abs(x).max()) for strip in strips for x in strip.speeds.values()), default=1
+    )
     lines = -(-len(strips) // across)
     bottom = 0.4 + 0.22 * bool(handles)
     pixels_high, pixels_wide = strips[0].shape[-2:]
     cell_width = (width - left - right - beside * (across - 1)) / across / len(times)
-    cell = cell_width, cell_width * pixels_high / pixels_wide
+    frame_height = cell_width * pixels_high / pixels_wide
+    cell = cell_width, frame_height + _ROOM * bool(fields)
     tall = len(names) * cell[1]
     height = (tall + between) * lines + bottom
     figure = new_figure(width, height)
@@ -397,7 +430,12 @@ def draw_film_strips(
         axes = add_frame_axes(figure, corner, len(times), len(names), cell)
         rim = 1.5 if len(times) <= _MANY else 0.9
         frames = torch.stack([*strip.rows.values()])
-        draw_rows(axes, frames, times, first.horizon, rim=rim)
+        draw_rows(axes, frames, times, first.horizon, rim=rim, pitch=cell[1] / cell_width)
+        for row, name in enumerate(strip.rows):
+            if name in strip.speeds:
+                top = -(row * cell[1] + frame_height) / cell_width
+                colours = [style.colour for style in styles.values()]
+                _draw_arrows(axes, strip.speeds[name] / fastest, colours, top, _ROOM / cell_width)
         if strip.turn is not None:
             axes.axvline(int((times <= strip.turn).sum()), **_TURN, zorder=4)
         axes.set_xticks(np.arange(len(times)) + 0.5, [format_number(t) for t in times.tolist()])
@@ -407,7 +445,8 @@ def draw_film_strips(
             axes.set_xlabel("time $t$ (frames)")
         if place:
             continue
-        axes.set_yticks([-(row + 0.5) * cell[1] / cell_width for row in range(len(names))], names)
+        middles = [row * cell[1] + frame_height / 2 for row in range(len(names))]
+        axes.set_yticks([-middle / cell_width for middle in middles], names)
         _write_label(figure, label, low + tall / 2)
     if handles:
         figure.legend(handles=handles, loc="lower center", ncols=len(handles), handlelength=1.6)
@@ -421,6 +460,7 @@ class _Strip:
     label: str
     rows: dict[str, Float[Tensor, "n c h w"]]
     turn: int | None
+    speeds: dict[str, Float[np.ndarray, "m k"]]
 
     @property
     def shape(self) -> torch.Size:
@@ -437,7 +477,8 @@ def _split(data: FilmStrips, difference: bool) -> Iterator[_Strip]:
             if difference and data.truth is not None:
                 suffix = f" of {name}" if len(data.flows) > 1 else ""
                 rows[f"|difference|{suffix}"] = (data.truth[i] - flow[i]).abs()
-        yield _Strip(label, rows, data.turn)
+        speeds = {} if data.marks is None else data.marks.speeds
+        yield _Strip(label, rows, data.turn, {name: each[i] for name, each in speeds.items()})
 
 
 def _thin(data: FilmStrips) -> FilmStrips:
@@ -448,7 +489,37 @@ def _thin(data: FilmStrips) -> FilmStrips:
         times=data.times[::step],
         truth=None if data.truth is None else data.truth[:, ::step],
         flows={name: flow[:, ::step] for name, flow in data.flows.items()},
+        marks=data.marks if step == 1 else None,
     )
+
+
+def _draw_arrows(
+    axes: Axes, speeds: Float[np.ndarray, "m k"], colours: Sequence[str], top: float, room: float
+) -> None:
+    """Draw an arrow from each frame towards the next for each field that acts, or back.
+
+    Args:
+        axes: whose units are widths of a frame.
+        speeds: as parts of the largest.
+        colours: of the fields.
+        top: where the room for arrows ends.
+        room: how high it is; several arrows share it.
+    """
+    for step, row in enumerate(speeds):
+        acting = np.flatnonzero(row)
+        for place, k in enumerate(acting):
+            half = row[k] * _REACH / 2
+            height = top - room * (place + 0.5) / len(acting)
+            look: dict[str, Any] = {
+                "arrowstyle": "-|>",
+                "mutation_scale": 5.0,
+                "linewidth": 1.4 if len(acting) == 1 else 1.0,
+                "color": colours[int(k)],
+                "shrinkA": 0,
+                "shrinkB": 0,
+            }
+            begin, end = (step + 1 - half, height), (step + 1 + half, height)
+            axes.annotate("", end, begin, arrowprops=look, annotation_clip=False)
 
 
 def _count_beside(labels: Sequence[str], columns: int) -> int:

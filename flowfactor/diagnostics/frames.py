@@ -73,12 +73,23 @@ def draw_rows(
     *,
     left: float = 0.0,
     rim: float = 1.5,
+    pitch: float | None = None,
 ) -> None:
-    """Draw R rows of frames at the same times, downwards from 0, each frame one unit wide."""
-    aspect = frames.shape[-2] / frames.shape[-1]
+    """Draw R rows of frames at the same times, downwards from 0, each frame one unit wide.
+
+    Args:
+        axes: see :func:`add_frame_axes`.
+        frames, times: of the rows.
+        horizon: the last frame of the training.
+        left: where they begin.
+        rim: see :func:`draw_frame`.
+        pitch: from the top of a row to that of the next; the height of a frame by default.
+    """
+    if pitch is None:
+        pitch = frames.shape[-2] / frames.shape[-1]
     for row, strip in enumerate(torch.unbind(frames)):
         for column, (t, frame) in enumerate(zip(times.tolist(), strip, strict=True)):
-            place = left + column, -row * aspect
+            place = left + column, -row * pitch
             draw_frame(axes, frame, *place, t=t, horizon=horizon, rim=rim)
 
 

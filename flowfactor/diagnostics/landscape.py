@@ -1,4 +1,4 @@
-"""The landscape of a potential with the latent's decoded trajectories over it."""
+"""The landscape of a field's potential with the latent's decoded trajectories over it."""
 
 from __future__ import annotations
 
@@ -38,6 +38,7 @@ from flowfactor.diagnostics.style import (
     styled,
 )
 from flowfactor.models.base import PotentialModel
+from flowfactor.potentials import Potential, VectorField
 
 Arrows = Literal["ascent", "descent", "none"]
 
@@ -47,6 +48,8 @@ _LEVEL_LINES: dict[str, Any] = {
     "linestyles": "solid",
     "alpha": 0.7,
 }
+# Of the gradient part and of the part without divergence.
+_ARROWS = ("white", PALETTE[5])
 _START: dict[str, Any] = {"markersize": 5, "markerfacecolor": "white", "markeredgecolor": "black"}
 _FRAME: dict[str, Any] = {"color": "black", "markersize": 3}
 _NOW: dict[str, Any] = {
@@ -59,9 +62,9 @@ _NOW: dict[str, Any] = {
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Landscape:
-    """A potential on a grid in a plane, and trajectories projected onto the plane.
+    """The parts of a field on a grid in a plane, and trajectories projected onto the plane.
 
-    Sizes: P panels (times of the potential), G x G grid points, S times of the trajectories,
+    Sizes: P panels (times of the field), G x G grid points, S times of the trajectories,
     B samples, M times of decoded images.
 
     Attributes:
@@ -71,13 +74,16 @@ class Landscape:
         times: the time of each panel in frames, ``(P,)``.
         x: first coordinates of the grid in latent units, ``(G,)``.
         y: second coordinates, ``(G,)``.
-        value: ``u(z, t)``, ``(P, G, G)``; ``value[p, i, j]`` is at ``(x[j], y[i])``.
+        value: ``u(z, t)`` of the field's gradient part ``grad u``, which is all of it if the field
+            is a potential, ``(P, G, G)``; ``value[p, i, j]`` is at ``(x[j], y[i])``.
         gradient: the in-plane components of ``grad u``, ``(P, G, G, 2)``.
         path_times: the times of the trajectories, ``(S,)``.
         path: coordinates of the trajectories, ``(S, B, 2)``.
         image_times: the times of the decoded images, ``(M,)``.
         image_points: where the decoded latents are in the plane, ``(M, B, 2)``.
         images: the decoded images, ``(M, B, C, H, W)``, in [0, 1].
+        solenoidal: the in-plane components of the field's part without divergence,
+            ``(P, G, G, 2)``; None if the field is a potential.
     """
 
     name: str
@@ -93,6 +99,7 @@ class Landscape:
     image_times: Float[np.ndarray, "m"]
     image_points: Float[np.ndarray, "m b 2"]
     images: Float[Tensor, "m b c h w"]
+    solenoidal: Float[np.ndarray, "p g g 2"] | None = None
 
 
 def landscape_data(
@@ -107,7 +114,7 @@ def landscape_data(
     substeps: int = 4,
     margin: float = 0.35,
 ) -> Landscape:
-    """Evaluate ``u^k(z, t)`` and its gradient on a plane through trajectories.
+    """Evaluate the parts of a field, ``grad u^k`` and what has no divergence, on a plane.
 
     The trajectories start at the posterior means of the images and run from 0 to the model's
     horizon, or to the furthest of the given times. The plane is that of their first two principal
@@ -116,7 +123,7 @@ def landscape_data(
     that keeps.
 
     Args:
-        model: any model with potentials.
+        model: any model with fields that know their parts.
         images: first frames ``(B, C, H, W)``, pixels in [0, 1].
         k: name or index of the transformation.
         times: of the panels, in frames; default: the first, middle and last frame.
@@ -152,24 +159,28 @@ def landscape_data(
     if not np.isfinite([*panels, *image_times]).all():
         raise ValueError(f"times must be finite; they are {panels} and {list(image_times)}")
     name = model.names[model.potentials.index(k)]
-    potential = model.potentials[name]
+    field = model.potentials[name]
     with evaluating(model):
         z0 = encode_images(model, images)
         outermost = [0.0, float(model.horizon), *panels, *image_times]
         start, end = np.floor(min(outermost)), np.ceil(max(outermost))
         path_times = make_time_grid(float(start), float(end), substeps).to(z0)
-        path = trace_latents(model, z0, potential, path_times)
+        path = trace_latents(model, z0, field, path_times)
         shown = torch.tensor(sorted(set(map(float, image_times)))).to(z0)
-        decoded = trace_latents(model, z0, potential, shown) if len(shown) else path[:0]
+        decoded = trace_latents(model, z0, field, shown) if len(shown) else path[:0]
         plane = Plane.through(path) if plane is None else plane.matching(path)
         x, y = _make_window(plane.project(torch.cat([path, decoded])), resolution, margin)
         grid = plane.lift(torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1))
         points = rearrange(grid, "y x d -> (y x) d")
-        values, gradients = [], []
-        for t in panels:
-            value, gradient = potential.evaluate(points, t, ("value", "gradient"))
-            values.append(rearrange(value, "(y x) -> y x", x=resolution))
-            gradients.append(rearrange(gradient @ plane.axes.T, "(y x) a -> y x a", x=resolution))
+
+        def arrows(part: VectorField) -> np.ndarray:
+            velocities = torch.stack([part.velocity(points, t) for t in panels])
+            return to_numpy(
+                rearrange(velocities @ plane.axes.T, "p (y x) a -> p y x a", x=resolution)
+            )
+
+        potential = field.gradient_part
+        values = torch.stack([potential(points, t) for t in panels])
         return Landscape(
             name=name,
             plane=plane,
@@ -177,13 +188,14 @@ def landscape_data(
             times=np.asarray(panels, dtype=np.float64),
             x=to_numpy(x),
             y=to_numpy(y),
-            value=to_numpy(torch.stack(values)),
-            gradient=to_numpy(torch.stack(gradients)),
+            value=to_numpy(rearrange(values, "p (y x) -> p y x", x=resolution)),
+            gradient=arrows(potential),
             path_times=to_numpy(path_times),
             path=to_numpy(plane.project(path)),
             image_times=to_numpy(shown),
             image_points=to_numpy(plane.project(decoded)),
             images=decode_latents(model, decoded) if len(shown) else images[None][:0],
+            solenoidal=None if isinstance(field, Potential) else arrows(field.solenoidal_part),
         )
 
 
@@ -198,14 +210,15 @@ def plot_landscape(
     resolution: int = 61,
     arrows: Arrows = "ascent",
 ) -> Figure:
-    """Draw the landscape of a potential with the decoded trajectories of images over it.
+    """Draw the landscape of a field's potential with decoded trajectories of images over it.
 
     One panel for each time, because u depends on time, all on one colour scale. Colour and level
-    lines are u, arrows the in-plane part of its gradient, along which the latents move. A ring is
-    t = 0, small dots are frames, the large dot is the latent at the time of its panel.
+    lines are u, white arrows the in-plane part of its gradient, along which the latents move, to
+    which a field that is no potential adds what the coloured arrows show, without divergence. A
+    ring is t = 0, small dots are frames, the large dot is the latent at the time of its panel.
 
     Args:
-        model: any model with potentials.
+        model: any model with fields that know their parts.
         images: first frames ``(B, C, H, W)``, pixels in [0, 1]; one to four make a clear figure.
         k: name or index of the transformation.
         times: of the panels, in frames; default: the first, middle and last frame.
@@ -213,7 +226,8 @@ def plot_landscape(
             panel of its time.
         plane: another plane than that of the trajectories' principal components.
         resolution: grid points along each side.
-        arrows: ``ascent`` draws ``grad u``, the velocity; ``descent`` draws ``-grad u``.
+        arrows: ``ascent`` draws the parts of the velocity; ``descent`` draws ``-grad u``, and
+            reverses the other part, too.
 
     Raises:
         ValueError, KeyError, IndexError: as of :func:`landscape_data`.
@@ -290,7 +304,7 @@ def draw_landscape(data: Landscape, *, arrows: Arrows = "ascent") -> Figure:
     bar = figure.colorbar(meshes[0], ax=beside, pad=0.03, aspect=24)
     bar.set_label("$u$ (latent units$^2$ / frame)")
     bar.ax.tick_params(labelsize=8)
-    _draw_legend(figure, several=count > 1)
+    _draw_legend(figure, several=count > 1, both=data.solenoidal is not None)
     figure.draw_without_rendering()
     for place, axes in enumerate(list(panels.flat)[:count]):
         visible = np.isclose(data.image_times, data.times[place]) | (count == 1)
@@ -303,27 +317,29 @@ def _draw_arrows(axes: Axes, data: Landscape, place: int, sign: float) -> None:
     size = len(data.x)
     step = max(1, round(size / (12 if len(data.times) == 1 else 9)))
     part = slice(step // 2, None, step)
-    field = sign * data.gradient[:, part, part]
+    parts = [each for each in (data.gradient, data.solenoidal) if each is not None]
+    arrows = sign * np.stack(parts)[:, :, part, part]
     # The longest arrows of one panel must not make those of the others invisible.
-    typical = float(np.percentile(np.hypot(field[..., 0], field[..., 1]), 90))
+    typical = float(np.percentile(np.hypot(arrows[..., 0], arrows[..., 1]), 90))
     spacing = (data.x[-1] - data.x[0]) / (size - 1) * step
-    axes.quiver(
-        data.x[part],
-        data.y[part],
-        field[place, ..., 0],
-        field[place, ..., 1],
-        color="white",
-        alpha=0.9,
-        angles="xy",
-        scale_units="xy",
-        scale=max(typical, 1e-12) / (0.8 * spacing),
-        width=0.005 if len(data.times) == 1 else 0.008,
-        headwidth=3.4,
-        headlength=3.8,
-        headaxislength=3.4,
-        minlength=0.5,
-        pivot="middle",
-    )
+    for field, colour in zip(arrows[:, place], _ARROWS, strict=False):
+        axes.quiver(
+            data.x[part],
+            data.y[part],
+            field[..., 0],
+            field[..., 1],
+            color=colour,
+            alpha=0.9,
+            angles="xy",
+            scale_units="xy",
+            scale=max(typical, 1e-12) / (0.8 * spacing),
+            width=0.005 if len(data.times) == 1 else 0.008,
+            headwidth=3.4,
+            headlength=3.8,
+            headaxislength=3.4,
+            minlength=0.5,
+            pivot="middle" if len(parts) == 1 else "tail",
+        )
 
 
 def _draw_paths(axes: Axes, data: Landscape, place: int) -> None:
@@ -338,10 +354,13 @@ def _draw_paths(axes: Axes, data: Landscape, place: int) -> None:
             axes.plot(*now, "o", **_NOW, zorder=6)
 
 
-def _draw_legend(figure: Figure, *, several: bool) -> None:
+def _draw_legend(figure: Figure, *, several: bool, both: bool) -> None:
     marks = [("$t$ = 0", "o", _START), ("frames", ".", _FRAME)]
     if several:
         marks.append(("latent at the time of the panel", "o", _NOW))
+    if both:
+        for label, colour in zip(("gradient part", "without divergence"), _ARROWS, strict=True):
+            marks.append((label, ">", {"markerfacecolor": colour, "markeredgecolor": "black"}))
     handles = [
         Line2D([], [], linestyle="none", marker=marker, label=label, **style)
         for label, marker, style in marks

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import functools
+import hashlib
 import html
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +16,7 @@ from matplotlib.figure import Figure
 
 from flowfactor.diagnostics.animation import Animation
 from flowfactor.diagnostics.io import render, write_file
+from flowfactor.diagnostics.player import Player
 from flowfactor.names import one_line
 from flowfactor.tables import Table
 
@@ -29,12 +33,12 @@ class Illustration:
     """An image of a report.
 
     Attributes:
-        image: a figure, an animation, or the path of a PNG, GIF or JPEG file.
+        image: a figure, an animation, frames to be played, or the path of a PNG, GIF or JPEG file.
         caption: what is to be seen; also what a screen reader says.
         file: where the image has been saved, so that it need not be rendered again.
     """
 
-    image: Figure | Animation | str | os.PathLike[str]
+    image: Figure | Animation | Player | str | os.PathLike[str]
     caption: str = ""
     file: str | os.PathLike[str] | None = None
 
@@ -52,7 +56,7 @@ class Section:
 
     heading: str
     text: str = ""
-    illustrations: Sequence[Illustration | Figure | Animation] = ()
+    illustrations: Sequence[Illustration | Figure | Animation | Player] = ()
     tables: Sequence[Table] = ()
 
 
@@ -65,8 +69,11 @@ def write_report(
 ) -> Path:
     """Write ``report.html`` into a folder: one file, with all images inside.
 
-    It needs no network, no script and no other file, follows the reader's light or dark mode, and
-    fits narrow windows. All text is escaped: it is shown as it is, never read as HTML.
+    It needs no network, no server and no other file, and a browser lets it load none. It follows
+    the reader's light or dark mode and fits narrow windows; tables are sorted by a click on a
+    heading, and a :class:`~flowfactor.diagnostics.player.Player` has sliders for flow and time.
+    All text is escaped: it is shown as it is, never read as HTML, and no other script is run than
+    that of this module.
 
     Args:
         folder: made if missing; an older report in it is replaced.
@@ -102,12 +109,19 @@ def write_report(
         contents = f'<nav aria-label="Contents"><ul>{entries}</ul></nav>\n'
     body = "\n".join(map(_render_section, sections, ids))
     below = f'<p class="subtitle">{_escape(subtitle)}</p>\n' if subtitle else ""
+    style, script = _read_part("report.css"), f"\n{_read_part('report.js')}"
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = (
+        f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
+        f"script-src 'sha256-{digest}'"
+    )
     page = (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{_escape(title)}</title>\n<style>\n{_STYLE}</style>\n</head>\n<body>\n"
+        f"<title>{_escape(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n"
         f"<header>\n<h1>{_escape(title)}</h1>\n{below}</header>\n{contents}"
-        f"<main>\n{body}\n</main>\n</body>\n</html>\n"
+        f"<main>\n{body}\n</main>\n<script>{script}</script>\n</body>\n</html>\n"
     )
     return write_file(Path(folder) / "report.html", page.encode())
 
@@ -126,11 +140,19 @@ def _render_section(section: Section, name: str) -> str:
     return "\n".join([*parts, "</section>"])
 
 
+@functools.cache
+def _read_part(name: str) -> str:
+    """Return a part of the page that lies beside this module."""
+    return Path(__file__).with_name(name).read_text(encoding="utf-8")
+
+
 def _render_illustration(item: Illustration, heading: str) -> str:
     mime, content = _read_image(item.image if item.file is None else item.file)
     source = f"data:{mime};base64,{base64.b64encode(content).decode('ascii')}"
     text = _escape(item.caption or heading)
     caption = f"<figcaption>{_escape(item.caption)}</figcaption>" if item.caption else ""
+    if isinstance(item.image, Player):
+        return f"<figure>{_render_player(item.image, source, text)}{caption}</figure>"
     width, kind = "", ""
     if isinstance(item.image, Figure):
         inches = float(item.image.get_size_inches()[0])
@@ -142,64 +164,37 @@ def _render_illustration(item: Illustration, heading: str) -> str:
     return f"<figure>{picture}{caption}</figure>"
 
 
+def _render_player(player: Player, source: str, text: str) -> str:
+    """Return all frames as one image, from which the script makes something to play with."""
+    _, _, samples, height, width, _ = player.frames.shape
+    data = {
+        "labels": [one_line(label, 60) for label in player.labels],
+        "times": [round(t, 3) for t in player.times],
+        "samples": samples,
+        "height": height,
+        "width": width,
+        "cell": player.cell,
+    }
+    content = html.escape(json.dumps(data), quote=True)
+    picture = f'<img class="sheet" src="{source}" alt="{text}">'
+    return f'<div class="player" data-player="{content}">{picture}</div>'
+
+
 def _escape(text: str) -> str:
     """Return plain text as HTML, in one line."""
     return html.escape(one_line(text))
 
 
-def _read_image(image: Figure | Animation | str | os.PathLike[str]) -> tuple[str, bytes]:
+def _read_image(
+    image: Figure | Animation | Player | str | os.PathLike[str],
+) -> tuple[str, bytes]:
     if isinstance(image, Figure):
         return "image/png", render(image, ".png", dpi=200)
     if isinstance(image, Animation):
         return "image/gif", image.gif()
+    if isinstance(image, Player):
+        return image.sheet()
     path = Path(image)
     if path.suffix.lower() not in _MIME:
         raise ValueError(f"a report shows {', '.join(_MIME)} files, not {path.name!r}")
     return _MIME[path.suffix.lower()], path.read_bytes()
-
-
-_STYLE = """\
-:root {
-  color-scheme: light dark;
-  --ground: #ffffff; --text: #1f2328; --quiet: #59636e; --line: #d8dee4; --link: #0b62b0;
-}
-@media (prefers-color-scheme: dark) {
-  :root {
-    --ground: #15181c; --text: #e3e6ea; --quiet: #9aa4af; --line: #343b43; --link: #6cb6ff;
-  }
-}
-* { box-sizing: border-box; }
-body {
-  margin: 0 auto; padding: 1.5rem 1rem 4rem; max-width: 60rem;
-  background: var(--ground); color: var(--text);
-  font: 1rem/1.55 system-ui, sans-serif;
-}
-h1 { font-size: 1.7rem; line-height: 1.25; margin: 0.5rem 0; }
-h2 { font-size: 1.25rem; margin: 2.5rem 0 0.5rem; }
-p { max-width: 46rem; margin: 0.6rem 0; overflow-wrap: anywhere; }
-a { color: var(--link); }
-.subtitle { color: var(--quiet); font-size: 0.9rem; }
-nav ul { display: flex; flex-wrap: wrap; gap: 0.3rem 1.2rem; padding: 0; list-style: none; }
-section { border-top: 1px solid var(--line); margin-top: 2rem; }
-section h2 { margin-top: 1.2rem; }
-figure { margin: 1.2rem 0; }
-figure img {
-  display: block; max-width: 100%; height: auto;
-  background: #ffffff; border: 1px solid var(--line); border-radius: 6px; padding: 0.4rem;
-}
-@media (max-width: 40rem) {
-  figure .wide { overflow-x: auto; }
-  figure .wide img { max-width: none; width: 40rem !important; }
-}
-figcaption { color: var(--quiet); font-size: 0.9rem; max-width: 46rem; margin-top: 0.4rem; }
-.table { overflow-x: auto; margin: 1rem 0; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-caption { text-align: left; color: var(--quiet); font-size: 0.9rem; padding-bottom: 0.3rem; }
-th, td {
-  text-align: left; vertical-align: top; padding: 0.35rem 0.9rem;
-  border-bottom: 1px solid var(--line);
-}
-th { white-space: nowrap; }
-th.number, td.number { text-align: right; }
-@media print { section { break-inside: avoid; } }
-"""

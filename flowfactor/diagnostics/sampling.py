@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from flowfactor.models.base import SequenceModel
-from flowfactor.potentials import Potential, Selector
+from flowfactor.potentials import Selector, VectorField
 
 
 @contextmanager
@@ -47,13 +47,13 @@ def encode_images(model: SequenceModel, images: Tensor) -> Float[Tensor, "b d"]:
 def trace_latents(
     model: SequenceModel,
     z: Float[Tensor, "b d"],
-    k: Potential | Selector,
+    k: VectorField | Selector,
     times: Float[Tensor, "t"],
 ) -> Float[Tensor, "t b d"]:
     """Return where latents that are at ``z`` at time 0 are at each time.
 
     Args:
-        model: gives the potentials and the solver.
+        model: gives the fields and the solver.
         z: the latents at time 0.
         k: the transformation.
         times: increasing; negative ones are reached by running backwards from 0.

@@ -29,6 +29,7 @@ from flowfactor.diagnostics.style import (
     styled,
 )
 from flowfactor.models.base import PotentialModel
+from flowfactor.potentials import Potential
 from flowfactor.transport import along_path, straightness
 
 
@@ -67,7 +68,8 @@ def transport_data(
         substeps: times per frame.
 
     Raises:
-        ValueError: images of another shape than the model's, an unknown name.
+        ValueError: images of another shape than the model's, an unknown name, or a field that is no
+            gradient of a potential.
     """
     curves = {}
     with evaluating(model):
@@ -75,6 +77,8 @@ def transport_data(
         times = make_time_grid(0.0, float(model.horizon), substeps).to(z0)
         for name in select_names(model, names):
             potential = model.potentials[name]
+            if not isinstance(potential, Potential):
+                raise ValueError(f"the Hamilton-Jacobi equation of {name} needs a potential")
             path = model.trace(z0, potential, times)
             terms = along_path(potential, path, getattr(model, "force", None))
             curves[name] = TransportCurves(

@@ -5,6 +5,23 @@ measure one thing; the registered classes are what :func:`flowfactor.evaluation.
 """
 
 from flowfactor.matching import Matching, match_flows
+from flowfactor.metrics.activity import (
+    ActivityMetric,
+    ActivityOptions,
+    ActivityResult,
+    InfersActivity,
+    alone_error,
+    drawn_sequences,
+    infer_sequences,
+    ordinary_sequences,
+)
+from flowfactor.metrics.activity_scores import (
+    ActivityScores,
+    arrange,
+    find_switch,
+    match_fields,
+    score_activity,
+)
 from flowfactor.metrics.base import Metric, MetricContext, MetricOptions
 from flowfactor.metrics.closure import Closure, ClosureMetric, closure_error
 from flowfactor.metrics.codes import CodeSource, CodeTable, ModelCodes, encode_dataset
@@ -28,7 +45,9 @@ from flowfactor.metrics.equivariance import Equivariance, Traversals
 from flowfactor.metrics.extrapolation import Extrapolation
 from flowfactor.metrics.held_out import HeldOut
 from flowfactor.metrics.inferred import Inferred, assignments, infer_labels
+from flowfactor.metrics.intervals import proportion_interval
 from flowfactor.metrics.likelihood import LogLikelihood, log_likelihood
+from flowfactor.metrics.mean_film import MeanFilm, MeanFilmMetric, mean_film_error
 from flowfactor.metrics.paths import PathMeasures, Paths, path_measures
 from flowfactor.metrics.pixel_errors import (
     EquivarianceError,
@@ -51,6 +70,10 @@ from flowfactor.metrics.solver import SolverChange, SolverIndependence, solver_i
 
 __all__ = [
     "DCI",
+    "ActivityMetric",
+    "ActivityOptions",
+    "ActivityResult",
+    "ActivityScores",
     "ClassifierOptions",
     "Closure",
     "ClosureMetric",
@@ -66,8 +89,11 @@ __all__ = [
     "Extrapolation",
     "HeldOut",
     "Inferred",
+    "InfersActivity",
     "LogLikelihood",
     "Matching",
+    "MeanFilm",
+    "MeanFilmMetric",
     "Metric",
     "MetricContext",
     "MetricOptions",
@@ -81,25 +107,35 @@ __all__ = [
     "SolverChange",
     "SolverIndependence",
     "Traversals",
+    "alone_error",
+    "arrange",
     "assignments",
     "classify_pairs",
     "closure_error",
     "commutation_error",
     "dci",
+    "drawn_sequences",
     "encode_dataset",
     "equivariance_error",
     "error_table",
     "factor_vae_score",
+    "find_switch",
     "frame_errors",
     "infer_labels",
+    "infer_sequences",
     "log_likelihood",
+    "match_fields",
     "match_flows",
     "mean_error",
+    "mean_film_error",
     "mig",
+    "ordinary_sequences",
     "path_measures",
+    "proportion_interval",
     "relative_sharpness",
     "reversal_error",
     "sap",
+    "score_activity",
     "solver_independence",
     "superposition_error",
     "switching_error",

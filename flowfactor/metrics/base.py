@@ -40,6 +40,9 @@ class MetricContext:
         images: on how many sequences to measure at most.
         held_out: sequences of a kind that the training has not seen, if there are such.
         held_out_values: which these are, for titles.
+        validation: sequences of the validation split, for what is chosen before it is measured, if
+            another split is measured.
+        training: recordings of the training split, for what they show on average.
     """
 
     model: SequenceModel
@@ -51,6 +54,8 @@ class MetricContext:
     images: int = 1000
     held_out: SequenceDataset | None = None
     held_out_values: str = ""
+    validation: SequenceDataset | None = None
+    training: SequenceDataset | None = None
 
     @functools.cached_property
     def errors(self) -> dict[str, EquivarianceError]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flowfactor.metrics.base import Metric, MetricContext
+from flowfactor.metrics.mean_film import mean_film_column
 from flowfactor.metrics.pixel_errors import (
     ErrorSummaries,
     equivariance_error,
@@ -49,7 +50,7 @@ class Equivariance(Metric):
     def tables(cls, result: ErrorSummaries, evaluation: Evaluation) -> Mapping[str, Table]:
         """Return the table of errors, with the effect of an accurate solver if it was measured."""
         changes = evaluation.result(SolverIndependence)
-        extra: dict[Column, Mapping[str, float]] = {}
+        extra = mean_film_column(evaluation)
         if changes is not None:
             relative = {name: change.relative for name, change in changes.changes.items()}
             extra[Column("with dopri5", format="+.2%")] = relative

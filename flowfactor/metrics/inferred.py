@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
@@ -10,8 +11,10 @@ from torch import Tensor
 
 from flowfactor.checks import brief, check_integer, check_method, check_type
 from flowfactor.data import SequenceBatch, SequenceDataset
-from flowfactor.matching import match_flows
+from flowfactor.matching import Matching
 from flowfactor.metrics.base import Metric, MetricContext
+from flowfactor.metrics.intervals import proportion_interval
+from flowfactor.metrics.mean_film import mean_film_column
 from flowfactor.metrics.pixel_errors import (
     ErrorSummaries,
     batches,
@@ -150,6 +153,36 @@ def _sequences(
             yield part, data.sample(part)
 
 
+def _labels_and_flows(
+    model: SequenceModel, data: SequenceDataset, indices: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the true transformation of each sequence, and the flow that the model chooses."""
+    labels, flows = [], []
+    for part in indices.split(limit_batch(data, _BATCH)):
+        sequences = data.sample(part)
+        assert sequences.labels is not None
+        labels.append(sequences.labels.cpu())
+        flows.append(model.choose(sequences.to(model.device)).cpu())
+    return torch.cat(labels), torch.cat(flows)
+
+
+def _meanings(model: SequenceModel, known: Sequence[SequenceDataset | None]) -> Tensor | None:
+    """Return the transformation that most sequences of each flow undergo, -1 of unused flows."""
+    total = None
+    for data in known:
+        if data is None:
+            continue
+        indices = torch.arange(len(data))
+        if data.labels is not None:
+            indices = indices[data.labels.cpu() >= 0]
+        if len(indices):
+            labels, flows = _labels_and_flows(model, data, indices)
+            counts = torch.zeros(len(model.names), len(data.names))
+            counts.index_put_((flows, labels), torch.ones(()), accumulate=True)
+            total = counts if total is None else total + counts
+    return None if total is None else torch.where(total.any(1), total.argmax(1), -1)
+
+
 @dataclasses.dataclass(frozen=True)
 class InferredErrors(ErrorSummaries):
     """Errors of inferred flows, and how they match the transformations.
@@ -160,12 +193,24 @@ class InferredErrors(ErrorSummaries):
             it got from validation sequences; None where there are no labels.
         purity: the part of the sequences that have the most common transformation of their flow.
         flows: the names of the flows.
+        interval: of the accuracy, with 95 % confidence, :func:`proportion_interval`; sequences of a
+            group of recordings are not independent.
+        common: the accuracy of the most common transformation for all sequences.
+        majority: the accuracy if each flow means the transformation that most sequences of it
+            undergo, of the training if those are given and of validation; several flows can share
+            one. None if neither is known.
+        majority_interval: its interval.
     """
 
     counts: list[list[int]]
     accuracy: float | None = None
     purity: float | None = None
-    flows: list[str] = dataclasses.field(default_factory=list)  # earlier evaluations lack it
+    # Earlier evaluations lack these.
+    flows: list[str] = dataclasses.field(default_factory=list)
+    interval: list[float] | None = None
+    common: float | None = None
+    majority: float | None = None
+    majority_interval: list[float] | None = None
 
 
 @METRICS.register("inferred")
@@ -200,15 +245,25 @@ class Inferred(Metric):
             assert data.labels is not None
             counts = torch.bincount(data.labels[context.indices], minlength=len(model.names))
             return InferredErrors(*errors, [counts.tolist()], flows=list(model.names))
-        size = limit_batch(recorded, _BATCH)
-        labelled = (recorded.sample(part) for part in indices.split(size))
-        matching = match_flows(model, labelled, len(recorded.names))
+        labels, flows = _labels_and_flows(model, recorded, indices)
+        shape = (len(recorded.names), len(model.names))
+        pairs = torch.bincount(labels * shape[1] + flows, minlength=math.prod(shape))
+        matching = Matching(pairs.view(shape), tuple(range(shape[0])))
+        groups = getattr(recorded, "groups", None)
+        groups = None if groups is None else groups[indices.cpu()]
+        right, majority = labels == flows, None
+        if (meanings := _meanings(model, [context.training, context.validation])) is not None:
+            majority = labels == meanings[flows]
         return InferredErrors(
             *errors,
             matching.counts.tolist(),
-            int(matching.counts.diagonal().sum()) / len(indices),
+            matching.accuracy,
             matching.purity,
             list(model.names),
+            list(proportion_interval(right, groups)),
+            int(matching.counts.sum(1).max()) / len(indices),
+            None if majority is None else float(majority.double().mean()),
+            None if majority is None else list(proportion_interval(majority, groups)),
         )
 
     @classmethod
@@ -216,8 +271,17 @@ class Inferred(Metric):
         """Return the mean error of inferred flows, and how many are right."""
         rows = [Row("the inferred flow", mean_errors(result.errors.values()))]
         if result.accuracy is not None:
-            right = f"{result.accuracy:.1%}"
-            rows.append(Row("sequences whose flow is right", [right, None, None, None]))
+            shown = {"sequences whose flow is right": (result.accuracy, result.interval)}
+            if result.majority is not None and result.majority != result.accuracy:
+                name = "sequences whose flow mostly means what is right"
+                shown[name] = (result.majority, result.majority_interval)
+            if result.accuracy < 1 and result.common is not None:
+                shown["sequences of the most common transformation"] = (result.common, None)
+            for name, (share, interval) in shown.items():
+                text = f"{share:.1%}"
+                if interval is not None:
+                    text += " ({:.1%} to {:.1%})".format(*interval)
+                rows.append(Row(name, [text, None, None, None]))
         return rows
 
     @classmethod
@@ -238,4 +302,5 @@ class Inferred(Metric):
             "Sequences by what they undergo and the flow that they get",
             "transformation",
         )
-        return {"inferred": error_table(result, title), "assignments": counts}
+        extra = mean_film_column(evaluation)
+        return {"inferred": error_table(result, title, extra=extra), "assignments": counts}

@@ -59,12 +59,12 @@ def path_measures(
 
     .. code-block:: text
 
-        dz/dt = grad u^k(z, t) from z_0, the encoder mean of x_0
+        dz/dt = v^k(z, t) from z_0, the encoder mean of x_0
         straightness    = mean_{images}  |z_T - z_0| / length
-        kinetic energy  = mean_{images}  1/T int_0^T 1/2 |grad u^k(z_t, t)|^2 dt
+        kinetic energy  = mean_{images}  1/T int_0^T 1/2 |v^k(z_t, t)|^2 dt
 
     The integral is by the trapezoidal rule, the length that of the polygon through the same times.
-    A model without potentials has paths, too: the polygons through its latents at the frames.
+    A model without fields has paths, too: the polygons through its latents at the frames.
 
     Args:
         model: in evaluation mode.
@@ -118,9 +118,9 @@ def _path(
         count = horizon * per_frame
         times = torch.arange(count + 1, dtype=z0.dtype, device=z0.device) / per_frame
         path = model.trace(z0, k, times, method=method)
-        potential = model.potentials[k]
+        field = model.potentials[k]
         with full_precision(z0):
-            speeds = [potential.gradient(z, t) for t, z in zip(path.times, path.z, strict=True)]
+            speeds = [field.velocity(z, t) for t, z in zip(path.times, path.z, strict=True)]
         energies = 0.5 * torch.stack(speeds).square().sum(-1)
         return path, torch.trapezoid(energies, times, dim=0) / horizon
     times = frame_times(horizon, z0)

@@ -7,6 +7,7 @@ from flowfactor.models.flow_vae import FlowVAE, FlowVAEOptions
 from flowfactor.models.objective import Context, Objective, Term, term
 from flowfactor.models.poflow import PoFlow, PoFlowOptions
 from flowfactor.models.slow_vae import SlowVAE, SlowVAEOptions
+from flowfactor.models.sparse_flow_vae import SparseFlowVAE, SparseFlowVAEOptions
 from flowfactor.models.topographic_vae import TopographicVAE, TopographicVAEOptions
 from flowfactor.models.traversal import TraversalModel, fit_traversals, mean_displacements
 from flowfactor.models.vae import VAE, VAEOptions
@@ -31,6 +32,8 @@ __all__ = [
     "SequenceModel",
     "SlowVAE",
     "SlowVAEOptions",
+    "SparseFlowVAE",
+    "SparseFlowVAEOptions",
     "Term",
     "TopographicVAE",
     "TopographicVAEOptions",

@@ -25,7 +25,7 @@ from flowfactor.networks import (
 )
 from flowfactor.observation import Observation
 from flowfactor.options import KindIn, NameIn, NonNegativeInt, PositiveInt, options
-from flowfactor.potentials import PotentialBank, RidgePotential
+from flowfactor.potentials import FieldBank, RidgePotential, VectorField
 from flowfactor.registries import DECODERS, ENCODERS, OBSERVATIONS
 from solvers import RK4, Direct, Gradient, Method
 
@@ -91,21 +91,21 @@ class AutoencoderOptions:
 
 @options
 class PotentialOptions(AutoencoderOptions):
-    """Options of models with potentials."""
+    """Options of models whose latents flow along fields."""
 
     width: PositiveInt = 256
-    """Size H of a potential: its ridge functions, or the units of each hidden layer."""
+    """Size H of a field: its ridge functions, or the units of each hidden layer."""
     frequencies: PositiveInt = 4
-    """Number of frequencies of the potentials' coefficients in time."""
+    """Number of frequencies of the fields' coefficients in time."""
     rank: NonNegativeInt = 0
-    """Number of squares of the potentials' quadratic term; 0 leaves it out."""
+    """Number of squares of the fields' quadratic potential; 0 leaves it out."""
     solver: Solver = RK4(steps=2)
     """Solver of the flow: its name and options; the steps of a fixed method are per frame."""
     gradient: SolverGradient = Direct()
     """How the solver is differentiated: name and options."""
 
-    def make_potentials(self, names: Sequence[str], horizon: int) -> PotentialBank:
-        """Return the bank of potentials, one for each name."""
+    def make_bank(self, names: Sequence[str], horizon: int) -> FieldBank[VectorField]:
+        """Return the bank of fields, one for each name."""
         return RidgePotential(
             names,
             self.latent_dim,
@@ -182,7 +182,7 @@ class Autoencoder(SequenceModel):
 
 
 class PotentialAutoencoder(PotentialModel, Autoencoder):
-    """An autoencoder whose latents flow along the gradients of potentials.
+    """An autoencoder whose latents flow along fields.
 
     Args:
         options: of the model.
@@ -205,11 +205,11 @@ class PotentialAutoencoder(PotentialModel, Autoencoder):
         horizon: int,
         **networks: Any,
     ) -> None:
-        bank = options.make_potentials(names, horizon)
+        bank = options.make_bank(names, horizon)
         super().__init__(options, names, image_shape, horizon, **networks)
         if bank.dim != self.latent_dim or bank.names != tuple(names):
             raise ValueError(
-                f"the potentials {', '.join(bank.names)} act on {bank.dim} dimensions; the model "
+                f"the fields {', '.join(bank.names)} act on {bank.dim} dimensions; the model "
                 f"has {', '.join(names)} and latent_dim {self.latent_dim}"
             )
         self.potentials = bank

@@ -29,7 +29,7 @@ from flowfactor.checks import (
 from flowfactor.data import SequenceBatch, SequenceDataset
 from flowfactor.observation import Observation
 from flowfactor.options import dump, parse
-from flowfactor.potentials import Potential, PotentialBank, Selector
+from flowfactor.potentials import FieldBank, Selector, VectorField
 from solvers import Gradient, Method
 
 ERROR_FRAMES = 7
@@ -303,7 +303,7 @@ class SequenceModel(nn.Module, ABC):
     def flow(
         self,
         z: Float[Tensor, "b d"],
-        k: Potential | Selector,
+        k: VectorField | Selector,
         t: float | Sequence[float] | Tensor,
         **options: Any,
     ) -> Tensor:
@@ -461,15 +461,15 @@ _check_arguments(SequenceModel)
 
 
 class PotentialModel(SequenceModel):
-    """A model whose latents flow along the gradients of potentials.
+    """A model whose latents flow along fields, such as the gradients of potentials.
 
     Attributes:
-        potentials: the bank of the K potentials.
+        potentials: the bank of the K fields.
         method: the solver of the flow; the steps of a fixed method are per frame.
         gradient: how the solver is differentiated.
     """
 
-    potentials: PotentialBank
+    potentials: FieldBank[VectorField]
     method: Method
     gradient: Gradient
 
@@ -478,27 +478,27 @@ class PotentialModel(SequenceModel):
         """The names of the transformations."""
         return self.potentials.names
 
-    def select(self, k: Potential | Selector) -> Potential:
-        """Return a potential as it is, or the one that a selector asks for."""
+    def select(self, k: VectorField | Selector) -> VectorField:
+        """Return a field as it is, or the one that a selector asks for."""
         if isinstance(k, int | str | Tensor):
             return self.potentials.select(k)
-        return _potential(k)
+        return _field(k)
 
     def flow(
         self,
         z: Float[Tensor, "b d"],
-        k: Potential | Selector,
+        k: VectorField | Selector,
         t: float | Sequence[float] | Tensor,
         *,
         method: Method | None = None,
         gradient: Gradient | None = None,
         **options: Any,
     ) -> Tensor:
-        """Move latents along the flow of a potential, by the model's solver if not another.
+        """Move latents along the flow of a field, by the model's solver if not another.
 
         Args:
             z: latents ``(B, D)``.
-            k: a potential, or the name or index of a transformation, one index per sample ``(B,)``
+            k: a field, or the name or index of a transformation, one index per sample ``(B,)``
                 or weights ``(B, K)`` of a mixture.
             t: a number: from time 0 to t. Or times ``(T,)``: from ``t[0]`` through all of them.
             method: of another solver than the model's.
@@ -521,7 +521,7 @@ class PotentialModel(SequenceModel):
     def trace(
         self,
         z: Float[Tensor, "b d"],
-        k: Potential | Selector,
+        k: VectorField | Selector,
         t: float | Sequence[float] | Tensor,
         *,
         method: Method | None = None,
@@ -538,17 +538,17 @@ class PotentialModel(SequenceModel):
 
 def flow(
     z: Float[Tensor, "b d"],
-    k: Potential | Selector,
+    k: VectorField | Selector,
     t: float | Sequence[float] | Tensor,
     model: SequenceModel | None = None,
     **options: Any,
 ) -> Tensor:
-    """Move latents: by a potential, or by a transformation of a model.
+    """Move latents: by a field, or by a transformation of a model.
 
     Args:
         z: latents ``(B, D)``.
-        k: a potential; with a model also the name or index of a transformation, one index per
-            sample ``(B,)``, or weights ``(B, K)`` of a mixture of potentials.
+        k: a field, such as a potential; with a model also the name or index of a transformation,
+            one index per sample ``(B,)``, or weights ``(B, K)`` of a mixture of fields.
         t: a number: from time 0 to t. Or times ``(T,)``: from ``t[0]``, where the latents are
             ``z``, through all of them. One frame is one unit of time.
         model: knows the transformations, and the solver if another is not given.
@@ -558,7 +558,7 @@ def flow(
         ``z_t``: ``(B, D)`` for a number t, else ``(T, B, D)``, the first being ``z``.
 
     Raises:
-        ValueError: k is no potential and there is no model, shapes that do not match, or times
+        ValueError: k is no field and there is no model, shapes that do not match, or times
             that do not run one way.
         KeyError, IndexError: no such transformation.
         solvers.SolverError: the solver did not reach the last time.
@@ -574,14 +574,14 @@ def flow(
         torch.Size([2, 4])
     """
     if model is None:
-        return flows.flow(*_check_potential_flow(z, k, t), **options)
+        return flows.flow(*_check_field_flow(z, k, t), **options)
     check_type("model", model, SequenceModel)
     return model.flow(z, k, t, **options)
 
 
 def trace(
     z: Float[Tensor, "b d"],
-    k: Potential | Selector,
+    k: VectorField | Selector,
     t: float | Sequence[float] | Tensor,
     model: PotentialModel | None = None,
     **options: Any,
@@ -590,7 +590,7 @@ def trace(
 
     Args:
         z, k, t, options: as of :func:`flow`.
-        model: one with potentials.
+        model: one with fields.
 
     Example:
         >>> import torch, flowfactor
@@ -600,35 +600,35 @@ def trace(
         (torch.Size([3, 1, 2]), torch.Size([3, 1]))
     """
     if model is None:
-        return flows.trace(*_check_potential_flow(z, k, t), **options)
+        return flows.trace(*_check_field_flow(z, k, t), **options)
     check_type("model", model, PotentialModel, "a model with potentials")
     return model.trace(z, k, t, **options)
 
 
-def _check_potential_flow(z: Any, k: Any, t: Any) -> tuple[Tensor, Potential, Any]:
+def _check_field_flow(z: Any, k: Any, t: Any) -> tuple[Tensor, VectorField, Any]:
     """Return the arguments of a flow without a model, after checking them."""
     if isinstance(k, int | str | Tensor):
         raise ValueError(
             f"k is {kind_of(k)}, a transformation of a model, but there is no model: "
             f"flow(z, k, t, model)"
         )
-    potential = _potential(k)
-    like = next((p for p in potential.tensors() if p.is_floating_point() and p.ndim), None)
-    check_tensor("z", z, ("B", potential.dim), like)
+    field = _field(k)
+    like = next((p for p in field.tensors() if p.is_floating_point() and p.ndim), None)
+    check_tensor("z", z, ("B", field.dim), like)
     check_times(t, each=True)
-    return z, potential, t
+    return z, field, t
 
 
-def _potential(k: Any) -> Potential:
-    """Return a potential as it is.
+def _field(k: Any) -> VectorField:
+    """Return a field as it is.
 
     Raises:
-        TypeError: it is something else; the message says how to make a potential of it.
+        TypeError: it is something else; the message says how to make a field of it.
     """
-    if isinstance(k, Potential):
+    if isinstance(k, VectorField):
         return k
     hint = ""
-    if isinstance(k, PotentialBank | SequenceModel):
+    if isinstance(k, FieldBank | SequenceModel):
         names = k.names
         hint = f": choose one of its transformations, {', '.join(map(repr, names[:5]))}"
     elif callable(k) and not isinstance(k, type):
@@ -636,6 +636,6 @@ def _potential(k: Any) -> Potential:
     elif isinstance(k, Sequence):
         hint = ": one index per sample is a tensor, torch.tensor(k)"
     raise TypeError(
-        f"k must be a potential, or with a model the name or index of a transformation; it is "
+        f"k must be a field, or with a model the name or index of a transformation; it is "
         f"{kind_of(k)}{hint}"
     )

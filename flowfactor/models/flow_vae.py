@@ -1,4 +1,4 @@
-"""The supervised flow model: a VAE whose latent moves along gradient flows."""
+"""The supervised flow model: a VAE whose latent flows along a field."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from flowfactor.models import terms
 from flowfactor.models.autoencoder import PotentialAutoencoder, PotentialOptions
 from flowfactor.models.objective import Context, Objective, properties_of
 from flowfactor.options import NameIn, PositiveFloat, PositiveInt, options
-from flowfactor.potentials import PotentialBank
+from flowfactor.potentials import FieldBank, Parts, PotentialBank, VectorField
 from flowfactor.priors import DiffusingPrior
-from flowfactor.registries import MODELS, POTENTIALS, TERMS
+from flowfactor.registries import FIELDS, MODELS, TERMS
 from flowfactor.transport import Force
 from solvers import Euler
 
@@ -28,10 +28,16 @@ __all__ = ["FlowVAE", "FlowVAEOptions", "terms"]
 class FlowVAEOptions(PotentialOptions):
     """Options of :class:`FlowVAE`."""
 
-    potential: Annotated[str | PotentialBank, NameIn(POTENTIALS, PotentialBank)] = "ridge"
-    """Family of the potentials: ``ridge`` or ``mlp``; in Python also a bank of them."""
+    # As it was called while all fields were gradients of potentials, so is it still read.
+    field: Annotated[str | FieldBank[VectorField], NameIn(FIELDS, FieldBank)] = pydantic.Field(
+        default="ridge", validation_alias=pydantic.AliasChoices("field", "potential")
+    )
+    """Family of the fields: ``ridge`` or ``mlp``; in Python also a bank of them."""
+    parts: Parts = "gradient"
+    """Parts of each field: ``gradient``, that of a potential; ``solenoidal``, without divergence,
+    which can turn; or ``both``. ``mlp`` has the first alone."""
     autonomous: bool = False
-    """Whether the potentials do not depend on time."""
+    """Whether the fields do not depend on time."""
     force: Literal["zero", "learned"] = "zero"
     """Force of the Hamilton-Jacobi equation: zero, or learned and non-positive."""
     diffusion: PositiveFloat = 0.05
@@ -49,15 +55,30 @@ class FlowVAEOptions(PotentialOptions):
     def _consistent(self) -> FlowVAEOptions:
         if self.density == "discrete" and not isinstance(self.solver, Euler):
             raise ValueError("density discrete needs solver {name: euler, steps: 4} or so")
+        if self.parts != "gradient" and self.field != "ridge":
+            raise ValueError(f"parts {self.parts} needs field ridge")
+        needy = [name for name in self.objective.active if properties_of(name).potential]
+        if needy and not self.has_potentials:
+            raise ValueError(
+                f"objective.{needy[0]} needs potentials; set its weight to 0, or parts to gradient"
+            )
         if self.force == "learned" and self.objective["hamilton_jacobi"] == 0:
             raise ValueError("force learned needs a weight objective.hamilton_jacobi above 0")
         return self
 
-    def make_potentials(self, names: Sequence[str], horizon: int) -> PotentialBank:
-        """Return the bank of potentials, one for each name; a bank of your own as it is."""
-        if isinstance(self.potential, PotentialBank):
-            return self.potential
-        bank: PotentialBank = POTENTIALS[self.potential](
+    @property
+    def has_potentials(self) -> bool:
+        """Whether the fields are gradients of potentials."""
+        if isinstance(self.field, FieldBank):
+            return isinstance(self.field, PotentialBank)
+        return self.parts == "gradient"
+
+    def make_bank(self, names: Sequence[str], horizon: int) -> FieldBank[VectorField]:
+        """Return the bank of fields, one for each name; a bank of your own as it is."""
+        if isinstance(self.field, FieldBank):
+            return self.field
+        parts = {} if self.parts == "gradient" else {"parts": self.parts}
+        bank: FieldBank[VectorField] = FIELDS[self.field](
             names,
             self.latent_dim,
             self.width,
@@ -65,13 +86,14 @@ class FlowVAEOptions(PotentialOptions):
             frequencies=self.frequencies,
             autonomous=self.autonomous,
             rank=self.rank,
+            **parts,
         )
         return bank
 
 
 @MODELS.register("flow_vae")
 class FlowVAE(PotentialAutoencoder):
-    r"""A variational autoencoder of sequences whose latent flows: ``dz/dt = grad u^k(z, t)``.
+    r"""A variational autoencoder of sequences whose latent flows: ``dz/dt = v^k(z, t)``.
 
     With the transformation k of each sequence known, training minimises
 
@@ -80,15 +102,16 @@ class FlowVAE(PotentialAutoencoder):
         - E_q[ sum_{t=0..T} log p(x_t | z_t) ]  +  beta KL(q(z_s | x_s) || N(0, I))
         + path_kl         sum_{t != s} KL(q_t(. | x_s, k) || p_{|t - s|}(. | k))
         + hamilton_jacobi mean_{t in [0, T]} (du/dt + 1/2 ||grad u||^2 - f)^2
-        + initial         ||grad u(z_s, s)||^2
+        + initial         ||v(z_s, s)||^2
         + consistency     sum_{t != s} KL(q_t(. | x_s, k) || q(. | x_t))
         + reversal        E_t E_{z_t ~ q(. | x_t)} [ -log p(x_s | z_{t->s}) ]
-        + commutator      ||[grad u^k, grad u^j](z_t, t)||^2
+        + commutator      ||[v^k, v^j](z_t, t)||^2
 
-    averaged over the batch. The encoded frame s is 0, or in training any
-    (``training.encoded_frame: random``), from which the flow leads forwards and backwards. ``z_t``
-    is the flow of ``z_s ~ q(z_s | x_s)``, ``q_t`` its density, ``p_t`` the diffusing prior and
-    ``z_{t->s}`` what flows back to time s; in the last line j is another transformation and t a
+    averaged over the batch. ``v^k`` is ``grad u^k``, divergence-free, or the sum of two such parts,
+    see ``parts``; ``hamilton_jacobi`` needs a potential. The encoded frame s is 0, or in training
+    any (``training.encoded_frame: random``), from which the flow leads forwards and backwards.
+    ``z_t`` is the flow of ``z_s ~ q(z_s | x_s)``, ``q_t`` its density, ``p_t`` the diffusing prior
+    and ``z_{t->s}`` what flows back to time s; in the last line j is another transformation and t a
     time at random. The first line is the negative evidence bound for ``beta = 1``; the transitions
     are deterministic, so that it needs no further term. The terms are the functions in
     :mod:`flowfactor.models.terms`; others can be registered.

@@ -21,7 +21,7 @@ from flowfactor.errors import ConfigError
 from flowfactor.flow import LogDensity, Path, trace, trace_between
 from flowfactor.models.autoencoder import PotentialAutoencoder
 from flowfactor.options import Weight, adapter, describe
-from flowfactor.potentials import Potential
+from flowfactor.potentials import VectorField
 from flowfactor.priors import DiffusingPrior
 from flowfactor.registries import TERMS
 from flowfactor.transport import Force, trace_with_random_times
@@ -39,6 +39,7 @@ class Term:
         weight: its default weight.
         density: it reads the log-density along the path, :attr:`Context.log_det`.
         random_times: it reads :attr:`Context.between`, the path between the frames.
+        potential: it needs fields that are potentials.
         evidence: it is part of the evidence by which a weakly supervised model compares flows.
         enumeration: when all flows are compared, evaluate it for ``each`` flow, ``once`` because it
             does not depend on the flow, or ``never``.
@@ -48,6 +49,7 @@ class Term:
     weight: float = 0.0
     density: bool = False
     random_times: bool = False
+    potential: bool = False
     evidence: bool = False
     enumeration: Literal["each", "once", "never"] = "each"
     label: str = ""
@@ -65,7 +67,7 @@ def term(**properties: Any) -> Callable[[Cost], Cost]:
         >>> @term(random_times=True)
         ... def speed(context):
         ...     at = context.between
-        ...     velocity = context.potential.gradient(at.z[0], at.times[:, 0])
+        ...     velocity = context.field.velocity(at.z[0], at.times[:, 0])
         ...     return velocity.square().sum(-1)
         >>> speed.term.random_times, speed.term.weight
         (True, 0.0)
@@ -247,8 +249,8 @@ class Context:
         return entropy
 
     @cached_property
-    def potential(self) -> Potential:
-        """The potential that each sequence follows."""
+    def field(self) -> VectorField:
+        """The field that each sequence follows."""
         return self.model.potentials.select(self.k)
 
     @cached_property
@@ -324,7 +326,7 @@ class Context:
     def reach(
         self,
         z: Float[Tensor, "b d"],
-        potential: Potential,
+        field: VectorField,
         start: Float[Tensor, "b"],
         end: Float[Tensor, "b"],
         fractions: Sequence[float] = (),
@@ -344,7 +346,7 @@ class Context:
             method = dataclasses.replace(method, **each)
         return trace_between(
             z,
-            potential,
+            field,
             start,
             end,
             method=method,
@@ -369,11 +371,11 @@ class Context:
         }
         between = None
         if self.random_times:
-            path, inner = trace_with_random_times(z0, self.potential, batch.horizon, **solver)
+            path, inner = trace_with_random_times(z0, self.field, batch.horizon, **solver)
             between = inner._replace(times=inner.times.expand(len(batch), -1))
         else:
             frames = torch.arange(batch.horizon + 1, dtype=z0.dtype, device=z0.device)
-            path = trace(z0, self.potential, frames, **solver)
+            path = trace(z0, self.field, frames, **solver)
         places = batch.times.unsqueeze(-1).expand(-1, -1, z0.shape[-1])
         z = rearrange(path.z, "t b d -> b t d").gather(1, places)
         log_det = None if path.log_det is None else path.log_det.mT.gather(1, batch.times)
@@ -385,17 +387,17 @@ class Context:
         z0, B, n = self.z0, len(self.batch), self.batch.times.shape[1] - 1
         if n == 0:
             raise ValueError("a flow needs a second frame of each sequence to lead to")
-        start, potential = z0, self.potential
+        start, field = z0, self.field
         if n > 1:
             start = z0.repeat_interleave(n, 0)
-            potential = self.model.potentials.select(self.k.repeat_interleave(n, 0))
+            field = self.model.potentials.select(self.k.repeat_interleave(n, 0))
         fractions: list[float] = []
         if self.random_times:
             # Drawn on the processor, where the solver wants to know it.
             fractions = [float(torch.rand(()).clamp(1e-3, 0.999))]
         path = self.reach(
             start,
-            potential,
+            field,
             self.times[:, :1].expand(-1, n).reshape(-1),
             self.times[:, 1:].reshape(-1),
             fractions,

@@ -19,8 +19,8 @@ from flowfactor.models.autoencoder import (
     make_network,
 )
 from flowfactor.options import Weight, options
-from flowfactor.potentials import Potential, Time
-from flowfactor.potentials.base import as_time
+from flowfactor.potentials import Potential, PotentialBank, Time
+from flowfactor.potentials.query import as_time
 from flowfactor.registries import MODELS
 from flowfactor.transport import trace_with_random_times
 
@@ -80,6 +80,7 @@ class PoFlow(PotentialAutoencoder):
     """
 
     Options: ClassVar[type[Any]] = PoFlowOptions
+    potentials: PotentialBank
 
     def __init__(
         self,

@@ -13,6 +13,7 @@ from flowfactor.commutator import lie_bracket
 from flowfactor.flow import full_precision
 from flowfactor.models.autoencoder import kl_to_standard_normal
 from flowfactor.models.objective import Context, term
+from flowfactor.potentials import Potential
 from flowfactor.registries import TERMS
 from flowfactor.transport import along_path
 
@@ -57,25 +58,28 @@ def consistency(context: Context) -> Float[Tensor, "b"]:
 
 
 @TERMS.register("hamilton_jacobi")
-@term(weight=0.01, random_times=True)
+@term(weight=0.01, random_times=True, potential=True)
 def hamilton_jacobi(context: Context) -> Float[Tensor, "b"]:
     """``mean_t (du/dt + 1/2 ||grad u||^2 - f)^2`` at random times: 0 in optimal transport."""
-    residual = along_path(context.potential, context.between, context.force).residual
+    field = context.field
+    if not isinstance(field, Potential):
+        raise ValueError("objective.hamilton_jacobi needs potentials; set its weight to 0")
+    residual = along_path(field, context.between, context.force).residual
     return residual.square().mean(0)
 
 
 @TERMS.register("initial")
 def initial(context: Context) -> Float[Tensor, "b"]:
-    """``||grad u(z_s, s)||^2``, which lets every flow start from rest."""
+    """``||v(z_s, s)||^2``, which lets every flow start from rest."""
     with full_precision(context.z0):
-        return context.potential.gradient(context.z0, context.times[:, 0]).square().sum(-1)
+        return context.field.velocity(context.z0, context.times[:, 0]).square().sum(-1)
 
 
 @TERMS.register("commutator")
 def commutator(context: Context) -> Float[Tensor, "b"]:
-    """``||[grad u^k, grad u^j](z_t, t)||^2``, j another flow, at a random frame: do flows commute?
+    """``||[v^k, v^j](z_t, t)||^2``, j another flow, at a random frame: do flows commute?
 
-    It teaches the potentials only: shrinking the latents does not make flows commute.
+    It teaches the fields only: shrinking the latents does not make flows commute.
     """
     k, bank = context.k, context.model.potentials
     if k.is_floating_point():
@@ -84,7 +88,7 @@ def commutator(context: Context) -> Float[Tensor, "b"]:
     z, t = context.z.detach(), context.times
     rows, at = _random_places(t, first=0)
     with full_precision(z):
-        bracket = lie_bracket(context.potential, bank.select(other), z[rows, at], t[rows, at])
+        bracket = lie_bracket(context.field, bank.select(other), z[rows, at], t[rows, at])
         return bracket.square().sum(-1)
 
 
@@ -99,7 +103,7 @@ def reversal(context: Context) -> Float[Tensor, "b"]:
     rows, at = _random_places(context.times, first=1)
     mean, log_scale = context.encode_frames(at)
     z = mean + log_scale.exp() * torch.randn_like(mean)
-    back = context.reach(z, context.potential, context.times[rows, at], context.times[:, 0]).z[-1]
+    back = context.reach(z, context.field, context.times[rows, at], context.times[:, 0]).z[-1]
     return -model.observation.log_prob(model.decode_logits(back), batch.frames[:, 0])
 
 

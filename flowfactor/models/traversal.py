@@ -17,7 +17,7 @@ from torch import Tensor
 from flowfactor.checks import brief, kind_of
 from flowfactor.data import SequenceBatch
 from flowfactor.models.autoencoder import Autoencoder, AutoencoderOptions
-from flowfactor.potentials import Potential, Selector
+from flowfactor.potentials import Selector, VectorField
 from solvers.registry import suggest
 
 FINISH_SEQUENCES = 250
@@ -111,7 +111,7 @@ class TraversalModel(Autoencoder):
     def flow(
         self,
         z: Float[Tensor, "b d"],
-        k: Potential | Selector,
+        k: VectorField | Selector,
         t: float | Sequence[float] | Tensor,
         **options: Any,
     ) -> Tensor:
@@ -128,7 +128,7 @@ class TraversalModel(Autoencoder):
             ``(B, D)`` for a number t, else ``(T, B, D)``, the first being ``z``.
 
         Raises:
-            ValueError: the traversal has not been learned yet, k is a potential or soft weights,
+            ValueError: the traversal has not been learned yet, k is a field or soft weights,
                 or z or t has another shape.
             KeyError, IndexError: no such transformation.
         """
@@ -353,12 +353,12 @@ def _fit_single(
     return j, r
 
 
-def indices_of(k: Potential | Selector, names: Sequence[str], z: Tensor) -> Int[Tensor, "b"]:
+def indices_of(k: VectorField | Selector, names: Sequence[str], z: Tensor) -> Int[Tensor, "b"]:
     """Return the index of the transformation of each latent, from a name or indices.
 
     Raises:
         KeyError, IndexError: no such transformation.
-        ValueError: a potential, weights, or another number of indices than latents.
+        ValueError: a field, weights, or another number of indices than latents.
     """
     if isinstance(k, str):
         if k not in names:

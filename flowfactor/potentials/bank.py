@@ -1,33 +1,32 @@
-"""A bank of K named potentials, and the three ways to choose among them."""
+"""A bank of K named fields, and the three ways to choose among them."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Generic, TypeVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from flowfactor.checks import brief
-from flowfactor.potentials.base import (
-    Potential,
-    Query,
-    Time,
-    as_time,
-    check_latents,
-)
+from flowfactor.potentials.base import Potential, VectorField, ZeroPotential
+from flowfactor.potentials.query import Query, Time, as_time, check_latents
 from solvers.registry import suggest
 
 Selector = int | str | Tensor
-"""Which potential: an index, a name, one index per sample ``(B,)``, or weights ``(B, K)``."""
+"""Which field: an index, a name, one index per sample ``(B,)``, or weights ``(B, K)``."""
+
+F_co = TypeVar("F_co", bound=VectorField, covariant=True)
 
 
-class PotentialBank(nn.Module, ABC):
-    """K named potentials ``u^1 .. u^K`` on one latent space.
+class FieldBank(nn.Module, ABC, Generic[F_co]):
+    """K named fields ``v^1 .. v^K`` on one latent space.
 
-    ``bank["rotation"]`` and ``bank[1]`` are single potentials; :meth:`select` also takes one index
-    per sample or soft weights, and returns one potential for the batch.
+    ``bank["rotation"]`` and ``bank[1]`` are single fields; :meth:`select` also takes one index
+    per sample or soft weights, and returns one field for the batch. The fields of a
+    :class:`PotentialBank` are potentials.
 
     Args:
         names: the names of the transformations, all different.
@@ -47,16 +46,38 @@ class PotentialBank(nn.Module, ABC):
         self.dim = dim
 
     @abstractmethod
-    def member(self, index: int) -> Potential:
-        """Return the potential of one transformation, ``0 <= index < K``."""
+    def member(self, index: int) -> F_co:
+        """Return the field of one transformation, ``0 <= index < K``."""
 
     @abstractmethod
-    def per_sample(self, k: Int[Tensor, "b"]) -> Potential:
-        """Return the potential that applies ``u^{k_i}`` to sample i; ``k`` is already checked."""
+    def per_sample(self, k: Int[Tensor, "b"]) -> F_co:
+        """Return the field that applies ``v^{k_i}`` to sample i; ``k`` is already checked."""
 
-    def mixture(self, weights: Float[Tensor, "b k"]) -> Potential:
-        """Return ``sum_k weights[i, k] u^k`` for sample i; ``weights`` is already checked."""
-        return WeightedPotentials([self.member(k) for k in range(len(self))], weights)
+    @abstractmethod
+    def mixture(self, weights: Float[Tensor, "b k"]) -> F_co:
+        """Return ``sum_k weights[i, k] v^k`` for sample i; ``weights`` is already checked."""
+
+    @property
+    def gradient_part(self) -> FieldBank[Potential]:
+        """The bank of the fields' gradient parts.
+
+        Raises:
+            ValueError: the fields do not know their parts.
+        """
+        raise ValueError(f"the parts of a {type(self).__name__} are not known")
+
+    @property
+    def solenoidal_part(self) -> FieldBank[VectorField]:
+        """The bank of the fields' solenoidal parts, whose divergence is 0.
+
+        Raises:
+            ValueError: the fields do not know their parts.
+        """
+        raise ValueError(f"the parts of a {type(self).__name__} are not known")
+
+    def velocities(self, z: Float[Tensor, "b d"], t: Time) -> Float[Tensor, "b k d"]:
+        """Return the velocities of all K fields at the same latents, ``(B, K, D)``."""
+        return torch.stack([field.velocity(z, t) for field in self], dim=1)
 
     def index(self, name: int | str) -> int:
         """Return the index of a name, or check an index; negative ones count from the end.
@@ -78,17 +99,17 @@ class PotentialBank(nn.Module, ABC):
             )
         return int(name) % len(self)
 
-    def select(self, k: Selector) -> Potential:
-        """Return the potential that ``k`` asks for.
+    def select(self, k: Selector) -> F_co:
+        """Return the field that ``k`` asks for.
 
         Args:
-            k: an index or a name (one potential for any batch); a tensor of integers ``(B,)``, one
-                index per sample: only the chosen potentials are evaluated; or a floating-point
-                tensor ``(B, K)`` of weights, giving ``sum_k weights[i, k] u^k`` for sample i.
+            k: an index or a name (one field for any batch); a tensor of integers ``(B,)``, one
+                index per sample: only the chosen fields are evaluated; or a floating-point tensor
+                ``(B, K)`` of weights, giving ``sum_k weights[i, k] v^k`` for sample i.
 
         Returns:
-            A potential. A selection per sample reads the parameters when it is made: make a new
-            one after an optimiser step.
+            A field; a potential, if the bank is one of potentials. A selection per sample reads
+            the parameters when it is made: make a new one after an optimiser step.
 
         Raises:
             KeyError: an unknown name.
@@ -127,17 +148,81 @@ class PotentialBank(nn.Module, ABC):
                 )
         return self.per_sample(k.long())
 
-    def __getitem__(self, k: int | str) -> Potential:
+    def __getitem__(self, k: int | str) -> F_co:
         return self.member(self.index(k))
 
     def __len__(self) -> int:
         return len(self.names)
 
-    def __iter__(self) -> Iterator[Potential]:
+    def __iter__(self) -> Iterator[F_co]:
         return (self.member(k) for k in range(len(self)))
 
 
-class IndependentPotentials(PotentialBank):
+class PotentialBank(FieldBank[Potential], ABC):
+    """K named potentials ``u^1 .. u^K`` on one latent space: the fields are their gradients."""
+
+    @property
+    def gradient_part(self) -> FieldBank[Potential]:
+        """The bank itself."""
+        return self
+
+    @property
+    def solenoidal_part(self) -> FieldBank[VectorField]:
+        """A bank of fields at rest."""
+        return bank_at_rest(self.names, self.dim)
+
+
+class IndependentFields(FieldBank[F_co]):
+    """A bank of fields of any kind, one object each.
+
+    Args:
+        fields: the field of each name, all of the same ``dim``.
+
+    Raises:
+        ValueError: the bank is empty or the fields differ in ``dim``.
+    """
+
+    def __init__(self, fields: Mapping[str, VectorField]) -> None:
+        sizes = {field.dim for field in fields.values()}
+        if len(sizes) != 1:
+            raise ValueError(
+                f"the fields of a bank must act on latents of one size; their dim is "
+                f"{', '.join(map(str, sorted(sizes))) or 'unknown, as there is none'}"
+            )
+        super().__init__(tuple(fields), sizes.pop())
+        self.fields = nn.ModuleList(fields.values())
+
+    @property
+    def gradient_part(self) -> FieldBank[Potential]:
+        """The bank of the fields' gradient parts."""
+        return IndependentPotentials(
+            {name: v.gradient_part for name, v in zip(self.names, self, strict=True)}
+        )
+
+    @property
+    def solenoidal_part(self) -> FieldBank[VectorField]:
+        """The bank of the fields' solenoidal parts."""
+        return IndependentFields(
+            {name: v.solenoidal_part for name, v in zip(self.names, self, strict=True)}
+        )
+
+    def member(self, index: int) -> F_co:
+        """Return the field of one transformation."""
+        field: Any = self.fields[index]
+        return field  # type: ignore[no-any-return]
+
+    def per_sample(self, k: Int[Tensor, "b"]) -> F_co:
+        """Return the field that evaluates each chosen member on its own samples."""
+        chosen: Any = PerSample(self, k)
+        return chosen  # type: ignore[no-any-return]
+
+    def mixture(self, weights: Float[Tensor, "b k"]) -> F_co:
+        """Return ``sum_k weights[i, k] v^k`` for sample i."""
+        chosen: Any = Weighted(self, weights)
+        return chosen  # type: ignore[no-any-return]
+
+
+class IndependentPotentials(IndependentFields[Potential], PotentialBank):
     """A bank of potentials of any kind, one object each: for networks of your own.
 
     Args:
@@ -159,40 +244,58 @@ class IndependentPotentials(PotentialBank):
     """
 
     def __init__(self, potentials: Mapping[str, Potential]) -> None:
-        sizes = {potential.dim for potential in potentials.values()}
-        if len(sizes) != 1:
-            raise ValueError(
-                f"the potentials of a bank must act on latents of one size; their dim is "
-                f"{', '.join(map(str, sorted(sizes))) or 'unknown, as there is none'}"
-            )
-        super().__init__(tuple(potentials), sizes.pop())
-        self.potentials = nn.ModuleList(potentials.values())
-
-    def member(self, index: int) -> Potential:
-        """Return the potential of one transformation."""
-        potential = self.potentials[index]
-        assert isinstance(potential, Potential)
-        return potential
+        super().__init__(potentials)
 
     def per_sample(self, k: Int[Tensor, "b"]) -> Potential:
         """Return the potential that evaluates each chosen member on its own samples."""
-        return _PerSample(self, k)
+        return PotentialPerSample(self, k)
+
+    def mixture(self, weights: Float[Tensor, "b k"]) -> Potential:
+        """Return ``sum_k weights[i, k] u^k`` for sample i."""
+        return WeightedPotentials(self, weights)
 
 
-class _PerSample(Potential):
-    """Sample i under the potential ``k_i``: one evaluation for each chosen member."""
+def bank_at_rest(names: Sequence[str], dim: int) -> IndependentPotentials:
+    """Return a bank of potentials that move nothing."""
+    return IndependentPotentials(dict.fromkeys(names, ZeroPotential(dim)))
 
-    def __init__(self, bank: IndependentPotentials, k: Int[Tensor, "b"]) -> None:
+
+class Selection(VectorField):
+    """A field that is chosen from a bank; its parts are chosen likewise from the bank's parts."""
+
+    def __init__(self, bank: FieldBank[VectorField], k: Selector) -> None:
         super().__init__()
         self.dim = bank.dim
+        self.size = len(k) if isinstance(k, Tensor) else None
+        # In a tuple, which does not make the whole bank a part of what reads a part of it.
+        self._chosen = (bank, k)
+
+    @property
+    def gradient_part(self) -> Potential:
+        """The same choice from the bank of gradient parts."""
+        bank, k = self._chosen
+        return bank.gradient_part.select(k)
+
+    @property
+    def solenoidal_part(self) -> VectorField:
+        """The same choice from the bank of solenoidal parts."""
+        bank, k = self._chosen
+        return bank.solenoidal_part.select(k)
+
+
+class PerSample(Selection):
+    """Sample i under the field ``v^{k_i}``: one evaluation for each chosen member."""
+
+    def __init__(self, bank: FieldBank[VectorField], k: Int[Tensor, "b"]) -> None:
+        super().__init__(bank, k)
         chosen = k.unique().tolist()
         self.members = nn.ModuleList([bank.member(index) for index in chosen])
         self.rows = [(k == index).nonzero().squeeze(1) for index in chosen]
-        self.size = k.shape[0]
         order = torch.cat(self.rows) if self.rows else k
         self.back = order.argsort()
 
     def compute(self, query: Query) -> tuple[Tensor, ...]:
+        """Return the asked quantities of each sample's own field."""
         parts = [
             member.evaluate(*query.map(lambda x, rows=rows: x[rows]))  # type: ignore[misc]
             for member, rows in self._members()
@@ -200,6 +303,7 @@ class _PerSample(Potential):
         return tuple(torch.cat(quantity)[self.back] for quantity in zip(*parts, strict=True))
 
     def log_det(self, z: Float[Tensor, "b d"], t: Time, h: float | Tensor) -> Float[Tensor, "b"]:
+        """Return ``log|det(I + h dv/dz)|`` of each sample's own field."""
         check_latents(z, self.dim, self.size)
         time = as_time(t, z)
         parts = [
@@ -208,38 +312,44 @@ class _PerSample(Potential):
         ]
         return torch.cat(parts)[self.back]
 
-    def _members(self) -> Iterator[tuple[Potential, Tensor]]:
+    def _members(self) -> Iterator[tuple[VectorField, Tensor]]:
         """Yield each chosen member and the rows that chose it."""
         for member, rows in zip(self.members, self.rows, strict=True):
-            assert isinstance(member, Potential)
+            assert isinstance(member, VectorField)
             yield member, rows
 
 
-class WeightedPotentials(Potential):
-    """``sum_k weights[i, k] u^k`` for sample i: the soft choice among potentials.
+class Weighted(Selection):
+    """``sum_k weights[i, k] v^k`` for sample i: the soft choice among fields.
 
     Args:
-        potentials: K potentials of the same ``dim``.
+        bank: K fields.
         weights: ``(B, K)``, any real numbers.
     """
 
-    def __init__(self, potentials: Sequence[Potential], weights: Float[Tensor, "b k"]) -> None:
-        super().__init__()
-        self.dim = potentials[0].dim
-        self.size = len(weights)
-        self.potentials = nn.ModuleList(potentials)
+    def __init__(self, bank: FieldBank[VectorField], weights: Float[Tensor, "b k"]) -> None:
+        super().__init__(bank, weights)
+        self.fields = nn.ModuleList(bank)
         self.weights = weights
 
     def compute(self, query: Query) -> tuple[Tensor, ...]:
         """Return the asked quantities, each weighted per sample."""
-        each = [p.evaluate(*query) for p in self.potentials]  # type: ignore[operator]
+        each = [field.evaluate(*query) for field in self.fields]  # type: ignore[operator]
         return tuple(
             weigh(torch.stack(quantity), self.weights) for quantity in zip(*each, strict=True)
         )
 
     def tensors(self) -> tuple[Tensor, ...]:
-        """Return the parameters of all potentials and the weights."""
+        """Return the parameters of all fields and the weights."""
         return (*self.parameters(), self.weights)
+
+
+class PotentialPerSample(PerSample, Potential):
+    """Sample i under the potential ``u^{k_i}``."""
+
+
+class WeightedPotentials(Weighted, Potential):
+    """``sum_k weights[i, k] u^k`` for sample i: the soft choice among potentials."""
 
 
 def weigh(quantities: Float[Tensor, "k b *d"], weights: Float[Tensor, "b k"]) -> Tensor:

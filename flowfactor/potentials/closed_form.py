@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from flowfactor.potentials.base import Query, log_abs_det_of_identity_plus
 from flowfactor.potentials.cached import cached_property
+from flowfactor.potentials.query import Query, log_abs_det_of_identity_plus
 from flowfactor.potentials.time_features import TimeFeatures
 
 
@@ -141,6 +141,10 @@ class ClosedForm(ABC):
         """Return ``A^T f_ss A``."""
         return times(self.bend(self.directions.mT.unsqueeze(1)), self.directions)
 
+    def inner_product(self, x: Float[Tensor, "c n h"]) -> Float[Tensor, "c n d"]:
+        """Return ``A^T f_ss x``."""
+        return torch.bmm(self.bend(x.unsqueeze(2)).squeeze(2), self.directions)
+
     # ---- what follows
 
     def value(self) -> Float[Tensor, "c n"]:
@@ -162,35 +166,35 @@ class ClosedForm(ABC):
             time = time + 0.5 * (rates.strengths * self._along_axes.square()).sum(-1)
         return time
 
-    def gradient(self) -> Float[Tensor, "c n d"]:
+    def velocity(self) -> Float[Tensor, "c n d"]:
         """Return ``grad u``."""
-        gradient = torch.baddbmm(self.coefficients.linear, *self.slope_product())
+        velocity = torch.baddbmm(self.coefficients.linear, *self.slope_product())
         if self.axes is not None:
             pull = self.coefficients.strengths * self._along_axes
-            gradient = torch.baddbmm(gradient, pull, self.axes)
-        return gradient
+            velocity = torch.baddbmm(velocity, pull, self.axes)
+        return velocity
 
-    def laplacian(self) -> Float[Tensor, "c n"]:
+    def divergence(self) -> Float[Tensor, "c n"]:
         """Return the trace of the Hessian."""
-        laplacian: Tensor = self.inner_laplacian()
+        divergence: Tensor = self.inner_laplacian()
         if self.axes is not None:
             squares = self.axes.square().sum(-1).unsqueeze(1)
-            laplacian = laplacian + (self.coefficients.strengths * squares).sum(-1)
-        return laplacian
+            divergence = divergence + (self.coefficients.strengths * squares).sum(-1)
+        return divergence
 
-    def hessian(self) -> Float[Tensor, "c n d d"]:
+    def jacobian(self) -> Float[Tensor, "c n d d"]:
         """Return the matrix of second derivatives."""
-        hessian = self.inner_hessian()
+        jacobian = self.inner_hessian()
         if self.axes is not None:
             q = self.coefficients.strengths.unsqueeze(2)
-            hessian = hessian + times(q * self.axes.mT.unsqueeze(1), self.axes)
-        return hessian
+            jacobian = jacobian + times(q * self.axes.mT.unsqueeze(1), self.axes)
+        return jacobian
 
-    def hvp(self) -> Float[Tensor, "c n d"]:
+    def jvp(self) -> Float[Tensor, "c n d"]:
         """Return the Hessian times the vector."""
         assert self.vector is not None
-        A, P, v = self.directions, self.axes, self.vector
-        product = torch.bmm(self.bend(torch.bmm(v, A.mT).unsqueeze(2)).squeeze(2), A)
+        P, v = self.axes, self.vector
+        product = self.inner_product(torch.bmm(v, self.directions.mT))
         if P is not None:
             q = self.coefficients.strengths
             product = torch.baddbmm(product, q * torch.bmm(v, P.mT), P)
@@ -205,7 +209,7 @@ class ClosedForm(ABC):
         A, P = self.directions, self.axes
         rows = A if P is None else torch.cat([A, P], dim=1)
         if rows.shape[1] >= rows.shape[2]:
-            return log_abs_det_of_identity_plus(h * self.hessian())
+            return log_abs_det_of_identity_plus(h * self.jacobian())
         product = self.bend(torch.bmm(rows, A.mT).unsqueeze(1))
         if P is not None:
             ends = self.coefficients.strengths.unsqueeze(2) * torch.bmm(rows, P.mT).unsqueeze(1)

@@ -14,10 +14,10 @@ from flowfactor.potentials.cached import cached_property
 from flowfactor.potentials.closed_form import ClosedForm, Coefficients, StackedParameters, times
 from flowfactor.potentials.stacked import StackedPotentials
 from flowfactor.potentials.time_features import TimeFeatures
-from flowfactor.registries import POTENTIALS
+from flowfactor.registries import FIELDS
 
 
-@POTENTIALS.register("mlp")
+@FIELDS.register("mlp")
 class MLPPotential(StackedPotentials):
     r"""K potentials, each a network of two hidden layers of H units and one output.
 

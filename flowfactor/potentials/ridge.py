@@ -11,14 +11,13 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from flowfactor.potentials.base import VectorField
 from flowfactor.potentials.cached import cached_property
 from flowfactor.potentials.closed_form import ClosedForm, StackedParameters
-from flowfactor.potentials.stacked import StackedPotentials
+from flowfactor.potentials.stacked import StackedPotentials, TimedFields
 from flowfactor.potentials.time_features import TimeFeatures
-from flowfactor.registries import POTENTIALS
 
 
-@POTENTIALS.register("ridge")
 class RidgePotential(StackedPotentials):
     r"""K potentials, each a sum of H ridge functions with coefficients that move in time.
 
@@ -90,18 +89,25 @@ class RidgePotential(StackedPotentials):
 
     def parameters_of(self, which: slice | Int[Tensor, "c"]) -> RidgeParameters:
         """Return the stacked parameters of some of the potentials, views for a slice."""
-        weighted = None
-        if self.autonomous:
-            # Not from the tensors below: a gradient with respect to one must not reach another.
-            w = self.coefficients[which][:, 0, : self.width]
-            weighted = w.unsqueeze(-1) * self.directions[which]
-        return RidgeParameters(
-            self.directions[which],
-            self.coefficients[which],
-            None if self.axes is None else self.axes[which],
-            TimeFeatures(self.frequencies, self.horizon),
-            weighted,
-        )
+        return gradient_parameters(self, which)
+
+
+def gradient_parameters(
+    bank: TimedFields[VectorField], which: slice | Int[Tensor, "c"]
+) -> RidgeParameters:
+    """Return the parameters of potentials from those of a bank whose coefficients begin with w."""
+    weighted = None
+    if bank.autonomous:
+        # Not from the tensors below: a gradient with respect to one must not reach another.
+        w = bank.coefficients[which][:, 0, : bank.width]
+        weighted = w.unsqueeze(-1) * bank.directions[which]
+    return RidgeParameters(
+        bank.directions[which],
+        bank.coefficients[which],
+        None if bank.axes is None else bank.axes[which],
+        TimeFeatures(bank.frequencies, bank.horizon),
+        weighted,
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,10 +131,10 @@ class RidgeParameters(StackedParameters):
         vector: Float[Tensor, "c n d"] | None = None,
     ) -> ClosedForm:
         """Return the closed forms at latents and times."""
-        return _RidgeForm(self, z, t, vector)
+        return RidgeForm(self, z, t, vector)
 
 
-class _RidgeForm(ClosedForm):
+class RidgeForm(ClosedForm):
     """``f(s) = sum_h w_h logcosh(s_h + b_h)``."""
 
     def __init__(
@@ -142,42 +148,52 @@ class _RidgeForm(ClosedForm):
         self._weighted = parameters.weighted
 
     def own_sizes(self) -> tuple[int, ...]:
+        """Return the numbers of w and b."""
         H = self.directions.shape[1]
         return H, H
 
+    @property
+    def w(self) -> Float[Tensor, "c #n h"]:
+        """The weights of the ridge functions."""
+        return self.coefficients.own[0]
+
+    @cached_property
+    def tanh(self) -> Float[Tensor, "c n h"]:
+        """``tanh(s_h + b_h)``."""
+        return self._s.tanh()
+
     def inner_value(self) -> Float[Tensor, "c n"]:
-        w, _ = self.coefficients.own
-        return (w * self._log_cosh).sum(-1)
+        """Return ``f``."""
+        return (self.w * self._log_cosh).sum(-1)
 
     def inner_time(self, rates: tuple[Tensor, ...]) -> Float[Tensor, "c n"]:
+        """Return ``df/dt``."""
         dw, db = rates
         return (dw * self._log_cosh + self.slope * db).sum(-1)
 
     @cached_property
     def slope(self) -> Float[Tensor, "c n h"]:
-        w, _ = self.coefficients.own
-        return w * self._tanh
+        """``w tanh(s)``."""
+        return self.w * self.tanh
 
     def slope_product(self) -> tuple[Float[Tensor, "c n h"], Float[Tensor, "c h d"]]:
+        """Return two matrices whose product is the inner part of the gradient."""
         if self._weighted is None:
             return super().slope_product()
-        return self._tanh, self._weighted
+        return self.tanh, self._weighted
 
     def inner_laplacian(self) -> Float[Tensor, "c n"]:
+        """Return ``sum_h w_h sech^2(s_h) ||a_h||^2``."""
         squares = self.directions.square().sum(-1, keepdim=True)
         return torch.bmm(self._bends, squares).squeeze(-1)
 
     def bend(self, x: Float[Tensor, "c #n m h"]) -> Float[Tensor, "c n m h"]:
+        """Return ``w sech^2(s) * x``."""
         return self._bends.unsqueeze(2) * x
 
     @cached_property
     def _s(self) -> Tensor:
-        _, b = self.coefficients.own
-        return torch.baddbmm(b, self.z, self.directions.mT)
-
-    @cached_property
-    def _tanh(self) -> Tensor:
-        return self._s.tanh()
+        return torch.baddbmm(self.coefficients.own[-1], self.z, self.directions.mT)
 
     @cached_property
     def _log_cosh(self) -> Tensor:
@@ -186,8 +202,7 @@ class _RidgeForm(ClosedForm):
     @cached_property
     def _bends(self) -> Tensor:
         """``w sech^2(s)``, the diagonal of f_ss."""
-        w, _ = self.coefficients.own
-        return w * (1 - self._tanh.square())
+        return self.w * (1 - self.tanh.square())
 
 
 def _log_cosh(x: Tensor) -> Tensor:

@@ -1,43 +1,69 @@
-"""Banks whose K potentials are one family with stacked parameters, and the choices among them."""
+"""Banks whose K fields are one family with stacked parameters, and the choices among them."""
 
 from __future__ import annotations
 
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from flowfactor.potentials.bank import PotentialBank, weigh
-from flowfactor.potentials.base import (
-    Potential,
-    Query,
-    Time,
-    as_step,
-    as_time,
-    check_latents,
-)
+from flowfactor.potentials.bank import F_co, FieldBank, PotentialBank, Selection, weigh
+from flowfactor.potentials.base import Potential, VectorField
 from flowfactor.potentials.closed_form import StackedParameters
+from flowfactor.potentials.query import Query, Time, as_step, as_time, check_latents
 from flowfactor.potentials.time_features import spectrum
 
 
-class StackedPotentials(PotentialBank):
-    r"""K potentials of one family, ``f(A z, t) + c(t) . z + e(t) + 1/2 sum_r q_r(t) (p_r . z)^2``.
+class StackedFields(FieldBank[F_co]):
+    """K fields whose parameters are stacked; a subclass has :meth:`parameters_of`.
 
-    A family gives the closed forms of its f, see
-    :class:`~flowfactor.potentials.closed_form.ClosedForm`, and :meth:`parameters_of`. Here are the
-    parameters that all families have, and the choice of a member, of one potential per sample, and
-    of a soft mixture, for all of which only the parameters of what is chosen are touched.
+    Here is the choice of a member, of one field per sample, and of a soft mixture, for all of which
+    only the parameters of what is chosen are touched.
+    """
+
+    _choices: Choices
+
+    @abstractmethod
+    def parameters_of(self, which: slice | Int[Tensor, "c"]) -> StackedParameters:
+        """Return the stacked parameters of some of the fields, views for a slice."""
+
+    def member(self, index: int) -> F_co:
+        """Return the field of one transformation."""
+        return self._choices.member(self, index)  # type: ignore[no-any-return]
+
+    def per_sample(self, k: Int[Tensor, "b"]) -> F_co:
+        """Return the field that applies ``v^{k_i}`` to sample i, grouped by k."""
+        return self._choices.per_sample(self, k)  # type: ignore[no-any-return]
+
+    def mixture(self, weights: Float[Tensor, "b k"]) -> F_co:
+        """Return ``sum_k weights[i, k] v^k`` for sample i, all K in one batched product."""
+        return self._choices.mixture(self, weights)  # type: ignore[no-any-return]
+
+    def velocities(self, z: Float[Tensor, "b d"], t: Time) -> Float[Tensor, "b k d"]:
+        """Return the velocities of all K fields at the same latents, ``(B, K, D)``."""
+        check_latents(z, self.dim)
+        query = Query(z, as_time(t, z), ("velocity",), None)
+        every = self.parameters_of(slice(None))
+        (found,) = every.evaluate(query.map(lambda x: x.expand(len(self), *x.shape)))
+        return found.transpose(0, 1)
+
+
+class TimedFields(StackedFields[F_co]):
+    r"""K fields of one family, of ``s = A z`` and coefficients that move in time.
+
+    Here are the parameters that all families have: A, the coefficients, and the axes of a quadratic
+    term ``1/2 sum_r q_r(t) (p_r . z)^2``.
 
     Args:
         names: the names of the K transformations.
         dim: the latent size D.
         width: the number H of rows of A.
-        own: the sizes of the groups of coefficients that f has, and what their constant parts,
-            standard normal, are divided by at the start.
+        own: the sizes of the groups of coefficients that the family has, and what their constant
+            parts, standard normal, are divided by at the start.
         horizon: the time T up to which the coefficients are resolved: the last frame.
         frequencies: the number F of frequencies of the coefficients.
         autonomous: the coefficients do not depend on time.
@@ -94,22 +120,6 @@ class StackedPotentials(PotentialBank):
         self.frequencies = exact.to(self.frequencies.device)
         return self
 
-    @abstractmethod
-    def parameters_of(self, which: slice | Int[Tensor, "c"]) -> StackedParameters:
-        """Return the stacked parameters of some of the potentials, views for a slice."""
-
-    def member(self, index: int) -> Potential:
-        """Return the potential of one transformation."""
-        return _Member(self, index)
-
-    def per_sample(self, k: Int[Tensor, "b"]) -> Potential:
-        """Return the potential that applies ``u^{k_i}`` to sample i, grouped by k."""
-        return _Grouped(self, k)
-
-    def mixture(self, weights: Float[Tensor, "b k"]) -> Potential:
-        """Return ``sum_k weights[i, k] u^k`` for sample i, all K in one batched product."""
-        return _Mixture(self, weights)
-
     def extra_repr(self) -> str:
         """Describe the bank in one line."""
         return (
@@ -118,12 +128,11 @@ class StackedPotentials(PotentialBank):
         )
 
 
-class _Member(Potential):
-    """One potential of the bank; always reads the bank's current parameters."""
+class _Member(Selection):
+    """One field of the bank; always reads the bank's current parameters."""
 
-    def __init__(self, bank: StackedPotentials, index: int) -> None:
-        super().__init__()
-        self.dim = bank.dim
+    def __init__(self, bank: StackedFields[VectorField], index: int) -> None:
+        super().__init__(bank, index)
         self.bank = bank
         self.index = index
 
@@ -147,18 +156,17 @@ class _Member(Potential):
         return f"{self.bank.names[self.index]!r}"
 
 
-class _Grouped(Potential):
-    """Sample i under the potential ``k_i``, as one batched product over chunks of equal k.
+class _Grouped(Selection):
+    """Sample i under the field ``v^{k_i}``, as one batched product over chunks of equal k.
 
     Samples are grouped by k and the groups cut into chunks of ``ceil(B / G)`` rows, G being the
     number of different k: at most 2 G chunks and 2 B rows, however uneven the groups, and whatever
     K. Groups of equal size that already lie in order are a view, and nothing is copied.
     """
 
-    def __init__(self, bank: StackedPotentials, k: Int[Tensor, "b"]) -> None:
-        super().__init__()
-        self.dim = bank.dim
-        self.size = B = k.shape[0]
+    def __init__(self, bank: StackedFields[VectorField], k: Int[Tensor, "b"]) -> None:
+        super().__init__(bank, k)
+        B = k.shape[0]
         chosen, counts = k.unique(return_counts=True)
         G = max(len(chosen), 1)
         rows = max(-(-B // G), 1)
@@ -210,21 +218,58 @@ class _Grouped(Potential):
         return x if self.back is None else x.index_select(0, self.back)
 
 
-class _Mixture(Potential):
-    """``sum_k weights[i, k] u^k`` for sample i, over the stacked parameters."""
+class _Mixture(Selection):
+    """``sum_k weights[i, k] v^k`` for sample i, over the stacked parameters."""
 
-    def __init__(self, bank: StackedPotentials, weights: Float[Tensor, "b k"]) -> None:
-        super().__init__()
-        self.dim = bank.dim
-        self.size = len(weights)
-        self.bank = bank
+    def __init__(self, bank: StackedFields[VectorField], weights: Float[Tensor, "b k"]) -> None:
+        super().__init__(bank, weights)
         self.weights = weights
+        self._parameters_read = bank.parameters_of(slice(None))
 
     def compute(self, query: Query) -> tuple[Tensor, ...]:
-        K, weights = len(self.bank), self.weights.to(query.z.dtype)
-        every = self.bank.parameters_of(slice(None))
-        found = every.evaluate(query.map(lambda x: x.expand(K, *x.shape)))
+        weights = self.weights.to(query.z.dtype)
+        found = self._parameters_read.evaluate(
+            query.map(lambda x: x.expand(weights.shape[1], *x.shape))
+        )
         return tuple(weigh(quantity, weights) for quantity in found)
 
     def tensors(self) -> tuple[Tensor, ...]:
-        return (*self.bank.parameters(), self.weights)
+        return (*self._parameters_read.tensors(), self.weights)
+
+
+class _PotentialMember(_Member, Potential):
+    """One potential of the bank."""
+
+
+class _GroupedPotentials(_Grouped, Potential):
+    """Sample i under the potential ``u^{k_i}``."""
+
+
+class _PotentialMixture(_Mixture, Potential):
+    """``sum_k weights[i, k] u^k`` for sample i."""
+
+
+class Choices(NamedTuple):
+    """The kinds of fields that are chosen from a bank."""
+
+    member: Any
+    per_sample: Any
+    mixture: Any
+
+
+StackedFields._choices = Choices(_Member, _Grouped, _Mixture)
+
+
+class StackedPotentialChoices(StackedFields[Potential], PotentialBank):
+    """K potentials whose parameters are stacked."""
+
+    _choices = Choices(_PotentialMember, _GroupedPotentials, _PotentialMixture)
+
+
+class StackedPotentials(TimedFields[Potential], StackedPotentialChoices):
+    r"""K potentials of one family, ``f(A z, t) + c(t) . z + e(t) + 1/2 sum_r q_r(t) (p_r . z)^2``.
+
+    A family gives the closed forms of its f, see
+    :class:`~flowfactor.potentials.closed_form.ClosedForm`, and :meth:`parameters_of`; its arguments
+    are those of :class:`TimedFields`.
+    """

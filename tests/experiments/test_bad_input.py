@@ -26,7 +26,7 @@ CHANGES = {
         ("model.observation=poisson", "model.observation: .*bernoulli"),
         ("model.solver.name=rk5", "model.solver.*rk4"),
         ("model.solver={name: rk4, rtol: 0.1}", "model.solver.*rtol"),
-        ("model.potential=gp", "model.potential: .*mlp, ridge"),
+        ("model.field=gp", "model.field: .*mlp, ridge"),
         ("model.rank=-1", "model.rank: "),
         ("model.density=discrete", "density.*euler"),
         ("model.decoder={kind: mlp, channels: [4]}", "model.decoder.*channels"),
@@ -203,7 +203,7 @@ def test_missing_and_foreign_folders(call, tmp_path, command):
     check_error(*call(command, tmp_path / "other"), "config.yaml")
 
 
-@pytest.mark.parametrize("file", ["model.pt", "config.yaml", "training.json"])
+@pytest.mark.parametrize("file", ["model.safetensors", "config.yaml", "training.json"])
 def test_damaged_files_of_a_run(call, own_run, file):
     (own_run / file).write_bytes(b"{ damaged")
     before = files_of(own_run)
@@ -217,7 +217,7 @@ def test_damaged_checkpoint_is_not_resumed(call, own_run):
     before = files_of(own_run)
     words = ("train", "demo", *sets("training.steps=6"), "--out", own_run, "--resume")
     check_error(*call(*words), "checkpoint.pt")
-    for name in ("checkpoint.pt", "model.pt", "metrics.jsonl"):
+    for name in ("checkpoint.pt", "model.safetensors", "metrics.jsonl"):
         assert files_of(own_run)[own_run / name] == before[own_run / name]
 
 

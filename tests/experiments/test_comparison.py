@@ -307,13 +307,13 @@ def evaluated(tiny_run, tmp_path_factory):
     save_model(model, folder / "new")
     vae = {"equivariance": errors, "traversals": {"chosen": "mean", "traversals": {}}}
     change(folder / "flow_0", folder / "vae", metrics=vae, weights=digest(folder / "new"))
-    shutil.copy(folder / "new" / "model.pt", folder / "vae")
+    shutil.copy(folder / "new" / "model.safetensors", folder / "vae")
     return folder
 
 
 def test_an_evaluation_of_other_weights_is_not_shown(call, evaluated, tmp_path):
     stale = shutil.copytree(evaluated / "flow_0", tmp_path / "stale")
-    shutil.copy(evaluated / "vae" / "model.pt", stale)  # as after more training
+    shutil.copy(evaluated / "vae" / "model.safetensors", stale)  # as after more training
     for words in (("plot", stale), ("compare", stale, evaluated / "flow_1")):
         code, output = call(*words)
         assert code == 2
@@ -357,7 +357,7 @@ def test_compare_refuses_other_data(call, evaluated, tmp_path):
     other = change(evaluated / "flow_0", tmp_path / "other")
     text = (other / "config.yaml").read_text()
     for config, key in (
-        (text.replace("horizon: 8", "horizon: 9"), "data.horizon: 8 -> 9"),
+        (text.replace("horizon: 3", "horizon: 4"), "data.horizon: 3 -> 4"),
         ("data: {source: sprites}", "data.source"),
     ):
         (other / "config.yaml").write_text(config)

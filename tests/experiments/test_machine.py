@@ -128,7 +128,7 @@ def test_closed_and_full_output_and_a_working_folder_that_is_gone(tmp_path):
     script = f"""
         PYTHONIOENCODING=ascii {program} --help | head -c 1 >/dev/null; echo "${{PIPESTATUS[0]}}"
         {program} configs >/dev/full; echo $?
-        cd {gone}; rmdir {gone}; {program} configs; echo $?
+        cd {gone}; rmdir {gone}; {program} --help; echo $?
     """
     root = Path(runs.__file__).parent.parent
     result = subprocess.run(

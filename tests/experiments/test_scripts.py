@@ -1,4 +1,4 @@
-"""Every script on the checkpoint that ships: it draws, and says what is wrong with its flags."""
+"""Every script on a model that ships: it draws, and says what is wrong with its flags."""
 
 import importlib
 import json
@@ -11,14 +11,14 @@ import yaml
 from PIL import Image
 from typer.testing import CliRunner
 
-import experiments
 from experiments.console import Command
 from experiments.explore import different_samples
 from experiments.runs import open_run
+from flowfactor import pretrained
 from flowfactor.metrics import Composition, Extrapolation
 from flowfactor.records import Evaluation
 
-SHIPPED = Path(experiments.__file__).parent / "checkpoints" / "sprites"
+SHIPPED = pretrained.folder("sprites")
 RUN_SCRIPTS = ["plot_landscape", "plot_trajectories", "composition", "extrapolation"]
 
 
@@ -51,9 +51,8 @@ def other_data(tmp_path_factory):
     return folder
 
 
-def test_the_checkpoint_that_ships_is_small_and_complete():
+def test_the_model_that_ships_is_complete():
     run = open_run(SHIPPED)
-    assert (SHIPPED / "model.pt").stat().st_size < 1.2e6
     assert run.model.names == ("scaling", "rotation", "x", "y", "hue")
     assert json.loads((SHIPPED / "training.json").read_text())["steps"] > 0
     with torch.no_grad():
@@ -192,3 +191,17 @@ def test_different_samples_come_from_different_classes():
     samples = different_samples(data, 5)
     assert sorted(data.classes[samples[:3]].tolist()) == [0, 1, 2]
     assert len(samples.unique()) == 5
+
+
+def test_the_oracle_of_photographs(tmp_path):
+    pytest.importorskip("skimage")
+    code, output = script(
+        "photos_oracle", "--images", 2, "--frames", 2, "--out", tmp_path / "o.json"
+    )
+    assert code == 0, output
+    found = json.loads((tmp_path / "o.json").read_text())
+    for name, each in found["errors"].items():
+        assert each["error"] < 0.3 * each["copy"], name
+        coloured = name in ("hue", "brightness")
+        assert (each["error"] < 2) == coloured  # 0 up to rounding where nothing moves
+        assert (each["not_in_frame_0"] > 0) == (name in ("x", "y", "rotation"))

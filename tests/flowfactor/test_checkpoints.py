@@ -1,6 +1,7 @@
 """Files of a run: read without executing code, written whole or not at all."""
 
 import hashlib
+import json
 import os
 import pickle
 import resource
@@ -9,14 +10,18 @@ import time
 import zipfile
 
 import pytest
+import safetensors
 import torch
 
 import flowfactor
+from flowfactor import tensor_files
 from flowfactor.checkpoints import (
+    ARCHIVE_FILE,
     MODEL_FILE,
     atomic_file,
     digest,
     lock_run,
+    model_file,
     read,
     save_model,
     write,
@@ -45,8 +50,55 @@ def test_other_weights_have_another_digest(model, tmp_path):
     assert digest(tmp_path) != first
     for content in (b"", b"torn", b"x" * 200):
         (tmp_path / MODEL_FILE).write_bytes(content)
-        with pytest.raises(RunError, match=r"model\.pt"):
+        with pytest.raises(RunError, match=MODEL_FILE):
             digest(tmp_path)
+
+
+def save_archive(model, folder):
+    """Save a model as earlier versions did."""
+    save_model(model, folder)
+    saved = read(folder / MODEL_FILE)
+    del saved["format"], saved["half"]
+    write(saved, folder / ARCHIVE_FILE)
+    (folder / MODEL_FILE).unlink()
+
+
+def test_models_of_earlier_versions_open(model, tmp_path):
+    save_archive(model, tmp_path)
+    assert digest(tmp_path) == (tmp_path / ARCHIVE_FILE).read_bytes()[-64:].decode()
+    for path in (tmp_path, tmp_path / ARCHIVE_FILE):
+        again = flowfactor.load(path).state_dict()
+        assert all(torch.equal(again[name], value) for name, value in model.state_dict().items())
+    save_model(model, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [MODEL_FILE]
+
+
+def test_half_of_the_bytes(model, tmp_path):
+    for half, folder in ((False, tmp_path / "whole"), (True, tmp_path / "half")):
+        save_model(model, folder, half=half)
+    sizes = [(tmp_path / name / MODEL_FILE).stat().st_size for name in ("whole", "half")]
+    weights = sum(value.numel() for value in model.state_dict().values())
+    assert sizes[0] - sizes[1] == pytest.approx(2 * weights, abs=32)
+    again = flowfactor.load(tmp_path / "half").state_dict()
+    for name, value in model.state_dict().items():
+        assert again[name].dtype == value.dtype
+        assert torch.allclose(again[name], value, rtol=1e-3, atol=1e-6)
+
+
+def test_weights_that_share_memory(tmp_path):
+    whole = torch.arange(6.0)
+    packed = tensor_files.pack({"a": whole, "b": whole[1:3], "c": whole.expand(2, 6)}, {})
+    again, content = tensor_files.unpack(packed)
+    assert content == {}
+    assert again["b"].tolist() == [1, 2]
+    assert again["c"].shape == (2, 6)
+
+
+def test_other_programs_can_read_the_weights(model, tmp_path):
+    save_model(model, tmp_path)
+    with safetensors.safe_open(tmp_path / MODEL_FILE, "pt") as file:
+        assert set(file.keys()) == set(model.state_dict())
+        assert json.loads(file.metadata()["flowfactor"])["spec"] == model.spec()
 
 
 class Trap:
@@ -75,14 +127,15 @@ def test_damaged_files(model, tmp_path, damage):
         new = {"truncated": content[: len(content) // 2], "empty": b"", "text": b"hello"}
         path.write_bytes(new[damage])
     before = path.read_bytes()
-    with pytest.raises(RunError, match=r"model\.pt"):
+    with pytest.raises(RunError, match=MODEL_FILE):
         flowfactor.load(tmp_path)
     assert path.read_bytes() == before
 
 
-def test_every_flipped_bit_is_noticed(model, tmp_path):
-    save_model(model, tmp_path)
-    path = tmp_path / MODEL_FILE
+@pytest.mark.parametrize(("save", "name"), [(save_model, MODEL_FILE), (save_archive, ARCHIVE_FILE)])
+def test_every_flipped_bit_is_noticed(model, tmp_path, save, name):
+    save(model, tmp_path)
+    path = tmp_path / name
     content = path.read_bytes()
     generator = torch.Generator().manual_seed(0)
     places = torch.randint(8 * len(content), (200,), generator=generator).tolist()
@@ -90,10 +143,10 @@ def test_every_flipped_bit_is_noticed(model, tmp_path):
         damaged = bytearray(content)
         damaged[place // 8] ^= 1 << place % 8
         path.write_bytes(damaged)
-        with pytest.raises(RunError, match=MODEL_FILE):
+        with pytest.raises(RunError, match=name):
             read(path)
     path.write_bytes(content + b"more")
-    with pytest.raises(RunError, match=MODEL_FILE):
+    with pytest.raises(RunError, match=name):
         read(path)
     path.write_bytes(content)
     read(path)
@@ -101,9 +154,8 @@ def test_every_flipped_bit_is_noticed(model, tmp_path):
 
 def change(folder, **changes):
     """Change what a model file says, its checksum too; keys below ``spec`` have two words."""
-    path = folder / MODEL_FILE
+    path = model_file(folder)
     saved = read(path)
-    del saved["format"]
     for key, value in changes.items():
         if key in saved:
             saved[key] = value
@@ -111,7 +163,12 @@ def change(folder, **changes):
             saved["spec"][key] = value
         else:
             saved["spec"]["options"][key] = value
-    write({key: value for key, value in saved.items() if value is not MISSING}, path)
+    saved = {key: value for key, value in saved.items() if value is not MISSING}
+    if path.name == ARCHIVE_FILE:
+        del saved["format"]
+        write(saved, path)
+    else:
+        path.write_bytes(tensor_files.pack(saved.pop("weights"), saved))
 
 
 MISSING = object()
@@ -123,12 +180,12 @@ MISSING = object()
         {"spec": MISSING},
         {"spec": [1]},
         {"spec": {}},
-        {"weights": MISSING},
-        {"weights": 3},
         {"weights": {}},
+        {"format": 3},
+        {"format": 10**9},
         {"model": "flow_vea"},
         {"model": [1]},
-        {"plugins": None, "potential": "of nobody"},
+        {"plugins": None, "field": "of nobody"},
         {"names": "abc"},
         {"names": ["x"] * 20_000},
         {"names": ["x" * 10**6]},
@@ -158,7 +215,7 @@ def test_files_of_strangers(model, tmp_path, changes):
     save_model(model, tmp_path)
     change(tmp_path, **changes)
     before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
-    with pytest.raises(RunError, match=r"model\.pt") as caught:
+    with pytest.raises(RunError, match=MODEL_FILE) as caught:
         flowfactor.load(tmp_path)
     assert len(str(caught.value)) < 700
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**17  # KiB
@@ -170,19 +227,59 @@ def test_files_of_strangers(model, tmp_path, changes):
     [
         torch.zeros(()).expand(10**6, 10**6),
         torch.zeros(16, 6, dtype=torch.float64),
+        torch.zeros(16, 6, dtype=torch.float16),
         torch.zeros(16, 7),
         torch.zeros(16, 6, device="meta"),
         "text",
     ],
 )
 def test_weights_of_another_form(model, tmp_path, weight):
-    save_model(model, tmp_path)
-    weights = read(tmp_path / MODEL_FILE)["weights"]
-    assert weights["decoder.network.0.weight"].shape == (16, 6)
-    change(tmp_path, weights=weights | {"decoder.network.0.weight": weight})
-    for into in (None, model):
-        with pytest.raises(RunError, match=r"model\.pt"):
-            flowfactor.load(tmp_path, model=into)
+    plain = isinstance(weight, torch.Tensor) and weight.numel() < 200 and not weight.is_meta
+    for save in (save_archive, save_model) if plain else (save_archive,):
+        save(model, tmp_path)
+        weights = read(model_file(tmp_path))["weights"]
+        assert weights["decoder.network.0.weight"].shape == (16, 6)
+        change(tmp_path, weights=weights | {"decoder.network.0.weight": weight})
+        for into in (None, model):
+            with pytest.raises(RunError, match=model_file(tmp_path).name):
+                flowfactor.load(tmp_path, model=into)
+
+
+@pytest.mark.parametrize("weights", ["missing", 3, {}])
+def test_an_archive_without_weights(model, tmp_path, weights):
+    save_archive(model, tmp_path)
+    change(tmp_path, weights=MISSING if weights == "missing" else weights)
+    with pytest.raises(RunError, match=ARCHIVE_FILE):
+        flowfactor.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        {"shape": [10**6, 10**6]},
+        {"shape": [2**62, 4]},
+        {"data_offsets": [0, 10**12]},
+        {"data_offsets": [64, 0]},
+        {"dtype": "F9"},
+        {"shape": "x" * 10**6},
+    ],
+)
+def test_a_header_that_announces_other_tensors(tmp_path, tensor):
+    """With a checksum of its own."""
+    content = tensor_files.pack({"weight": torch.zeros(16)}, {"format": 4})
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    header["weight"] |= tensor
+    header["__metadata__"]["flowfactor"] = json.dumps(
+        {"sha256": "0" * 64, "format": 4}, separators=(",", ":")
+    )
+    text = json.dumps(header, separators=(",", ":")).encode()
+    content = len(text).to_bytes(8, "little") + text + content[8 + size :]
+    sealed = content.replace(b"0" * 64, hashlib.sha256(content).hexdigest().encode(), 1)
+    (tmp_path / MODEL_FILE).write_bytes(sealed)
+    with pytest.raises(RunError, match=MODEL_FILE) as caught:
+        read(tmp_path / MODEL_FILE)
+    assert "checksum" not in str(caught.value)
 
 
 def test_an_archive_that_unpacks_to_more(tmp_path):

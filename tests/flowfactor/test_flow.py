@@ -11,10 +11,10 @@ import flowfactor
 from flowfactor import AutogradPotential, MLPPotential, RidgePotential
 from flowfactor.flow import trace as follow
 from flowfactor.flow import trace_between
-from solvers import RK4, Adjoint, Direct, Dopri5, Euler, SolverError
+from solvers import RK4, Adjoint, Direct, Dopri5, Dopri8, Euler, SolverError
 
 DIM = 4
-TIGHT = Dopri5(rtol=1e-10, atol=1e-10)
+TIGHT = Dopri8(rtol=1e-10, atol=1e-10)
 
 
 @pytest.fixture

@@ -161,7 +161,7 @@ def test_a_block_begins_as_the_identity():
     assert torch.equal(block(x), x)
 
 
-@pytest.mark.parametrize("kind", DECODERS)
+@pytest.mark.parametrize("kind", [kind for kind in DECODERS if kind != "canvas"])
 def test_an_untrained_decoder_draws_the_asked_brightness(kind):
     drawn = DECODERS[kind](brightness=0.2).build((3, 28, 28), 48)(torch.randn(60, 48)).sigmoid()
     assert drawn.median().item() == pytest.approx(0.2, abs=0.03)

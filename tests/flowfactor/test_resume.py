@@ -57,7 +57,7 @@ def state_of(folder):
     """Return all that a training leaves, but for the time that it took."""
     state = checkpoints.read(folder / "checkpoint.pt")
     lines = [{k: v for k, v in line.items() if k != "seconds"} for line in read_metrics(folder)]
-    best = checkpoints.read(folder / "model.pt")["weights"]
+    best = checkpoints.read(folder / "model.safetensors")["weights"]
     return state["step"], state["due"], lines, tensors_of([state[k] for k in STATE]), best
 
 

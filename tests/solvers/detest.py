@@ -30,7 +30,7 @@ class Problem:
 
     Attributes:
         name: the class and number.
-        field: also takes a batch of states.
+        field: of tensors, or of arrays as SciPy calls it; also takes a batch of states.
         start: the state at 0.
         end: the published state at 20, or its leading components.
         closed: the solution at a time, where it can be written down.
@@ -110,7 +110,7 @@ def _numpy(problem: Problem, shape: tuple[int, ...] = (-1,)):
     """The field as SciPy calls it, for one state or several in one vector."""
 
     def field(t: float, y: np.ndarray) -> np.ndarray:
-        return problem.field(torch.tensor(t), torch.from_numpy(y.reshape(shape))).numpy().ravel()
+        return problem.field(t, y.reshape(shape)).ravel()
 
     return field
 
@@ -118,8 +118,10 @@ def _numpy(problem: Problem, shape: tuple[int, ...] = (-1,)):
 def _components(function):
     """A field written in its components."""
 
-    def field(t: Tensor, y: Tensor) -> Tensor:
-        return torch.stack(function(t, *y.unbind(-1)), dim=-1)
+    def field(t, y):
+        if isinstance(y, Tensor):
+            return torch.stack(function(t, *y.unbind(-1)), dim=-1)
+        return np.array(function(t, *y.T)).T
 
     return field
 
@@ -128,10 +130,18 @@ def _linear(matrix: np.ndarray, start: list[float]):
     """Field, start and solution of ``y' = matrix y``."""
     rows = torch.from_numpy(matrix)
     return (
-        lambda t, y: y @ rows.T,
+        lambda t, y: y @ (rows if isinstance(y, Tensor) else matrix).T,
         tuple(start),
         lambda t: expm(matrix * t) @ np.array(start),
     )
+
+
+def _sin(x):
+    return torch.sin(x) if isinstance(x, Tensor) else math.sin(x)
+
+
+def _cos(x):
+    return torch.cos(x) if isinstance(x, Tensor) else math.cos(x)
 
 
 # Class A: single equations.
@@ -157,7 +167,7 @@ def _a3() -> Problem:
     """An oscillation."""
     return Problem(
         "A3",
-        lambda t, y: y * torch.cos(t),
+        lambda t, y: y * _cos(t),
         (1.0,),
         (2.491650271850414,),
         lambda t: np.exp([math.sin(t)]),
@@ -215,7 +225,7 @@ def _b4() -> Problem:
     """The integral surface of a torus."""
 
     def field(t, x, y, z):
-        r = torch.sqrt(x * x + y * y)
+        r = (x * x + y * y) ** 0.5
         return -y - x * z / r, x - y * z / r, x / r
 
     end = (9.826950928005993e-01, 2.198447081694832, 9.129452507276399e-01)
@@ -314,7 +324,9 @@ def _c5() -> Problem:
     )
     alone = torch.eye(5, dtype=torch.float64)
 
-    def field(t: Tensor, y: Tensor) -> Tensor:
+    def field(t, y):
+        if not isinstance(y, Tensor):
+            return field(t, torch.from_numpy(y)).numpy()
         place, speed = y.unflatten(-1, (2, 5, 3)).unbind(-3)
         pull = place / place.square().sum(-1, keepdim=True) ** 1.5
         between = place.unsqueeze(-3) - place.unsqueeze(-2)  # [i, j] from planet i to j
@@ -392,7 +404,7 @@ def _e3() -> Problem:
     """Duffing's equation."""
 
     def field(t, y, dy):
-        return dy, y**3 / 6 - y + 2 * torch.sin(2.78535 * t)
+        return dy, y**3 / 6 - y + 2 * _sin(2.78535 * t)
 
     end = (-1.004178858647128e-01, 2.411400132095954e-01)
     return Problem("E3", _components(field), (0.0, 0.0), end)
@@ -416,7 +428,7 @@ def _e5() -> Problem:
     """The curve of pursuit."""
 
     def field(t, y, dy):
-        return dy, torch.sqrt(1 + dy * dy) / (25 - t)
+        return dy, (1 + dy * dy) ** 0.5 / (25 - t)
 
     def closed(t: float) -> np.ndarray:
         s = 1 - t / 25

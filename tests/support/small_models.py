@@ -14,6 +14,7 @@ OPTIONS = {
     "flow_vae": {"width": 8},
     "weak_flow_vae": {"width": 8, "inference": {"warmup": 1, "anneal": 0}},
     "poflow": {"width": 8},
+    "sparse_flow_vae": {"width": 8, "stages": {"autoencoder": 1, "fields": 0, "anneal": 0}},
     "factor_vae": {"discriminator_width": 16, "discriminator_layers": 2},
     "topographic_vae": {"latent_dim": 12, "capsules": 2, "window": 1},
 }
@@ -21,7 +22,7 @@ OPTIONS = {
 
 def small(kind, names=NAMES, image_shape=SHAPE, horizon=HORIZON, **options):
     """Return a model of a kind, the same at every call."""
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     networks = {
         "latent_dim": 4,
         "encoder": {"channels": [4], "hidden": 16},

@@ -22,7 +22,7 @@ TRAINING = {
     "evaluation.metrics.log_likelihood": {"sequences": 4, "samples": 2},
 }
 MODEL = {"latent_dim": 4, "width": 8, "discriminator_width": 8, "capsules": 2}
-NETWORK = {"channels": [4, 8], "width": 8, "pose_width": 4, "pose_hidden": 16}
+NETWORK = {"channels": [4, 8], "width": 8, "pose_width": 4, "pose_hidden": 16, "code": 1}
 
 
 def settings(config: str, folder: Path | None = None) -> dict[str, object]:
@@ -33,18 +33,24 @@ def settings(config: str, folder: Path | None = None) -> dict[str, object]:
         folder: where to write the files that it reads, if it reads any.
     """
     content = read_config(config)[1]
-    data = {f"data.{key}": value for key, value in content.data.tiny(folder).items()}
+    short = {"horizon": 3} if (getattr(content.data, "horizon", None) or 0) > 3 else {}
+    data = {f"data.{key}": value for key, value in (short | content.data.tiny(folder)).items()}
     options = dump(content.model)
     model = {f"model.{key}": size for key, size in MODEL.items() if key in options}
     if "capsules" in options:
         model["model.latent_dim"] = 12
-    if "inference" in options:
+    if isinstance(options.get("inference"), dict):
         model["model.inference"] = options["inference"] | {"warmup": 1, "anneal": 0}
+    if "stages" in options:
+        model["model.stages"] = {"autoencoder": 1, "fields": 0, "anneal": 0}
     for network in ("encoder", "decoder"):
         if network in options:
             shipped = options[network]
             sizes = {key: size for key, size in NETWORK.items() if key in shipped}
-            sizes["hidden"] = 16 if isinstance(shipped["hidden"], int) else [16]
+            if "hidden" in shipped:
+                sizes["hidden"] = 16 if isinstance(shipped["hidden"], int) else [16]
+            if "code" in shipped:
+                model["model.latent_dim"] = 8  # of four squares, and of the whole
             model[f"model.{network}"] = {"kind": shipped["kind"], **sizes}
     return TRAINING | data | model
 

@@ -78,7 +78,7 @@ def test_ranges_of_random_starts_and_the_centre_are_kept():
     for other in (dataset, dataset.with_horizon(4), dataset.to("cpu")):
         assert other.start_ranges == ((0.5, 1.0), (0.0, 160.0))
         assert other.centre == "authors"
-    assert dataset.transformations["hue"] == Transformation("hue", 0.0, 20.0)
+    assert dataset.transformations["hue"] == Transformation("hue", 0.0, 20.0, None, (0.0, 240.0))
 
 
 def test_scales_stay_positive():

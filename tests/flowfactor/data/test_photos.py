@@ -7,7 +7,13 @@ import pytest
 import torch
 from PIL import Image
 
-from flowfactor.data import PHOTO_TRANSFORMATIONS, Photos, PhotosOptions, Transformation
+from flowfactor.data import (
+    PHOTO_TRANSFORMATIONS,
+    ActivityLaw,
+    Photos,
+    PhotosOptions,
+    Transformation,
+)
 from flowfactor.errors import ConfigError, DataError
 
 SIZE = 24
@@ -94,6 +100,16 @@ def test_windows_never_leave_their_photograph():
     assert torch.equal(whole.sample(indices).frames[:, :5], data.sample(indices).frames)
 
 
+@pytest.mark.parametrize("still", [(), ("angle",), ("angle", "zoom")])
+def test_nor_do_windows_that_move_either_way_at_any_speed(still):
+    moves = {name: each for name, each in MOVES.items() if each.parameter not in still}
+    data = photos([RAMP] * 3, transformations=moves, size=96, horizon=4, room=8, count=12)
+    for kind in ("pairs", "switch"):
+        seen = places(data.draw_sequences(range(12), ActivityLaw(kind)).frames)
+        for second in (seen.diff(n=2, dim=-1), seen.diff(n=2, dim=-2)):
+            assert second.abs().max() < 0.5  # a pixel beyond would repeat one
+
+
 def test_windows_fill_what_a_sequence_leaves_free():
     """Where nothing turns or moves the largest window is the whole photograph."""
     still = {"brightness": Transformation("brightness")}
@@ -106,6 +122,11 @@ def test_windows_fill_what_a_sequence_leaves_free():
     seen = places(data.sample([0]).frames)
     assert seen[0, 4, 0].amin() < 3  # it looks to the left where things move to the right
     assert seen[0, 0, 0].amax() > 252
+    moves = {"y": Transformation("y", step=0.25)}
+    data = photos([RAMP] * 3, transformations=moves, window=(1.0, 1.0), room=4, size=64)
+    seen = places(data.sample([0]).frames)
+    assert seen[0, 4, 1].amax() > 252  # and down where they move upwards
+    assert seen[0, 0, 1].amin() < 3
 
 
 def test_signs():

@@ -197,7 +197,8 @@ def test_own_transformations_and_the_loader():
     own = {"left": Transformation("x", step=-0.0013), "hue": Transformation()}
     given = {"horizon": 3, "shapes": ["heart", "square"], "initial_state": "random"}
     sprites = Sprites(40, 16, own, **given)
-    assert sprites.transformations["left"] == Transformation("x", 0.0, -0.0013, (-0.192, 0.0))
+    left = Transformation("x", 0.0, -0.0013, (-0.192, 0.0), (-0.192, 0.192))
+    assert sprites.transformations["left"] == left
     batch = SequenceLoader(sprites, 6, frames_per_sequence=2).batch(1)
     assert tuple(batch.frames.shape) == (6, 3, 3, 16, 16)
     assert batch.labels.tolist() == [0, 0, 0, 1, 1, 1]

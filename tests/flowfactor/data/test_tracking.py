@@ -163,3 +163,15 @@ def test_nothing_moves(film, tracks):
         cut_sequences(open_film(film), tracks, horizon=60, side=30, size=8)
     with pytest.raises(DataError, match="heading"):
         cut_sequences(open_film(film), tracks, horizon=2, side=30, size=8, heading="up")
+
+
+def test_a_mirror_shows_left_turns_as_right_ones(film, tracks):
+    cut = cut_sequences(open_film(film), tracks, horizon=8, side=30, size=8, stride=4)
+    both = cut.with_mirrored()
+    n = len(cut.frames)
+    assert np.array_equal(both.frames[n:], np.flip(cut.frames, axis=3))
+    labels = motion_labels(both)
+    other = {"turn left": "turn right", "turn right": "turn left"}
+    assert labels[n:] == [other.get(label, label) for label in labels[:n]]
+    assert set(other) & set(labels)
+    assert both.tracks[:n].tolist() == both.tracks[n:].tolist()

@@ -5,9 +5,12 @@ import pytest
 import torch
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 from matplotlib.quiver import Quiver
+from small_models import small
 
 from flowfactor.diagnostics import Plane, draw_landscape, landscape_data
 from flowfactor.diagnostics.label_layout import place_boxes
+
+NO_POTENTIAL = {"hamilton_jacobi": 0.0}
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +36,21 @@ def test_values_and_arrows_are_those_of_the_potential_at_the_grid_points(model, 
         assert np.allclose(landscape.value[i].reshape(-1), potential(grid, t), atol=1e-4)
         gradient = potential.gradient(grid, t) @ landscape.plane.axes.T
         assert np.allclose(landscape.gradient[i].reshape(-1, 2), gradient, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_field_that_is_no_potential_has_arrows_of_two_parts(data, images):
+    model = small("flow_vae", data.names, (3, 8, 8), 4, parts="both", objective=NO_POTENTIAL)
+    landscape = landscape_data(model, images, "rotation", times=[1.0], resolution=9, substeps=1)
+    grid, field = grid_of(landscape).flatten(0, 1), model.potentials["rotation"]
+    assert np.allclose(landscape.value[0].reshape(-1), field.gradient_part(grid, 1.0), atol=1e-4)
+    both = torch.from_numpy(landscape.gradient[0] + landscape.solenoidal[0]).flatten(0, 1)
+    velocity = field.velocity(grid, 1.0) @ landscape.plane.axes.T
+    assert np.allclose(both, velocity, atol=1e-5)
+    assert np.abs(landscape.solenoidal).max() > 0
+    figure = draw_landscape(landscape)
+    arrows = [each for each in figure.axes[0].get_children() if isinstance(each, Quiver)]
+    assert len(arrows) == 2
 
 
 def test_arrows_are_the_slope_of_the_colours(model, images):

@@ -1,14 +1,25 @@
 import base64
+import hashlib
 import io
+import json
 import re
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from flowfactor.diagnostics import Animation, Illustration, Section, write_report
+import flowfactor
+from flowfactor.diagnostics import (
+    Animation,
+    Illustration,
+    Player,
+    Section,
+    player_data,
+    write_report,
+)
 from flowfactor.tables import Column, Row, Table
 
 VOID = {"meta", "img", "br"}
@@ -31,7 +42,7 @@ class Reader(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        if "style" not in self.open and data.strip():
+        if not {"style", "script"} & set(self.open) and data.strip():
             self.text.append(data.strip())
 
     def values(self, name):
@@ -66,7 +77,7 @@ def test_report_holds_its_images_and_refers_to_nothing_else(tmp_path):
     path = write_report(tmp_path / "run", "A run", sections)
     assert path == tmp_path / "run" / "report.html"
     reader = read(path)
-    assert not {"script", "link", "iframe", "object", "base"} & set(reader.tags)
+    assert not {"link", "iframe", "object", "base"} & set(reader.tags)
     sources = reader.values("src")
     assert [source.split(";")[0] for source in sources] == [
         "data:image/png",
@@ -81,6 +92,80 @@ def test_report_holds_its_images_and_refers_to_nothing_else(tmp_path):
     style = re.search(r"<style>(.*?)</style>", path.read_text(), re.DOTALL)[1]
     assert "url(" not in style
     assert "@import" not in style
+
+
+def test_a_browser_loads_nothing_and_runs_no_other_script(tmp_path):
+    page = write_report(tmp_path, "A run", [Section("One")]).read_text()
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', page)[1]
+    rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
+    assert rules["default-src"] == "'none'"
+    assert rules["img-src"] == "data:"
+    (script,) = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert rules["script-src"] == f"'sha256-{digest}'"
+    for word in ("fetch(", "XMLHttpRequest", "import(", "eval(", "http"):
+        assert word not in script
+
+
+def cells(page):
+    """Return what a player shows, as the browser cuts it out: ``(P, T, B, H, W, 3)``."""
+    data = json.loads(page.values("data-player")[0])
+    source = next(each for each in page.values("src"))
+    sheet = np.asarray(Image.open(io.BytesIO(base64.b64decode(source.split(",", 1)[1]))))
+    (high, wide), B = data["cell"], data["samples"]
+    frames = [
+        [
+            [
+                sheet[p * high :, (t * B + b) * wide :][: data["height"], : data["width"]]
+                for b in range(B)
+            ]
+            for t in range(len(data["times"]))
+        ]
+        for p in range(len(data["labels"]))
+    ]
+    return data, np.array(frames)
+
+
+def test_a_player_holds_the_frames_of_every_flow_and_time(tmp_path, model, images):
+    player = player_data(model, images, names=("rotation", "hue"), blends=2, substeps=2)
+    assert player.times == tuple(t / 2 for t in range(9))
+    data, frames = cells(read(write_report(tmp_path, "A run", [Section("One", "", [player])])))
+    np.testing.assert_array_equal(frames, player.frames)
+    assert data["labels"] == ["rotation", "0.5 rotation + 0.5 hue", "hue"]
+    both = 0.5 * model.potentials["rotation"] + 0.5 * model.potentials["hue"]
+    with torch.no_grad():
+        path = model.flow(model.represent(images), both, list(player.times))
+        expected = model.decode(path[5])  # t = 2.5
+    shown = torch.from_numpy(frames[1, 5]).movedim(-1, 1) / 255
+    torch.testing.assert_close(shown, expected, atol=0.003, rtol=0)
+
+
+def test_a_large_player_is_smaller_and_its_frames_do_not_mix(tmp_path):
+    # Black beside white: a lossy image must not let one into the other.
+    frames = np.zeros((2, 41, 4, 50, 52, 3), np.uint8)
+    frames[:, ::2] = 255
+    player = Player(frames, ("a", "b"), tuple(map(float, range(41))), 40)
+    path = write_report(tmp_path, "A run", [Section("One", "", [player])])
+    _, shown = cells(read(path))
+    assert np.abs(shown.astype(int) - frames).max() <= 4
+    assert path.stat().st_size < 1_000_000
+
+
+def test_the_pixels_of_a_player_are_bounded():
+    model = flowfactor.FlowVAE.build(
+        ("a", "b", "c"),
+        (1, 128, 128),
+        horizon=70,
+        latent_dim=2,
+        width=2,
+        encoder={"channels": [2, 2], "hidden": 2},
+        decoder={"hidden": [2]},
+    )
+    player = player_data(model, torch.rand(4, 1, 128, 128), blends=2, substeps=2)
+    assert player.frames.size <= 3 * 4_000_000
+    assert player.labels == ("a", "b", "c")
+    assert (player.times[0], player.times[-1]) == (0, 70)
+    assert player.frames.shape[1:3] == (65, 1)
 
 
 def test_sections_text_and_tables_are_there_in_order(tmp_path):
@@ -126,7 +211,7 @@ def test_all_text_is_escaped(tmp_path):
             subtitle=evil,
         )
     )
-    assert "script" not in reader.tags
+    assert reader.tags.count("script") == 1  # our own
     # Title twice, subtitle, two entries, two headings, paragraph, five of the table, caption.
     assert reader.text.count(evil) == 14
     assert reader.values("alt") == [evil]

@@ -27,9 +27,16 @@ TINY = TrainingOptions(
 )
 
 
-@pytest.mark.parametrize("kind", MODELS)
-def test_from_training_to_metrics(kind, digits, tmp_path):
-    model = small(kind, digits.names, digits.image_shape, digits.horizon)
+# Fields with a part that is no gradient.
+BOTH = {"parts": "both", "objective": {"hamilton_jacobi": 0.0, "path_kl": 0.1}}
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [*((kind, {}) for kind in MODELS), ("flow_vae", BOTH), ("weak_flow_vae", BOTH)],
+)
+def test_from_training_to_metrics(kind, options, digits, tmp_path):
+    model = small(kind, digits.names, digits.image_shape, digits.horizon, **options)
     data = digits if model.supervised else digits.without_labels()
     fit(model, data, data, TINY, tmp_path)
     trained = flowfactor.load(tmp_path)
@@ -85,7 +92,7 @@ def test_networks_of_ones_own(digits, tmp_path):
             latent_dim=3,
             encoder=Halve(3 * 28 * 28, (6,)),
             decoder=Halve(3, (3, 28, 28)),
-            potential=flowfactor.RidgePotential(digits.names, 3, 8),
+            field=flowfactor.RidgePotential(digits.names, 3, 8),
         )
 
     model = make()
@@ -96,8 +103,8 @@ def test_networks_of_ones_own(digits, tmp_path):
     assert not again.training
     assert torch.equal(again.decoder.linear.weight, model.decoder.linear.weight)
     assert equivariance_error(again, digits, range(2), frames=2)
-    with pytest.raises(ValueError, match="potentials"):
-        FlowVAE.build(("a",), potential=flowfactor.RidgePotential(("b",), 48, 8))
+    with pytest.raises(ValueError, match="fields"):
+        FlowVAE.build(("a",), field=flowfactor.RidgePotential(("b",), 48, 8))
 
 
 class Louder(FlowVAE):
@@ -164,7 +171,10 @@ def test_a_network_and_a_term_of_a_plug_in(monkeypatch, tmp_path):
         ("flow_vae", {"solver": {"name": "rk5"}}, "solver"),
         ("flow_vae", {"solver": {"steps": 0}}, "solver"),
         ("flow_vae", {"gradient": {"every": 2}}, "gradient"),
-        ("flow_vae", {"potential": "gp"}, "potential"),
+        ("flow_vae", {"field": "gp"}, "field"),
+        ("flow_vae", {"parts": "curl"}, "parts"),
+        ("flow_vae", {"parts": "both"}, "hamilton_jacobi"),
+        ("flow_vae", {"parts": "both", "field": "mlp"}, "parts"),
         ("flow_vae", {"rank": -1}, "rank"),
         ("flow_vae", {"density": "discrete"}, "density"),
         ("flow_vae", {"latent_dim": True}, "latent_dim"),
@@ -213,7 +223,7 @@ def test_sizes_that_do_not_fit(kind, given, word):
             "solver": {"name": "euler", "steps": 2},
             "density": "discrete",
             "objective": {"path_kl": 1.0},
-            "potential": "mlp",
+            "field": "mlp",
             "rank": 1,
             "force": "learned",
             "observation": "gaussian_learned",
@@ -231,6 +241,14 @@ def test_the_spec_builds_the_same_model(given):
         torch.manual_seed(0)
         losses.append(sum(each.loss(films()).values()).item())
     assert losses[0] == losses[1]
+
+
+def test_the_family_of_fields_has_its_former_name_too():
+    """In configurations and model files from when every field was the gradient of a potential."""
+    spec = small("flow_vae", field="mlp").spec()
+    spec["options"]["potential"] = spec["options"].pop("field")
+    del spec["options"]["parts"]
+    assert FlowVAE.from_spec(spec).options.field == "mlp"
 
 
 def test_a_label_is_needed_and_images_have_their_size():

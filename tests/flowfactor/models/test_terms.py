@@ -155,8 +155,8 @@ def test_points_between_frames_are_on_the_path(first):
         assert ((t - end) / (first - end) > 0).all()
         times = torch.stack([torch.full_like(t, first), t], dim=1)
         torch.testing.assert_close(z, model.flow(z0, batch.labels, times)[-1])
-    residual = transport_terms(context.potential, between.z[0], between.times[:, 0]).residual
-    other = transport_terms(context.potential, between.z[1], between.times[:, 1]).residual
+    residual = transport_terms(context.field, between.z[0], between.times[:, 0]).residual
+    other = transport_terms(context.field, between.z[1], between.times[:, 1]).residual
     expected = (residual**2 + other**2) / 2
     torch.testing.assert_close(terms.hamilton_jacobi(context), expected)
 
@@ -177,7 +177,7 @@ def test_an_interval_takes_the_steps_that_are_asked_for():
         model = small("flow_vae", interval_steps=steps, objective={"hamilton_jacobi": 0.0})
         batch = choose_frames(films(), [3, 1])
         context = model.context(batch, batch.labels)
-        path = context.reach(context.z0, context.potential, *context.times.unbind(1))
+        path = context.reach(context.z0, context.field, *context.times.unbind(1))
         assert path.stats.evaluations == evaluations
         torch.testing.assert_close(path.z[-1], context.z[:, 1])
 

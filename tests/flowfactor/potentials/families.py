@@ -39,7 +39,7 @@ CHOICES: dict[str, Any] = {
 
 def make_bank(family: str = "ridge", autonomous: bool = False) -> StackedPotentials:
     """Return a bank in float64 all of whose parameters matter."""
-    torch.manual_seed(1)
+    torch.default_generator.manual_seed(1)
     kind, options = FAMILIES[family]
     bank = kind(NAMES, DIM, autonomous=autonomous, **options).double()
     with torch.no_grad():

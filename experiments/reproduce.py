@@ -1,0 +1,180 @@
+"""A result once more: the same command, and how far the numbers are from each other."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+import shlex
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from experiments import runs
+from experiments.config import Config, read_config
+from flowfactor.errors import RunError
+from flowfactor.evaluation import EvaluationOptions
+from flowfactor.options import parse
+from flowfactor.records import Evaluation, evaluation_columns
+from flowfactor.tables import Column, Row, Table
+from flowfactor.training import Progress
+
+SPREADS = 3.0
+"""How many standard deviations over seeds a number may be away."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Reproduction:
+    """Numbers of a result beside those of the same command now.
+
+    Attributes:
+        table: each number, stated and now, with the distance that is allowed.
+        outside: the names of those that are further away, or were not measured.
+    """
+
+    table: Table
+    outside: tuple[str, ...]
+
+
+def reproduce(
+    result: Path,
+    out: Path,
+    *,
+    tolerance: float = 0.05,
+    seeds: Sequence[Path] = (),
+    plugin_names: Sequence[str] = (),
+    on_progress: Callable[[Progress], None] | None = None,
+    on_stage: Callable[[str], None] | None = None,
+) -> Reproduction:
+    """Train and evaluate as a result says that it was made, and compare.
+
+    Args:
+        result: an ``evaluation.json``.
+        out: the run folder; a training that was begun there goes on.
+        tolerance: the allowed difference as a fraction of each number, where its spread over seeds
+            is not known.
+        seeds: evaluations of the same method with other seeds, for the spread: a number may be
+            three standard deviations away.
+        plugin_names: plug-ins besides those of the command.
+        on_progress: called at every log and validation of the training.
+        on_stage: called with what is being measured.
+
+    Raises:
+        RunError: the file says no command that can be run again.
+        ConfigError, DataError: as a training and an evaluation.
+    """
+    stated = Evaluation.read(result)
+    config = config_of(stated, result, plugin_names)
+    if not (out / runs.TRAINING_FILE).is_file():
+        resume = out.is_dir() and any(out.iterdir())
+        runs.train(config, out, resume=resume, on_progress=on_progress)
+    now = runs.evaluate(
+        out, split=stated.split, images=stated.images, plugin_names=plugin_names, on_stage=on_stage
+    )
+    return compare(stated, now, [Evaluation.read(path) for path in seeds], tolerance)
+
+
+def config_of(evaluation: Evaluation, source: Path, plugin_names: Sequence[str] = ()) -> Config:
+    """Return the configuration that the command of an evaluation's training says.
+
+    Raises:
+        RunError: it is no command of a training.
+        ConfigError: the configuration is not there any more, or has changed.
+    """
+    command = str(evaluation.training.get("command", ""))
+    words = _words(command)
+    if len(words) < 3 or words[0] not in ("flowfactor", "cli.py") or words[1] not in _COMMANDS:
+        raise RunError(
+            f"{source} does not say by which command it was trained, `flowfactor train ...`, but "
+            f"{command[:200]!r}. Only a training of its own can be reproduced, not a table's cell."
+        )
+    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser.add_argument("config")
+    parser.add_argument("--set", action="append", default=[], dest="changes")
+    parser.add_argument("--plugin", action="append", default=[])
+    parser.add_argument("--out")
+    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--check-data", action="store_true")
+    known = parser.parse_args(words[2:])
+    config = read_config(known.config, known.changes, plugin_names=(*known.plugin, *plugin_names))[
+        1
+    ]
+    return config.replace(evaluation=parse(EvaluationOptions, dict(evaluation.options)))
+
+
+_COMMANDS = ("train", "run")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise RunError(f"The command of the training cannot be read: {message}.")
+
+
+def _words(command: str) -> list[str]:
+    """Return the words of a command; those of older files are not quoted."""
+    try:
+        words = shlex.split(command)
+    except ValueError:
+        words = command.split()
+    joined: list[str] = []
+    for word in words:
+        inside = len(joined) > 1 and joined[-2] == "--set" and not word.startswith("--")
+        if inside:
+            joined[-1] += f" {word}"
+        else:
+            joined.append(word)
+    return joined
+
+
+def compare(
+    stated: Evaluation, now: Evaluation, seeds: Sequence[Evaluation] = (), tolerance: float = 0.05
+) -> Reproduction:
+    """Return every number of two evaluations side by side.
+
+    Args:
+        stated: the result.
+        now: what was measured now.
+        seeds: evaluations of the same method with other seeds.
+        tolerance: the allowed difference as a fraction, where the spread is not known.
+    """
+    rows, outside = [], []
+    for column in evaluation_columns([stated, now, *seeds]):
+        assert column.value is not None
+        before, after = column.value(stated), column.value(now)
+        if before is None and after is None:
+            continue
+        others = [value for each in seeds if (value := column.value(each)) is not None]
+        allowed = None if before is None else _allowed(before, others, tolerance)
+        if before is None or after is None or allowed is None:
+            verdict = "missing" if after is None else "new"
+        else:
+            near = abs(after - before) <= allowed or (math.isnan(after) and math.isnan(before))
+            verdict = "equal" if after == before else "within" if near else "outside"
+        if verdict in ("missing", "outside"):
+            outside.append(column.key)
+        numbers = (before, after, allowed)
+        cells = [None if number is None else column.write(number) for number in numbers]
+        rows.append(Row(column.key, [*cells, verdict]))
+    columns = [Column(name) for name in ("stated", "now", "may differ by", "verdict")]
+    spread = (
+        f"{SPREADS:g} standard deviations over {1 + len(seeds)} seeds"
+        if seeds
+        else f"{tolerance:.1%} of each number"
+    )
+    title = f"{stated.source}, {stated.images} {stated.split} samples; allowed: {spread}"
+    return Reproduction(Table(columns, rows, title, "number"), tuple(outside))
+
+
+def _allowed(stated: float, others: Sequence[float], tolerance: float) -> float:
+    if others:
+        return SPREADS * statistics.stdev([stated, *others])
+    return tolerance * abs(stated)
+
+
+def summary(found: Reproduction) -> str:
+    """Return what was found, in one sentence."""
+    count = len(found.table.rows)
+    if found.outside:
+        return f"Not reproduced: {', '.join(found.outside)} of {count} numbers."
+    return f"Reproduced: all {count} numbers are within what is allowed."

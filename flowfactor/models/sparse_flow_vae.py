@@ -1,0 +1,650 @@
+"""The unsupervised flow model: nobody says what happens in a sequence, nor when."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, repeat
+from jaxtyping import Float, Int
+from torch import Tensor
+
+import flowfactor.flow as flows
+from flowfactor.activity import Activity, ActivityPrior, Posterior, Projections, SpikeStates
+from flowfactor.activity_network import ActivityNetwork, FactorisedPosterior
+from flowfactor.checks import check_tensor
+from flowfactor.data import SequenceBatch
+from flowfactor.errors import ConfigError
+from flowfactor.matching import match_activity
+from flowfactor.models.autoencoder import (
+    Autoencoder,
+    AutoencoderOptions,
+    Solver,
+    SolverGradient,
+    diagonal_normal,
+    kl_to_standard_normal,
+)
+from flowfactor.models.base import PotentialModel
+from flowfactor.models.weak_flow_vae import flow_names
+from flowfactor.observation import Observation
+from flowfactor.options import NonNegativeInt, PositiveFloat, PositiveInt, Weight, options
+from flowfactor.potentials import RidgeField, Selector, VectorField
+from flowfactor.potentials.ridge_field import Parts
+from flowfactor.registries import MODELS
+from solvers import RK4, Direct
+
+logger = logging.getLogger(__name__)
+
+# How far the residual's variance and the mean speeds follow the batch in a step.
+_FOLLOW_RESIDUAL, _FOLLOW_SPEED = 0.05, 0.05
+# The least variance of a residual.
+_LEAST = 1e-6
+# The least sum of probabilities that a field acts by which a batch tells anything of its speed.
+_SEEN = 1.0
+
+
+@options
+class Stages:
+    """The stages of training a :class:`SparseFlowVAE`, in trained steps; jointly after them."""
+
+    autoencoder: NonNegativeInt = 1500
+    """Steps in which only the autoencoder learns, on single frames."""
+    fields: NonNegativeInt = 800
+    """Steps in which only the fields learn, on encoded sequences."""
+    anneal: NonNegativeInt = 200
+    """Steps, of those, in which the variance of residuals falls to what it is."""
+    temperature: PositiveFloat = 10.0
+    """How many times the variance of displacements it is taken to be at first, so that no field
+    wins before it has learned something, and each finds one direction everywhere."""
+
+
+@options
+class SparseFlowVAEOptions(AutoencoderOptions):
+    """Options of :class:`SparseFlowVAE`."""
+
+    flows: PositiveInt | None = None
+    """Number K of fields; null: one for each transformation of the data."""
+    width: PositiveInt = 128
+    """Number H of ridge functions of a field."""
+    parts: Parts = "both"
+    """Parts that fields have: ``gradient``, ``solenoidal`` (divergence-free), or ``both``."""
+    inference: Literal["exact", "amortised"] = "exact"
+    """How activity is inferred: ``exact`` enumerates all sets of at most two fields; ``amortised``
+    by a network, for more fields than some ten, or more of them at a time."""
+    prior: ActivityPrior = ActivityPrior()
+    """How rarely fields act and switch, and how fast they are."""
+    stages: Stages = Stages()
+    """When what is learned."""
+    pairs: PositiveInt | None = 4
+    """Random frames of each sequence that are encoded and decoded in a training step, half of them
+    where they arrive at another frame; null: all of them."""
+    beta: Weight = 1.0
+    """Weight of the KL divergences."""
+    evidence: Weight = 1.0
+    """Weight of the evidence of the encoded displacements, by which fields are found."""
+    field_rate: PositiveFloat = 1e-3
+    """Peak of the learning rate of the fields. Fast ones run backwards in a part of the latent
+    space."""
+    solver: Solver = RK4(steps=1)
+    """Solver of the flow: its name and options; the steps of a fixed method are per frame."""
+    gradient: SolverGradient = Direct()
+    """How the solver is differentiated: name and options."""
+
+    def check(self, config: Any) -> None:
+        """Refuse a configuration that does not show whole sequences.
+
+        Raises:
+            ConfigError: batches of some frames, of which activity cannot be inferred.
+        """
+        training = config.training
+        if training.frames_per_sequence is not None or training.encoded_frame != "first":
+            raise ConfigError(
+                "training.frames_per_sequence: must be null, and encoded_frame first: activity is "
+                "inferred from whole sequences"
+            )
+
+
+@MODELS.register("sparse_flow_vae")
+class SparseFlowVAE(PotentialModel, Autoencoder):
+    r"""An autoencoder of sequences in which a few of K fields act at a time, unknown to anybody.
+
+    .. code-block:: text
+
+        z_0 ~ N(0, I),   (s, g) ~ ActivityPrior,   dz/dt = sum_k g_{t,k} v^k(z)  from t to t + 1,
+        x_t ~ p(x_t | z_t)
+
+    Spikes s say which fields act in a step and in which direction, slabs g how fast; see
+    :class:`~flowfactor.activity.ActivityPrior`. Training and validation minimise
+
+    .. code-block:: text
+
+        - E_q[ sum_{t=0..T} log p(x_t | z_t) ]  +  KL(q(z_0 | x_0) || N(0, I))
+        + KL(q(s, g | x_0..x_T) || p(s, g))
+
+    the negative evidence bound, for *any* ``q(s, g | x_0..x_T)``. The one here is exact inference
+    in another, simpler model, that of the displacements of the encoded means ``m_t``:
+
+    .. code-block:: text
+
+        m_{t+1} - m_t ~ N( sum_k g_{t,k} v^k((m_t + m_{t+1}) / 2), diag R )
+        q(s, g | x)   = p(s, g) N(m_1 - m_0, ... | g) / p(m_1 - m_0, ...)
+
+    in which slabs integrate out in closed form and forward-backward takes care of time
+    (:class:`~flowfactor.activity.SpikeStates`); or a network approximates it
+    (:class:`~flowfactor.activity_network.ActivityNetwork`). Its KL to the prior is in closed form
+    as well.
+    Fields and the residual's variance R also maximise the evidence of the displacements, by
+    expectation maximisation: that finds the fields, and keeps R as large as what the fields leave
+    unexplained, so that the posterior is as sure as it may be. Neither reaches the encoder, whose
+    latents would shrink.
+
+    Training has :class:`stages <Stages>`: the autoencoder alone; fields alone; jointly, where
+    random frames are encoded, flow along the inferred activity to others, forwards or backwards,
+    and are decoded there; half of them stay, and only these teach the encoder. The
+    speeds of a field are measured in its own mean speed, ``E|g_k| = 1`` where it acts.
+
+    Which field has learned what is known when training has ended: :meth:`finish` puts the fields in
+    the order of the transformations, in their directions, and names them.
+
+    Args:
+        options: :class:`SparseFlowVAEOptions`.
+        names: of the transformations of the data.
+        image_shape, horizon: see :class:`~flowfactor.models.SequenceModel`.
+
+    Attributes:
+        names: of the fields; ``flow 1``, ``flow 2``, ... before :meth:`finish`.
+        transformations: of the data, as far as their names are known.
+        speed: what fields are multiplied with to have mean speed 1, ``(K,)``; 1 after
+            :meth:`finish`.
+        first_speed: the same when the fields began to learn.
+        residual: R, ``(D,)``.
+        unit: the variance of displacements when the fields began to learn, ``(D,)``.
+
+    Raises:
+        ValueError: no number of fields, or sizes that do not fit.
+
+    Source: Song, Keller, Yue, Perona, Welling, "Unsupervised Representation Learning from Sparse
+    Transformation Analysis", arXiv:2410.05564, for the model; inference is another one here.
+
+    Example:
+        >>> import torch
+        >>> from flowfactor.models import SparseFlowVAE
+        >>> _ = torch.manual_seed(0)
+        >>> model = SparseFlowVAE.build(("rotation", "hue"), latent_dim=8, width=16).eval()
+        >>> activity = model.infer_activity(torch.rand(4, 9, 3, 28, 28))
+        >>> activity.coefficients.shape, activity.evidence.shape
+        (torch.Size([4, 8, 2]), torch.Size([4]))
+        >>> model.trace_activity(torch.zeros(4, 8), activity.coefficients).shape
+        torch.Size([9, 4, 8])
+    """
+
+    Options: ClassVar[type[Any]] = SparseFlowVAEOptions
+    supervised: ClassVar[bool] = False
+
+    potentials: RidgeField
+    options: SparseFlowVAEOptions
+
+    def __init__(
+        self,
+        options: SparseFlowVAEOptions,
+        names: Sequence[str],
+        image_shape: Sequence[int],
+        horizon: int,
+    ) -> None:
+        K = options.flows or len(names)
+        if not K:
+            raise ValueError("flows must be a number: the data have no names to count")
+        bank = RidgeField(
+            flow_names(K), options.latent_dim, options.width, parts=options.parts, autonomous=True
+        )
+        super().__init__(options, bank.names, image_shape, horizon)
+        self.potentials = bank
+        self.transformations = tuple(names)
+        self.method = options.solver
+        self.gradient = options.gradient
+        self.step = 0
+        self.speed: Tensor
+        self.register_buffer("speed", torch.ones(K))
+        self.first_speed: Tensor
+        self.register_buffer("first_speed", torch.ones(K))
+        self.residual: Tensor
+        self.register_buffer("residual", torch.ones(self.latent_dim))
+        amortised = options.inference == "amortised"
+        self.network = ActivityNetwork(options.prior) if amortised else None
+        self.unit: Tensor
+        self.register_buffer("unit", torch.zeros(self.latent_dim))
+
+    def spec(self) -> dict[str, Any] | None:
+        """Return plain data from which :meth:`from_spec` makes the same model, untrained."""
+        spec = super().spec()
+        return spec and spec | {"names": list(self.transformations), "flows": list(self.names)}
+
+    @classmethod
+    def from_spec(cls, spec: dict[str, Any]) -> Self:
+        """Return an untrained model from what :meth:`spec` returned."""
+        model = super().from_spec(spec)
+        model.potentials.names = tuple(spec["flows"])
+        return model
+
+    # ---- activity
+
+    @torch.no_grad()
+    def infer_activity(self, frames: Float[Tensor, "b f c h w"]) -> Activity:
+        """Return which fields act in each step of whole sequences, and how fast.
+
+        Args:
+            frames: at least two of each sequence, one step apart.
+
+        Raises:
+            TypeError, ValueError: frames of another dtype, shape or device, or too few.
+        """
+        shape = ("B", "F", *self.image_shape)
+        check_tensor("frames", frames, shape, self._parameter(), pixels=True)
+        if frames.shape[1] < 2:
+            raise ValueError("frames: a single one shows no activity; give at least two")
+        return self.posterior(self._means(frames)).activity()
+
+    def trace_activity(
+        self, z: Float[Tensor, "b d"], coefficients: Float[Tensor, "b n k"]
+    ) -> Float[Tensor, "f b d"]:
+        """Return latents that flow along the fields at given speeds, constant in each step.
+
+        Args:
+            z: where they start.
+            coefficients: signed speeds; negative ones run backwards.
+
+        Returns:
+            ``(n + 1, B, D)``, the first being ``z``.
+        """
+        path = [z]
+        for weights in coefficients.unbind(1):
+            path.append(self._move(path[-1], weights))
+        return torch.stack(path)
+
+    def posterior(self, means: Float[Tensor, "b f d"]) -> Posterior | FactorisedPosterior:
+        """Return ``q(s, g)`` from the encoded means of whole sequences, ``(B, F, D)``."""
+        return self._infer(Projections.of(*self._seen(means), self.residual))
+
+    def _infer(self, projections: Projections) -> Posterior | FactorisedPosterior:
+        if self.network is not None:
+            return self.network(projections)  # type: ignore[no-any-return]
+        states = SpikeStates(len(self.names), self.options.prior, projections.linear.device)
+        return states.infer(projections)
+
+    def select(self, k: VectorField | Selector) -> VectorField:
+        """Return a field as it is, or at its mean speed the one that a selector asks for."""
+        if isinstance(k, int | str):
+            index = self.potentials.index(k)
+            return self.speed[index] * self.potentials[index]
+        if not isinstance(k, Tensor):
+            return super().select(k)
+        field = self.potentials.select(k)  # which checks it
+        if bool((self.speed == 1).all()):
+            return field
+        weights = k if k.is_floating_point() else F.one_hot(k, len(self.names)).to(self.speed)
+        return self.potentials.select(weights * self.speed)
+
+    def choose(self, sequences: SequenceBatch) -> Int[Tensor, "b"]:
+        """Return the field that moves each sequence most, whatever its label."""
+        coefficients = self.posterior(self._means(sequences.frames)).first
+        return coefficients.abs().sum(1).argmax(-1)
+
+    def _means(self, frames: Float[Tensor, "b f c h w"]) -> Float[Tensor, "b f d"]:
+        images = rearrange(frames, "b f c h w -> (b f) c h w")
+        return rearrange(self.represent(images), "(b f) d -> b f d", b=len(frames))
+
+    def _seen(
+        self, means: Float[Tensor, "b f d"]
+    ) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b n k d"]]:
+        """Return displacements of encoded means, and the fields' velocities at their middles."""
+        middles = rearrange((means[:, 1:] + means[:, :-1]) / 2, "b n d -> (b n) d")
+        # A copy, as the buffer changes before gradients are computed.
+        speed = self.speed.clone().unsqueeze(-1)
+        velocities = speed * self.potentials.velocities(middles, 0.0)
+        return means.diff(dim=1), rearrange(velocities, "(b n) k d -> b n k d", b=len(means))
+
+    def _move(self, z: Float[Tensor, "b d"], weights: Float[Tensor, "b k"]) -> Tensor:
+        """Return where latents are after one step at these speeds."""
+        field = self.potentials.select(weights * self.speed)
+        return flows.flow(z, field, 1.0, method=self.method, gradient=self.gradient)
+
+    # ---- training
+
+    @property
+    def schedule_steps(self) -> int:
+        """Steps before all of the model learns."""
+        return self.options.stages.autoencoder + self.options.stages.fields
+
+    @property
+    def _network_parameters(self) -> list[Tensor]:
+        return [] if self.network is None else list(self.network.parameters())
+
+    def on_step(self, step: int) -> None:
+        """Let the stages know the training step."""
+        self.step = step
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Return the fields with their own learning rate, and the rest."""
+        own = list(self.potentials.parameters())
+        others = {id(parameter) for parameter in own}
+        return [
+            {"params": [each for each in self.parameters() if id(each) not in others]},
+            {"params": own, "lr": self.options.field_rate},
+        ]
+
+    def loss(self, sequences: SequenceBatch) -> dict[str, Float[Tensor, ""]]:
+        """Return the weighted terms of the objective, each a mean over the batch, in nats.
+
+        In evaluation mode the sum is a sample of the negative evidence bound, for ``beta = 1``. In
+        training mode :meth:`on_step` says which stage it is.
+
+        Args:
+            sequences: whole ones; labels and activity are not looked at.
+
+        Raises:
+            ValueError: frames are missing, or out of order.
+        """
+        if not sequences.is_complete:
+            raise ValueError("sequences must have all of their frames, in order")
+        stages = self.options.stages
+        if not self.training:
+            return self._bound(sequences)
+        if self.step < stages.autoencoder:
+            return self._autoencode(sequences)
+        if self.step < self.schedule_steps:
+            return self._fit_fields(sequences)
+        return self._fit_all(sequences)
+
+    def _autoencode(self, sequences: SequenceBatch) -> dict[str, Float[Tensor, ""]]:
+        """Take some frames, each for itself."""
+        rows, chosen, _ = self._draw_frames(sequences)
+        x = sequences.frames[rows, chosen].flatten(0, 1)
+        posterior = self.encode(x)
+        logits = self.decode_logits(posterior.rsample())
+        return {
+            "reconstruction": self._cost(logits, x, sequences),
+            "kl": self.options.beta * kl_to_standard_normal(posterior).mean(),
+            "evidence": _zero(
+                self.residual, *self.potentials.parameters(), *self._network_parameters
+            ),
+        }
+
+    def _fit_fields(self, sequences: SequenceBatch) -> dict[str, Float[Tensor, ""]]:
+        """Fit the fields to the displacements of the encoded frames."""
+        with torch.no_grad():
+            means = self._means(sequences.frames)
+        stages, passed = self.options.stages, self.step - self.options.stages.autoencoder
+        warmth = max(0.0, 1 - passed / stages.anneal) if stages.anneal else 0.0
+        terms, _ = self.explain(means, warmth)
+        return {
+            **terms,
+            "reconstruction": _zero(
+                self.residual, *self.encoder.parameters(), *self.decoder.parameters()
+            ),
+            "kl": _zero(self.residual, *self.observation.parameters()),
+        }
+
+    def _fit_all(self, sequences: SequenceBatch) -> dict[str, Float[Tensor, ""]]:
+        """Decode frames where others arrive."""
+        x = sequences.frames
+        rows, chosen, others = self._draw_frames(sequences)
+        mean, log_scale = self.posterior_parameters(x[rows, chosen].flatten(0, 1))
+        encoded = diagonal_normal(mean, log_scale.exp())
+        means = mean.new_empty(*sequences.times.shape, self.latent_dim)
+        means[rows, chosen] = mean.detach().unflatten(0, chosen.shape)
+        if others.numel():
+            with torch.no_grad():
+                means[rows, others] = self._means(x[rows, others])
+        terms, posterior = self.explain(means)
+        start = chosen.flatten()
+        # The encoder learns from frames that stay. Pulled by those that move along an activity that
+        # is inferred from its own latents, it would make them stand still.
+        moves = torch.arange(chosen.shape[1], device=x.device) >= (chosen.shape[1] + 1) // 2
+        moves = moves.expand_as(chosen).flatten()
+        end = torch.where(moves, torch.randint(x.shape[1], start.shape, device=x.device), start)
+        z = encoded.rsample()
+        z = torch.where(moves.unsqueeze(-1), z.detach(), z)
+        coefficients = posterior.draw()[0].repeat_interleave(chosen.shape[1], 0)
+        reached = self._reach(z, coefficients, start, end)
+        seen = x[rows.expand_as(chosen).flatten(), end]
+        return {
+            "reconstruction": self._cost(self.decode_logits(reached), seen, sequences),
+            "kl": self.options.beta * kl_to_standard_normal(encoded).mean(),
+            "activity": self.options.beta * posterior.kl.mean(),
+            **terms,
+        }
+
+    def _draw_frames(
+        self, sequences: SequenceBatch
+    ) -> tuple[Int[Tensor, "b one"], Int[Tensor, "b p"], Int[Tensor, "b q"]]:
+        """Return the numbers of the sequences, and of their frames that are drawn and are not."""
+        shape, device = sequences.times.shape, sequences.frames.device
+        order = torch.rand(shape, device=device).argsort(dim=1)
+        count = min(self.options.pairs or shape[1], shape[1])
+        rows = torch.arange(len(sequences), device=device).unsqueeze(1)
+        return rows, order[:, :count], order[:, count:]
+
+    def _cost(
+        self, logits: Float[Tensor, "n c h w"], x: Float[Tensor, "n c h w"], batch: SequenceBatch
+    ) -> Float[Tensor, ""]:
+        """Return the negative log-likelihood of whole sequences, estimated from some frames."""
+        return -(batch.horizon + 1) * self.observation.log_prob(logits, x).mean()
+
+    @torch.no_grad()
+    def _fold_speed(self) -> None:
+        """Let the fields themselves change, and their unit of speed stay what it was at first.
+
+        Beside parameters that grow, a factor that shrinks would freeze them.
+        """
+        self.potentials.scale_(self.speed / self.first_speed)
+        self.speed.copy_(self.first_speed)
+
+    def _start(self, means: Float[Tensor, "b f d"]) -> None:
+        """Begin with a residual as large as displacements, and with fields as fast as they."""
+        if bool(self.unit.any()):
+            return
+        with torch.no_grad():
+            velocities = self.potentials.velocities(means[:, 0], 0.0)
+            self.unit.copy_(means.diff(dim=1).square().mean((0, 1)))
+            self.residual.copy_(self.unit)
+            squares = velocities.square().sum(-1).mean(0)
+            self.first_speed.copy_((self.residual.sum() / squares).sqrt())
+            self.speed.copy_(self.first_speed)
+
+    def explain(
+        self, means: Float[Tensor, "b f d"], warmth: float = 0.0
+    ) -> tuple[dict[str, Float[Tensor, ""]], Posterior | FactorisedPosterior]:
+        """Return the costs of one step of expectation maximisation, and the posterior.
+
+        The residual's variance and the fields' mean speeds follow what is seen.
+
+        Args:
+            means: of encoded sequences.
+            warmth: between 1, where the residual's variance is taken to be ``temperature`` times
+                that of displacements, and 0, where it is what it is.
+        """
+        self._start(means)
+        self._fold_speed()
+        displacements, velocities = self._seen(means)
+        warm = self.options.stages.temperature * self.unit
+        variance = self.residual ** (1 - warmth) * warm**warmth
+        projections = Projections.of(displacements, velocities, variance)
+        with torch.no_grad():
+            posterior = self._infer(projections)
+            self._follow(displacements, velocities, posterior)
+        expected = projections.expected(posterior.first, posterior.second)
+        terms = {"evidence": -self.options.evidence * expected.sum(1).mean()}
+        if self.network is not None:
+            fixed = Projections.of(displacements, velocities.detach(), variance)
+            terms["inference"] = -self.network(fixed).evidence.mean()
+        return terms, posterior
+
+    def _follow(
+        self,
+        displacements: Float[Tensor, "b n d"],
+        velocities: Float[Tensor, "b n k d"],
+        posterior: Posterior | FactorisedPosterior,
+    ) -> None:
+        """Let the residual's variance and the fields' unit of speed follow what is seen."""
+        moved = (posterior.first.unsqueeze(-1) * velocities).sum(2)
+        spread = (posterior.second @ velocities * velocities).sum(2)
+        residual = displacements.square() - 2 * displacements * moved + spread
+        self.residual.lerp_(residual.mean((0, 1)).clamp(min=_LEAST), _FOLLOW_RESIDUAL)
+        speed, acts = posterior.speed.sum((0, 1)), posterior.activity().active.sum((0, 1))
+        mean = torch.where(acts > _SEEN, speed / acts.clamp(min=_SEEN), 1.0)
+        self.speed.mul_(mean.clamp(0.5, 2.0) ** _FOLLOW_SPEED)
+
+    def _reach(
+        self,
+        z: Float[Tensor, "b d"],
+        coefficients: Float[Tensor, "b n k"],
+        start: Int[Tensor, "b"],
+        end: Int[Tensor, "b"],
+    ) -> Float[Tensor, "b d"]:
+        """Follow each latent from a frame to another, forwards or backwards, one step at a time."""
+        order = (end - start).abs().argsort(descending=True)
+        z, coefficients, start, end = (each[order] for each in (z, coefficients, start, end))
+        ahead, count = end > start, (end - start).abs()
+        sign = torch.where(ahead, 1.0, -1.0).to(z).unsqueeze(-1)
+        remaining = torch.bincount(count, minlength=1).flip(0).cumsum(0).flip(0).tolist()
+        for passed, left in enumerate(remaining[1:]):
+            at = torch.where(ahead, start + passed, start - passed - 1)[:left]
+            weights = coefficients[torch.arange(left, device=z.device), at] * sign[:left]
+            z = torch.cat([self._move(z[:left], weights), z[left:]])
+        return z[order.argsort()]
+
+    # ---- the bound
+
+    def _bound(self, sequences: SequenceBatch) -> dict[str, Float[Tensor, ""]]:
+        """Return the terms of the negative evidence bound, from one sample of each sequence."""
+        encoded = self.encode(sequences.frames[:, 0])
+        posterior = self.posterior(self._means(sequences.frames))
+        path = self.trace_activity(encoded.rsample(), posterior.draw()[0])
+        log_likelihood = self.log_likelihood(rearrange(path, "f b d -> (b f) d"), sequences)
+        return {
+            "reconstruction": -log_likelihood.sum(1).mean(),
+            "kl": self.options.beta * kl_to_standard_normal(encoded).mean(),
+            "activity": self.options.beta * posterior.kl.mean(),
+        }
+
+    @torch.no_grad()
+    def log_weights(
+        self,
+        frames: Float[Tensor, "b f c h w"],
+        samples: int,
+        *,
+        observation: Observation | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Float[Tensor, "samples b"]:
+        r"""Return the logarithms of importance weights ``p(x, z_0, s, g) / q(z_0, s, g | x)``.
+
+        Their mean estimates the evidence bound, ``logsumexp - log S`` the tighter one of IWAE; both
+        are at most ``log p(x_0..x_T)`` in expectation, the first at most the second.
+
+        Args:
+            frames: of whole sequences.
+            samples: S.
+            observation: another observation model than the trained one.
+            generator: of the samples, on the model's device.
+        """
+        observe = observation or self.observation
+        encoded = self.encode(frames[:, 0])
+        mean, scale = encoded.mean, encoded.stddev
+        posterior = self.posterior(self._means(frames))
+        weights = []
+        for _ in range(samples):
+            noise = torch.randn(
+                mean.shape, generator=generator, dtype=mean.dtype, device=mean.device
+            )
+            z = mean + scale * noise
+            coefficients, log_weight = posterior.draw(generator)
+            log_weight = log_weight + 0.5 * (noise.square() - z.square()).sum(-1)
+            log_weight = log_weight + scale.log().sum(-1)
+            for latent, x in zip(
+                self.trace_activity(z, coefficients), frames.unbind(1), strict=True
+            ):
+                log_weight = log_weight + observe.log_prob(self.decode_logits(latent), x)
+            weights.append(log_weight)
+        return torch.stack(weights)
+
+    # ---- after training
+
+    @torch.no_grad()
+    def finish(
+        self, training: Iterable[SequenceBatch], validation: Iterable[SequenceBatch]
+    ) -> dict[str, Any]:
+        """Order, direct and name the fields by what they have learned; speeds get their unit.
+
+        Fields are matched to the transformations of validation sequences of which labels or the
+        activity are known (Hungarian method on the steps in which both act); the rest follow, by
+        how often they act.
+
+        Returns:
+            ``matching``: for each field its name, the part of the steps in which it acts and its
+            mean speed then; where the truth is known also the part of the steps whose set of
+            fields is right.
+        """
+        batches = [batch.to(self.device) for batch in validation]
+        found = [self.infer_activity(batch.frames) for batch in batches]
+        coefficients = torch.cat([each.coefficients for each in found])
+        active = torch.cat([each.active for each in found])
+        truth = [_truth(batch, len(self.transformations)) for batch in batches]
+        often = active.mean((0, 1))
+        mean = coefficients.abs().sum((0, 1)) / active.sum((0, 1)).clamp(min=1e-6)
+        unit = torch.where(active.sum((0, 1)) > _SEEN, mean, 1.0)
+        facts: dict[str, Any] = {}
+        known = [i for i, each in enumerate(truth) if each is not None]
+        if known and len(self.names) >= len(self.transformations):
+            signed = torch.cat([found[i].coefficients for i in known])
+            acting = torch.cat([found[i].active for i in known])
+            matching = match_activity(
+                signed, acting, torch.cat([each for each in truth if each is not None])
+            )
+            order, signs = matching.order, matching.signs
+            spare = len(self.names) - len(self.transformations)
+            names = (*self.transformations, *(f"spare {i + 1}" for i in range(spare)))
+            facts["accuracy"] = matching.accuracy
+        else:
+            order = tuple(often.argsort(descending=True, stable=True).tolist())
+            signs, names = torch.ones_like(often), flow_names(len(order))
+        self.potentials.scale_(self.speed * unit * signs.to(self.speed))
+        self.speed.fill_(1.0)
+        self.first_speed.fill_(1.0)
+        self._arrange(order, names)
+        facts["flows"] = list(names)
+        facts["active"] = often[list(order)].tolist()
+        facts["speed"] = mean[list(order)].tolist()
+        logger.info("what the fields have learned: %s", facts)
+        return {"matching": facts}
+
+    def _arrange(self, order: Sequence[int], names: Sequence[str]) -> None:
+        """Put the fields in another order, and name them."""
+        rows = torch.as_tensor(list(order), device=self.device)
+        for parameter in self.potentials.parameters():
+            parameter.copy_(parameter[rows])
+        self.potentials.names = tuple(names)
+
+
+def _truth(batch: SequenceBatch, count: int) -> Float[Tensor, "b n k"] | None:
+    """Return what truly happens in each step, None if it is not known of all sequences."""
+    if batch.activity is not None:
+        return batch.activity
+    if batch.labels is None or bool((batch.labels < 0).any()):
+        return None
+    one_hot = F.one_hot(batch.labels, count).to(batch.frames)
+    return repeat(one_hot, "b k -> b n k", n=batch.horizon)
+
+
+def _zero(like: Tensor, *parameters: Tensor) -> Float[Tensor, ""]:
+    """Return 0; in distributed training one on which all parameters have a gradient of 0.
+
+    Otherwise they have none, and the optimiser's moments of them stay as they are.
+    """
+    zero = like.new_zeros(())
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        for parameter in parameters:
+            zero = zero + 0.0 * parameter.sum()
+    return zero

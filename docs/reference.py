@@ -86,13 +86,14 @@ def directive(name: str) -> str:
         return f"{kind}:: {name}"
     if inspect.isroutine(value):
         return f"autofunction:: {name}"
+    head = f"data:: {attribute}\n   :module: {module}\n"
     if isinstance(value, Registry):
         names = ", ".join(f"``{key}``" for key in value)
-        return f"data:: {name}\n\n   :class:`~solvers.registry.Registry` of {names}."
+        return f"{head}\n   :class:`~solvers.registry.Registry` of {names}."
     source = defining_module(module, attribute)
     text = ModuleAnalyzer.for_module(source).find_attr_docs().get(("", attribute), [])
     canonical = f"   :canonical: {source}.{attribute}\n" if source != module else ""
-    return f"data:: {name}\n{canonical}\n" + "\n".join(f"   {line}" for line in text)
+    return f"{head}{canonical}\n" + "\n".join(f"   {line}" for line in text)
 
 
 def defining_module(package: str, constant: str) -> str:

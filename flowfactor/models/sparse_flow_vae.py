@@ -48,7 +48,7 @@ _SEEN = 1.0
 
 @options
 class Stages:
-    """The stages of training a :class:`SparseFlowVAE`, in trained steps; jointly after them."""
+    """Stages of training a :class:`SparseFlowVAE`, in steps; then fields and decoder together."""
 
     autoencoder: NonNegativeInt = 1500
     """Steps in which only the autoencoder learns, on single frames."""
@@ -78,9 +78,8 @@ class SparseFlowVAEOptions(AutoencoderOptions):
     """How rarely fields act and switch, and how fast they are."""
     stages: Stages = Stages()
     """When what is learned."""
-    pairs: PositiveInt | None = 4
-    """Random frames of each sequence that are encoded and decoded in a training step, half of them
-    where they arrive at another frame; null: all of them."""
+    pairs: PositiveInt | None = 3
+    """Random frames of each sequence that are decoded in a training step; null: all of them."""
     beta: Weight = 1.0
     """Weight of the KL divergences."""
     evidence: Weight = 1.0
@@ -143,7 +142,7 @@ class SparseFlowVAE(PotentialModel, Autoencoder):
 
     Training has :class:`stages <Stages>`: the autoencoder alone; fields alone; jointly, where
     random frames are encoded, flow along the inferred activity to others, forwards or backwards,
-    and are decoded there; half of them stay, and only these teach the encoder. The
+    and are decoded there, by a decoder that goes on learning while the encoder rests. The
     speeds of a field are measured in its own mean speed, ``E|g_k| = 1`` where it acts.
 
     Which field has learned what is known when training has ended: :meth:`finish` puts the fields in
@@ -360,7 +359,7 @@ class SparseFlowVAE(PotentialModel, Autoencoder):
 
     def _autoencode(self, sequences: SequenceBatch) -> dict[str, Float[Tensor, ""]]:
         """Take some frames, each for itself."""
-        rows, chosen, _ = self._draw_frames(sequences)
+        rows, chosen = self._draw_frames(sequences)
         x = sequences.frames[rows, chosen].flatten(0, 1)
         posterior = self.encode(x)
         logits = self.decode_logits(posterior.rsample())
@@ -390,28 +389,20 @@ class SparseFlowVAE(PotentialModel, Autoencoder):
     def _fit_all(self, sequences: SequenceBatch) -> dict[str, Float[Tensor, ""]]:
         """Decode frames where others arrive."""
         x = sequences.frames
-        rows, chosen, others = self._draw_frames(sequences)
-        mean, log_scale = self.posterior_parameters(x[rows, chosen].flatten(0, 1))
+        rows, chosen = self._draw_frames(sequences)
+        with torch.no_grad():
+            mean, log_scale = self.posterior_parameters(x.flatten(0, 1))
         encoded = diagonal_normal(mean, log_scale.exp())
-        means = mean.new_empty(*sequences.times.shape, self.latent_dim)
-        means[rows, chosen] = mean.detach().unflatten(0, chosen.shape)
-        if others.numel():
-            with torch.no_grad():
-                means[rows, others] = self._means(x[rows, others])
-        terms, posterior = self.explain(means)
+        terms, posterior = self.explain(mean.unflatten(0, sequences.times.shape))
+        z = encoded.sample().unflatten(0, sequences.times.shape)[rows, chosen].flatten(0, 1)
         start = chosen.flatten()
-        # The encoder learns from frames that stay. Pulled by those that move along an activity that
-        # is inferred from its own latents, it would make them stand still.
-        moves = torch.arange(chosen.shape[1], device=x.device) >= (chosen.shape[1] + 1) // 2
-        moves = moves.expand_as(chosen).flatten()
-        end = torch.where(moves, torch.randint(x.shape[1], start.shape, device=x.device), start)
-        z = encoded.rsample()
-        z = torch.where(moves.unsqueeze(-1), z.detach(), z)
+        end = torch.randint(x.shape[1], start.shape, device=x.device)
         coefficients = posterior.draw()[0].repeat_interleave(chosen.shape[1], 0)
         reached = self._reach(z, coefficients, start, end)
         seen = x[rows.expand_as(chosen).flatten(), end]
+        frozen = _zero(self.residual, *self.encoder.parameters())
         return {
-            "reconstruction": self._cost(self.decode_logits(reached), seen, sequences),
+            "reconstruction": self._cost(self.decode_logits(reached), seen, sequences) + frozen,
             "kl": self.options.beta * kl_to_standard_normal(encoded).mean(),
             "activity": self.options.beta * posterior.kl.mean(),
             **terms,
@@ -419,13 +410,13 @@ class SparseFlowVAE(PotentialModel, Autoencoder):
 
     def _draw_frames(
         self, sequences: SequenceBatch
-    ) -> tuple[Int[Tensor, "b one"], Int[Tensor, "b p"], Int[Tensor, "b q"]]:
-        """Return the numbers of the sequences, and of their frames that are drawn and are not."""
+    ) -> tuple[Int[Tensor, "b one"], Int[Tensor, "b p"]]:
+        """Return the numbers of the sequences, and of the frames that are drawn of each."""
         shape, device = sequences.times.shape, sequences.frames.device
         order = torch.rand(shape, device=device).argsort(dim=1)
         count = min(self.options.pairs or shape[1], shape[1])
         rows = torch.arange(len(sequences), device=device).unsqueeze(1)
-        return rows, order[:, :count], order[:, count:]
+        return rows, order[:, :count]
 
     def _cost(
         self, logits: Float[Tensor, "n c h w"], x: Float[Tensor, "n c h w"], batch: SequenceBatch

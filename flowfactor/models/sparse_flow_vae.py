@@ -52,8 +52,8 @@ class Stages:
 
     autoencoder: NonNegativeInt = 1500
     """Steps in which only the autoencoder learns, on single frames."""
-    fields: NonNegativeInt = 800
-    """Steps in which only the fields learn, on encoded sequences."""
+    fields: NonNegativeInt | None = None
+    """Steps in which only the fields learn, on encoded sequences; null: all that remain."""
     anneal: NonNegativeInt = 200
     """Steps, of those, in which the variance of residuals falls to what it is."""
     temperature: PositiveFloat = 10.0
@@ -315,7 +315,8 @@ class SparseFlowVAE(PotentialModel, Autoencoder):
     @property
     def schedule_steps(self) -> int:
         """Steps before all of the model learns."""
-        return self.options.stages.autoencoder + self.options.stages.fields
+        stages = self.options.stages
+        return stages.autoencoder + (stages.fields or 0)
 
     @property
     def _network_parameters(self) -> list[Tensor]:
@@ -353,7 +354,7 @@ class SparseFlowVAE(PotentialModel, Autoencoder):
             return self._bound(sequences)
         if self.step < stages.autoencoder:
             return self._autoencode(sequences)
-        if self.step < self.schedule_steps:
+        if stages.fields is None or self.step < self.schedule_steps:
             return self._fit_fields(sequences)
         return self._fit_all(sequences)
 

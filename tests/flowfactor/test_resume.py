@@ -141,6 +141,16 @@ CASES = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def signals_as_in_a_terminal():
+    """Also where the tests run in the background, which ignores some of them."""
+    before = {each: signal.signal(each, signal.SIG_DFL) for each in NUMBERS}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    for each, handler in before.items():
+        signal.signal(each, handler)
+
+
 def end(kind, folder, moment, monkeypatch, act, expected):
     model = make(kind)
     with monkeypatch.context() as patch:

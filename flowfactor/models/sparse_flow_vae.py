@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -27,8 +27,7 @@ from flowfactor.models.autoencoder import (
     diagonal_normal,
     kl_to_standard_normal,
 )
-from flowfactor.models.base import PotentialModel
-from flowfactor.models.weak_flow_vae import flow_names
+from flowfactor.models.unnamed_flows import UnnamedFlows, flow_names
 from flowfactor.observation import Observation
 from flowfactor.options import NonNegativeInt, PositiveFloat, PositiveInt, Weight, options
 from flowfactor.potentials import RidgeField, Selector, VectorField
@@ -107,7 +106,7 @@ class SparseFlowVAEOptions(AutoencoderOptions):
 
 
 @MODELS.register("sparse_flow_vae")
-class SparseFlowVAE(PotentialModel, Autoencoder):
+class SparseFlowVAE(UnnamedFlows, Autoencoder):
     r"""An autoencoder of sequences in which a few of K fields act at a time, unknown to anybody.
 
     .. code-block:: text
@@ -215,18 +214,6 @@ class SparseFlowVAE(PotentialModel, Autoencoder):
         self.network = ActivityNetwork(options.prior) if amortised else None
         self.unit: Tensor
         self.register_buffer("unit", torch.zeros(self.latent_dim))
-
-    def spec(self) -> dict[str, Any] | None:
-        """Return plain data from which :meth:`from_spec` makes the same model, untrained."""
-        spec = super().spec()
-        return spec and spec | {"names": list(self.transformations), "flows": list(self.names)}
-
-    @classmethod
-    def from_spec(cls, spec: dict[str, Any]) -> Self:
-        """Return an untrained model from what :meth:`spec` returned."""
-        model = super().from_spec(spec)
-        model.potentials.names = tuple(spec["flows"])
-        return model
 
     # ---- activity
 
@@ -596,8 +583,7 @@ class SparseFlowVAE(PotentialModel, Autoencoder):
                 signed, acting, torch.cat([each for each in truth if each is not None])
             )
             order, signs = matching.order, matching.signs
-            spare = len(self.names) - len(self.transformations)
-            names = (*self.transformations, *(f"spare {i + 1}" for i in range(spare)))
+            names = self.matched_names()
             facts["accuracy"] = matching.accuracy
         else:
             order = tuple(often.argsort(descending=True, stable=True).tolist())

@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,7 @@ from flowfactor.matching import match_flows
 from flowfactor.models.autoencoder import flatten_frames, kl_to_standard_normal
 from flowfactor.models.flow_vae import FlowVAE, FlowVAEOptions
 from flowfactor.models.objective import properties_of
+from flowfactor.models.unnamed_flows import UnnamedFlows, flow_names
 from flowfactor.options import PositiveInt, options
 from flowfactor.registries import MODELS
 
@@ -40,7 +41,7 @@ class WeakFlowVAEOptions(FlowVAEOptions):
 
 
 @MODELS.register("weak_flow_vae")
-class WeakFlowVAE(FlowVAE):
+class WeakFlowVAE(UnnamedFlows, FlowVAE):
     r"""A :class:`FlowVAE` that finds out by itself which of its K flows a sequence follows.
 
     The transformation is a latent of each *sequence*, ``k ~ uniform``, inferred from its frames by
@@ -101,18 +102,6 @@ class WeakFlowVAE(FlowVAE):
         self.first_temperature: Tensor
         self.register_buffer("first_temperature", torch.zeros(()))
 
-    def spec(self) -> dict[str, Any] | None:
-        """Return plain data from which :meth:`from_spec` makes the same model, untrained."""
-        spec = super().spec()
-        return spec and spec | {"names": list(self.transformations), "flows": list(self.names)}
-
-    @classmethod
-    def from_spec(cls, spec: dict[str, Any]) -> Self:
-        """Return an untrained model from what :meth:`spec` returned."""
-        model = super().from_spec(spec)
-        model.potentials.names = tuple(spec["flows"])
-        return model
-
     # ---- which flow a sequence follows
 
     def infer(self, sequences: SequenceBatch) -> Float[Tensor, "b k"]:
@@ -146,8 +135,7 @@ class WeakFlowVAE(FlowVAE):
             logger.info("validation sequences of each flow: %s", counts[order].tolist())
             return {"matching": {"counts": [counts[order].tolist()], "flows": list(self.names)}}
         matching = match_flows(self, labelled, len(self.transformations))
-        spare = len(self.names) - len(self.transformations)
-        names = (*self.transformations, *(f"spare {i + 1}" for i in range(spare)))
+        names = self.matched_names()
         self.arrange(matching.order, names)
         logger.info("matching accuracy on validation sequences: %.4f", matching.accuracy)
         return {
@@ -302,11 +290,6 @@ class WeakFlowVAE(FlowVAE):
         labels = _labels(sequences)
         one_hot = F.one_hot(labels.clamp(min=0), like.shape[1]).to(like)
         return (labels >= 0).unsqueeze(1), one_hot
-
-
-def flow_names(count: int) -> tuple[str, ...]:
-    """Return the names of flows of which nobody knows which transformations they are."""
-    return tuple(f"flow {i + 1}" for i in range(count))
 
 
 def _labels(sequences: SequenceBatch) -> Int[Tensor, "b"]:

@@ -64,9 +64,10 @@ def unpack(data: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise DamageError("its checksum is wrong")
     tensors = safetensors.torch.load(data)  # checks that sizes and places fit the file
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    content = json.loads(header["__metadata__"]["flowfactor"])
+    content = json.loads(header.pop("__metadata__")["flowfactor"])
     del content["sha256"]
-    return tensors, content
+    # In the order of the file: that of the library differs from process to process.
+    return {name: tensors[name] for name in header}, content
 
 
 def seal_of(file: IO[bytes]) -> str | None:

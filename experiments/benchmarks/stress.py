@@ -62,7 +62,12 @@ KINDS: dict[str, dict[str, Any]] = {
         **SMALL,
         "width": 8,
         "solver": EULER,
-        "inference": {"warmup": 3, "anneal": 5},
+        "inference": {"warmup": 2, "anneal": 3},
+    },
+    "sparse_flow_vae": {
+        **SMALL,
+        "width": 8,
+        "stages": {"autoencoder": 2, "fields": 3, "anneal": 1},
     },
     "factor_vae": {**SMALL, "discriminator_width": 8, "discriminator_layers": 2},
 }
@@ -85,6 +90,7 @@ OPTIONS = TrainingOptions(
     steps=10,
     warmup=2,
     batch_size=6,
+    frames_per_sequence=None,
     log_every=1,
     validate_every=3,
     checkpoint_every=4,
@@ -92,6 +98,7 @@ OPTIONS = TrainingOptions(
     average=0.9,
     loggers=("watched",),
     accelerator="cpu",
+    precision="32-true",
 )
 
 

@@ -95,7 +95,7 @@ def train(
         run: the folder; new or empty, unless resumed.
         resume: continue the training in the folder, or start it again if it was ended before its
             first checkpoint.
-        check_data: read every sample before the training begins.
+        check_data: read every sample before the training begins, those of the evaluation too.
         on_progress: called at every log and validation.
 
     Raises:
@@ -106,19 +106,20 @@ def train(
     check_folder = check_resumable if resume else _check_free
     check_folder(config, run)
     # Everything that can be wrong with data and model is found before the folder is made.
-    training, validation = (
-        config.data.load(split, config.seed).with_activity(config.data.law)
-        for split in ("train", "validation")
-    )
+    splits = {
+        split: config.data.load(split, config.seed).with_activity(config.data.law)
+        for split in ("train", "validation", *([config.evaluation.split] if check_data else []))
+    }
+    training, validation = splits["train"], splits["validation"]
     model = build_model(config, training)
     if model.supervised:
-        training.require_labels()
-        validation.require_labels()
+        for data in splits.values():
+            data.require_labels()
     check_frames(config, training.horizon)
     check_schedule(model, config.training)
     check_metrics(model, validation, config.evaluation)
     if check_data:
-        check_splits(train=training, validation=validation)
+        check_splits(**splits)
     options, chosen = decide(config.training, run if resume else None)
     fabric = make_fabric(options)
     with lock_of(run, fabric), machine.threads(options.threads):
@@ -273,7 +274,7 @@ def _finish(
     saved = checkpoints.read(checkpoints.model_file(run))["facts"]
     if saved is not None:  # the training ended after the model was finished
         return dict(saved)
-    model = flowfactor.load(run)
+    model = flowfactor.load(run, device=training.device)
     if validation.labels is not None and bool((known := validation.labels >= 0).any()):
         validation = validation.subset(known.nonzero()[:, 0])
     batches = validation_batches(training, len(training)), validation_batches(validation, count)
@@ -342,15 +343,17 @@ class Run:
     Attributes:
         path: its folder.
         config: its configuration, whose plug-ins are loaded.
+        device: where model and data are, and everything is computed.
     """
 
     path: Path
     config: Config
+    device: torch.device = torch.device("cpu")
 
     @functools.cached_property
     def model(self) -> SequenceModel:
         """The model, in evaluation mode."""
-        model: SequenceModel = flowfactor.load(self.path)
+        model: SequenceModel = flowfactor.load(self.path, device=self.device)
         return model
 
     @property
@@ -382,21 +385,42 @@ class Run:
         self.config.data.check_fingerprint(read_training(self.path).get("data_fingerprint"))
         load = self.config.data.load_held_out if held_out else self.config.data.load
         data = load(split or self.config.evaluation.split, self.config.seed)
-        return infer_labels(self.model, data)
+        return infer_labels(self.model, data.to(self.device))
 
 
-def open_run(folder: Path, plugin_names: Iterable[str] = ()) -> Run:
+def open_run(
+    folder: Path, plugin_names: Iterable[str] = (), device: str | None = None
+) -> Run:
     """Return a trained run, after loading its plug-ins.
 
     Args:
         folder: of the run.
         plugin_names: plug-ins besides those that the run names.
+        device: what computes; None is what the configuration says.
 
     Raises:
         RunError: the folder is no run.
-        ConfigError: its configuration is damaged, or a plug-in is missing.
+        ConfigError: its configuration is damaged, a plug-in is missing, or there is no such device.
     """
-    return Run(folder, read_run_config(folder, plugin_names))
+    config = read_run_config(folder, plugin_names)
+    return Run(folder, config, find_device(config, device))
+
+
+def find_device(config: Config, name: str | None = None) -> torch.device:
+    """Return the device that computes.
+
+    Args:
+        config: whose ``training.accelerator`` holds.
+        name: of another one.
+
+    Raises:
+        ConfigError: there is no such device.
+    """
+    try:
+        return machine.find_device(config.training.accelerator if name is None else name)
+    except ConfigError as error:
+        key = "training.accelerator" if name is None else "--device"
+        raise ConfigError(f"{key}: {error}") from None
 
 
 def read_run_config(run: Path, plugin_names: Iterable[str] = ()) -> Config:
@@ -492,6 +516,7 @@ def evaluate(
     *,
     split: str | None = None,
     images: int | None = None,
+    device: str | None = None,
     plugin_names: Iterable[str] = (),
     on_stage: Callable[[str], None] | None = None,
 ) -> Evaluation:
@@ -503,6 +528,7 @@ def evaluate(
         folder: of the run.
         split: ``validation`` or ``test``; None is what the configuration says.
         images: how many samples; None is what the configuration says.
+        device: what computes; None is what the configuration says.
         plugin_names: plug-ins besides those that the run names.
         on_stage: called with what is being measured.
 
@@ -510,7 +536,7 @@ def evaluate(
         RunError, DataError: the run or its data cannot be read.
         ConfigError: a metric does not apply, or a plug-in is missing.
     """
-    run = open_run(folder, plugin_names)
+    run = open_run(folder, plugin_names, device)
     weights = checkpoints.digest(folder)  # before they are loaded: a training may replace them
     config, model = run.config, run.model
     changes = {"split": split, "images": images}
@@ -536,12 +562,12 @@ def evaluate(
         training=config.data.load("train", config.seed) if recorded else None,
         on_stage=on_stage,
     )
-    origin = environment.origin()
+    origin = environment.origin(run.device)
     origin["environment"]["data"] = config.data.fingerprint()
     evaluation = dataclasses.replace(evaluation, training=training, weights=weights, **origin)
     evaluation.write(folder / EVALUATION_FILE)
     if not model.supervised:
-        table = assignments(model, model.match_precision(data), torch.arange(evaluation.images))
+        table = assignments(model, model.match(data), torch.arange(evaluation.images))
         write_text(folder / ASSIGNMENTS_FILE, table.to_csv())
     return evaluation
 
@@ -575,7 +601,7 @@ def measure(
     evaluation = evaluate_model(
         run.model, data, options, source=run.config.source, seed=run.config.seed
     )
-    return dataclasses.replace(evaluation, **environment.origin())
+    return dataclasses.replace(evaluation, **environment.origin(run.device))
 
 
 # ---- samples to show

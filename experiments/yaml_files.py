@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import functools
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -88,6 +90,11 @@ def parse_yaml(text: str) -> Any:
     Raises:
         ConfigError: it is no YAML, or too large.
     """
+    return copy.deepcopy(_parse(text))  # of many cells, the files are the same
+
+
+@functools.lru_cache(64)
+def _parse(text: str) -> Any:
     if len(text.encode("utf-8", "replace")) > _MAX_BYTES:
         raise ConfigError(f"not valid YAML: it has more than {_MAX_BYTES:,} bytes")
     try:

@@ -55,18 +55,14 @@ def _seeded():
 
 
 @pytest.fixture
-def coarse_figures(monkeypatch):
-    """Save figures with few pixels and without layout where nobody looks at them."""
+def empty_figures(monkeypatch):
+    """Make figures as always, and save empty ones, where nobody looks at them."""
     from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     save = Figure.savefig
-
-    def savefig(figure, *args, **options):
-        return save(figure, *args, **(options | {"dpi": 25}))
-
-    monkeypatch.setattr(Figure, "savefig", savefig)
-    monkeypatch.setattr(ConstrainedLayoutEngine, "execute", lambda *_: None)
+    monkeypatch.setattr(
+        Figure, "savefig", lambda _, file, **options: save(Figure((1, 1), dpi=10), file)
+    )
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,10 @@
 """What goes wrong for a new user: one paragraph, exit code 2, no traceback, nothing lost."""
 
 import dataclasses
+import json
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import yaml
 from tiny import sets
@@ -98,6 +100,25 @@ def test_what_only_the_data_or_the_machine_can_tell(call, monkeypatch, tmp_path,
     words = ("--set", "data.root=nowhere", "--set", change)
     check_error(*call("train", "demo", *sets(), *words, "--out", run), message)
     assert not run.exists()
+
+
+def test_check_data_finds_a_missing_label_of_the_test_split(call, tmp_path):
+    films = np.zeros((12, 9, 8, 8), np.uint8)
+    films[:, 1:] = 255
+    path, labels = tmp_path / "films.npy", [f"film {number}" for number in range(12)]
+    np.save(path, films)
+
+    def change(labels):
+        (tmp_path / "labels.json").write_text(json.dumps(labels))
+        return f"data={{source: recordings, path: {path}, labels: {tmp_path / 'labels.json'}}}"
+
+    test = read_config("demo", [change(labels)])[1].data.load("test", 0)
+    missing = labels.index(test.names[test.labels[0]])
+    which = [*["a", "b"] * 6]
+    which[missing] = ""
+    words = ("train", "demo", *sets(), "--set", change(which), "--out", tmp_path / "run")
+    check_error(*call(*words, "--check-data"), "label")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from flowfactor.registries import DATA, MODELS
 SHORT = "training.steps=2"
 WEAK = "model.kind=weak_flow_vae", "model.inference={warmup: 1, anneal: 0}"
 
-pytestmark = pytest.mark.usefixtures("coarse_figures")
+pytestmark = pytest.mark.usefixtures("empty_figures")
 
 
 def words_of(*changes: str) -> list[str]:

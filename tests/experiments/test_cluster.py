@@ -16,7 +16,7 @@ from experiments import sweep
 from experiments.executors import RayOptions, SlurmOptions
 from experiments.runs import read_evaluation
 
-pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("coarse_figures")]
+pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("empty_figures")]
 
 STEPS = 60
 MORE = {"steps": STEPS, "validate_every": 30, "checkpoint_every": 5}

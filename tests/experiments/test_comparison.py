@@ -27,8 +27,6 @@ from flowfactor.models import VAE, fit_traversals
 from flowfactor.records import Evaluation
 from flowfactor.tables import Spread
 
-pytestmark = pytest.mark.usefixtures("coarse_figures")
-
 
 def evaluate(errors, seed=0, **metrics):
     """An evaluation, as far as tables read it."""
@@ -321,6 +319,7 @@ def test_an_evaluation_of_other_weights_is_not_shown(call, evaluated, tmp_path):
     assert not (stale / "report.html").exists()
 
 
+@pytest.mark.usefixtures("empty_figures")
 def test_compare_writes_tables_and_figures(call, evaluated, tmp_path):
     runs = [evaluated / name for name in ("flow_0", "flow_1", "vae")]
     labels = ["flow", "flow", "VAE | β"]

@@ -18,7 +18,7 @@ from experiments.scripts import plot_landscape
 
 ESCAPE = "x/../../../../../PRECIOUS"
 
-pytestmark = pytest.mark.usefixtures("coarse_figures")
+pytestmark = pytest.mark.usefixtures("empty_figures")
 
 
 def test_names_never_leave_the_run_folder(call, tmp_path):
@@ -127,7 +127,7 @@ def test_closed_and_full_output_and_a_working_folder_that_is_gone(tmp_path):
     program = f"{sys.executable} -m experiments.cli"
     script = f"""
         PYTHONIOENCODING=ascii {program} --help | head -c 1 >/dev/null; echo "${{PIPESTATUS[0]}}"
-        {program} configs >/dev/full; echo $?
+        {program} train --help >/dev/full; echo $?
         cd {gone}; rmdir {gone}; {program} --help; echo $?
     """
     root = Path(runs.__file__).parent.parent

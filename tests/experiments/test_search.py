@@ -22,7 +22,7 @@ from flowfactor.metrics import Equivariance
 from flowfactor.records import Evaluation
 from flowfactor.registries import METRICS
 
-pytestmark = pytest.mark.usefixtures("coarse_figures")
+pytestmark = pytest.mark.usefixtures("empty_figures")
 
 SPACE = {
     "training.learning_rate": {"low": 1e-4, "high": 1e-2, "log": True},

@@ -22,7 +22,7 @@ from flowfactor.checkpoints import LOCK_FILE, lock_run
 from flowfactor.errors import BusyError, ConfigError, RunError
 from flowfactor.training import read_metrics
 
-pytestmark = pytest.mark.usefixtures("coarse_figures")
+pytestmark = pytest.mark.usefixtures("empty_figures")
 
 
 def fill(table: Path, *words: object) -> tuple[int, str]:

@@ -22,7 +22,7 @@ from flowfactor.training import TrainingOptions, fit, read_metrics
 
 HERE = Path(__file__).parent
 
-pytestmark = pytest.mark.usefixtures("coarse_figures")
+pytestmark = pytest.mark.usefixtures("empty_figures")
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import latex2mathml.converter
 from docutils import nodes
+from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.application import Sphinx
 from sphinx.writers.html5 import HTML5Translator
 
@@ -36,6 +36,7 @@ extensions = [
 # ---- pages
 
 myst_enable_extensions = ["colon_fence", "dollarmath"]
+myst_fence_as_directive = ["math"]
 myst_heading_anchors = 4
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
@@ -44,6 +45,7 @@ html_theme = "furo"
 html_title = "flowfactor"
 html_copy_source = False
 html_math_renderer = "mathml"
+html_static_path, html_css_files = ["static"], ["site.css"]
 pygments_style, pygments_dark_style = "friendly", "monokai"
 
 sphinx_gallery_conf = {
@@ -59,6 +61,7 @@ sphinx_gallery_conf = {
     "remove_config_comments": True,
     "show_memory": False,
     "show_signature": False,
+    "write_computation_times": False,
 }
 exclude_patterns = ["tutorials"]
 
@@ -76,8 +79,10 @@ suppress_warnings = ["ref.python"]  # attributes of several classes with one nam
 def set_formula(translator: HTML5Translator, node: nodes.Element) -> None:
     """Write a formula as MathML, which browsers show without a script."""
     block = isinstance(node, nodes.math_block)
-    source = re.sub(r"\\(operatorname)\*?", r"\\\1", node.astext())
-    markup = latex2mathml.converter.convert(source, display="block" if block else "inline")
+    markup = tex2mathml(node.astext(), as_block=block)
+    # A letter stands apart from the function before it; bars are as high as a letter.
+    markup = re.sub(r"<mo>&ApplyFunction;</mo>(?!\s*<mo)", '<mspace width="0.17em"/>', markup)
+    markup = re.sub(r"<mo[^>]*>([|‖])</mo>", r'<mo form="prefix" stretchy="false">\1</mo>', markup)
     translator.body.append(f'<div class="math">{markup}</div>' if block else markup)
     raise nodes.SkipNode
 

@@ -1,8 +1,9 @@
 """Generated parts of the README and the documentation: tables of results, files of examples.
 
-A page marks them by comments, ``<!-- table NAME -->`` or ``<!-- file PATH -->`` in a line above and
-``<!-- end -->`` in a line below. ``python -m experiments.write_docs`` fills in what is between. The
-name of a table is
+A page marks them by comments, ``<!-- table NAME -->``, ``<!-- benchmark FILE:TABLE -->`` or
+``<!-- file PATH -->`` in a line above and ``<!-- end -->`` in a line below. ``python -m
+experiments.write_docs`` fills in what is between. A benchmark's table is one of the ``tables``,
+lists of rows, of a JSON file in ``experiments/benchmarks/results``. The name of another table is
 
 - ``RESULT:TABLE``, a table of an evaluation in ``experiments/results/RESULT.json``;
 - ``tables/NAME`` or ``compared/NAME``, methods below each other;
@@ -25,7 +26,7 @@ from flowfactor.tables import Table
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "experiments" / "results"
 
-_BLOCK = re.compile(r"<!-- (table|file) (\S+) -->\n.*?<!-- end -->", re.DOTALL)
+_BLOCK = re.compile(r"<!-- (table|benchmark|file) (\S+) -->\n.*?<!-- end -->", re.DOTALL)
 
 _COMPOSED = ("mean_error", "superposition", "switching", "reversal", "order_gap", "steps")
 
@@ -100,11 +101,22 @@ def _fill_block(match: re.Match[str]) -> str:
     if kind == "file":
         content = (ROOT / name).read_text(encoding="utf-8")
         body = f"```python\n{content}```\n"
+    elif kind == "benchmark":
+        head, *rows = _read_benchmark(name)
+        lines = [head, [":---", *["---:"] * (len(head) - 1)], *rows]
+        body = "".join(f"| {' | '.join(line)} |\n" for line in lines)
     else:
         lines = read_table(name).to_markdown().splitlines()
         # The notes of a table are in its file; the page says what a reader needs.
         body = "\n".join(line for line in lines if line.startswith("|")) + "\n"
     return f"<!-- {kind} {name} -->\n\n{body}\n<!-- end -->"
+
+
+def _read_benchmark(name: str) -> list[list[str]]:
+    result, _, table = name.partition(":")
+    path = ROOT / "experiments" / "benchmarks" / "results" / f"{result}.json"
+    rows: list[list[str]] = json.loads(path.read_text(encoding="utf-8"))["tables"][table]
+    return rows
 
 
 def _compare(methods: Sequence[Method], columns: Sequence[str] | None) -> Table:

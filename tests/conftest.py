@@ -7,7 +7,9 @@ checker refuses the arguments before our own messages could, so that they are le
 
 from __future__ import annotations
 
+import functools
 import gc
+import importlib.metadata
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,6 +17,9 @@ import pytest
 if TYPE_CHECKING:
     import flowfactor
     from flowfactor.data import TransformedImages
+
+# Every Fabric asks for them, which reads the metadata of all packages.
+importlib.metadata.entry_points = functools.cache(importlib.metadata.entry_points)
 
 # Half a million objects of modules and tests come to stay: none of them is looked at for garbage.
 gc.disable()

@@ -27,6 +27,9 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
+from experiments import environment
+from experiments.runs import write_json
+
 SECONDS, BYTES = 10.0, 2 << 30
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _MESSAGE = 4000
@@ -398,6 +401,28 @@ def fuzz(minutes: float, seed: int, kinds: list[str], first: int = 0) -> dict[st
     }
 
 
+def table(result: dict[str, Any]) -> list[list[str]]:
+    """Return how many inputs of each kind ended how, as a table of the documentation."""
+    names = ("accepted", "clear message", *_OUTCOMES[2:4], "10 s", "2 GB", "death of the process")
+    rows = {**result["inputs"], "all": result["total"]}
+    return [
+        ["inputs", "tried", *names],
+        *(
+            [
+                kind,
+                *(
+                    f"{count:,}"
+                    for count in (
+                        sum(row[each] for each in _OUTCOMES),
+                        *(row[each] for each in _OUTCOMES),
+                    )
+                ),
+            ]
+            for kind, row in rows.items()
+        ),
+    ]
+
+
 def main(
     minutes: Annotated[float, typer.Option(help="For how long.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Of all inputs.")] = 0,
@@ -412,10 +437,10 @@ def main(
             KINDS[only](Path(folder), random.Random(f"{seed}/{only}/{case}"))
         return
     result = fuzz(minutes, seed, [only] if only else list(KINDS), first)
-    text = json.dumps(result, indent=2) + "\n"
     if out is not None:
-        out.write_text(text, encoding="utf-8")
-    print(text)
+        tables = {"tables": {"outcomes": table(result)}}
+        write_json(out, {**environment.origin(), **result, **tables})
+    print(json.dumps(result, indent=2))
 
 
 if __name__ == "__main__":

@@ -353,6 +353,55 @@ def stress(minutes: float, seed: int) -> dict[str, Any]:
     }
 
 
+def tables(result: dict[str, Any]) -> dict[str, list[list[str]]]:
+    """Return how many disturbances were survived of those tried, as tables of the documentation."""
+    kinds, moments = [*KINDS, COMMAND_LINE], list(MOMENTS)
+    kills, faults = result["kills by signal and kind"], result["faults by kind and moment"]
+    by_moment = result["kills by signal and moment"]
+    return {
+        "kinds": _cross(
+            "ended by",
+            [*SIGNALS, "exception"],
+            kinds,
+            {
+                f"{signal}, {kind}": kills.get(f"{signal}, {kind}")
+                for kind in kinds
+                for signal in SIGNALS
+            }
+            | {f"exception, {kind}": _sum(faults, kind, 0) for kind in kinds},
+        ),
+        "moments": _cross(
+            "moment",
+            moments,
+            [*SIGNALS, "exception"],
+            {
+                f"{moment}, {signal}": by_moment.get(f"{signal}, {moment}")
+                for moment in moments
+                for signal in SIGNALS
+            }
+            | {f"{moment}, exception": _sum(faults, moment, 1) for moment in moments},
+        ),
+    }
+
+
+def _sum(counts: dict[str, dict[str, int]], name: str, part: int) -> dict[str, int]:
+    rows = [row for key, row in counts.items() if key.split(", ")[part] == name]
+    return {each: sum(row[each] for row in rows) for each in ("tried", "survived")}
+
+
+def _cross(
+    title: str,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    counts: dict[str, dict[str, int] | None],
+) -> list[list[str]]:
+    def cell(row: str, column: str) -> str:
+        found = counts[f"{row}, {column}"]
+        return f"{found['survived']} of {found['tried']}" if found and found["tried"] else "-"
+
+    return [[title, *columns], *([row, *(cell(row, each) for each in columns)] for row in rows)]
+
+
 def _arguments() -> list[str]:
     """Return the command line of a tiny training."""
     config = read_config("demo")[1]
@@ -375,7 +424,7 @@ def main() -> None:
     torch.set_num_threads(1)
     result = stress(options.minutes, options.seed)
     if options.out:
-        write_json(options.out, {**environment.origin(), **result})
+        write_json(options.out, {**environment.origin(), **result, "tables": tables(result)})
     print(json.dumps(result, indent=2))
     sys.exit(1 if result["failures"] else 0)
 

@@ -106,11 +106,17 @@ class Video:
         wanted, first, last = set(numbers.tolist()), int(numbers[0]), int(numbers[-1])
         with _open(self.path) as container:
             stream = _stream(container, self.path)
+            size = stream.codec_context.width, stream.codec_context.height
             number = 0
             if stamps is not None:
                 container.seek(int(stamps[first]), stream=stream)
                 number = first
             for frame in container.decode(stream):
+                if (frame.width, frame.height) != size:
+                    raise DataError(
+                        f"{self.path} has a frame of {frame.width} x {frame.height} pixels, though "
+                        f"it announces {size[0]} x {size[1]}."
+                    )
                 if stamps is not None:
                     # No stamp is none of those known, like one that was never announced.
                     stamp = -1 if frame.pts is None else int(frame.pts)

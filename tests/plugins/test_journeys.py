@@ -3,6 +3,7 @@
 import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -200,6 +201,7 @@ def test_installed_plug_ins_are_named_in_the_run(monkeypatch, tmp_path):
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: my-distribution\nVersion: 1\n")
     (info / "entry_points.txt").write_text("[flowfactor.plugins]\nmine = my_distribution\n")
     monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(metadata, "entry_points", metadata.entry_points.__wrapped__)
     monkeypatch.setattr(plugins, "_installed_are_loaded", False)
     code, output = call("show", "demo", "--set", "data={source: installed_data}")
     assert code == 0, output

@@ -301,6 +301,21 @@ def test_variable_frame_rates(tmp_path, caplog):
         Video(save_video(tmp_path / "c.mkv", [0, 100, 200, 300, 90_000], "ffv1"))
 
 
+def test_a_frame_of_another_size_than_announced(tmp_path):
+    """Such as one that is far larger, of a film whose header says that it is small."""
+    if "libvpx" not in av.codecs_available:
+        pytest.skip("needs libvpx")
+    path = save_video(tmp_path / "a.webm", range(0, 500, 100), "libvpx")
+    assert len(Video(path)) == 5
+    size = (48).to_bytes(2, "little") + (32).to_bytes(2, "little")
+    content = path.read_bytes()
+    assert content.count(b"\x9d\x01\x2a" + size) == 1  # of the only key frame
+    larger = (96).to_bytes(2, "little") + (32).to_bytes(2, "little")
+    path.write_bytes(content.replace(b"\x9d\x01\x2a" + size, b"\x9d\x01\x2a" + larger))
+    with pytest.raises(DataError, match="a.webm"):
+        Video(path).read(0, 5)
+
+
 # ---- labels
 
 

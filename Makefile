@@ -13,7 +13,7 @@ RUN ?= runs/demo
 
 BIN := $(VENV)/bin
 
-.PHONY: help demo dev test test-app test-cluster test-lowest check check-types format generate docs docs-links clean
+.PHONY: help demo dev test test-app test-cluster test-lowest gpu-check check check-types format generate docs docs-links clean
 
 help:
 	@echo "make demo         set up, train on real digits, evaluate, draw: $(RUN)/report.html"
@@ -23,6 +23,7 @@ help:
 	@echo "make test-cluster run the tests of Slurm, Ray, Dask, Optuna, MLflow and wandb, which it installs"
 	@echo "make test-app     try the explorer and the report in Chromium"
 	@echo "make test-lowest  run the tests with the oldest versions that pyproject.toml allows"
+	@echo "make gpu-check    compare an accelerator with the processor: speed, memory, results"
 	@echo "make check-types  run the tests with shapes and types checked at run time"
 	@echo "make generate     write the generated parts of the documentation"
 	@echo "make docs         build the site, running its tutorials: build/site/index.html"
@@ -48,6 +49,10 @@ test-app: $(VENV)/.dev
 
 test-lowest: $(LOWEST)/.dev
 	$(LOWEST)/bin/python -m pytest -n auto --dist worksteal
+
+# With PIP="--index-url URL" torch for the accelerator can come from elsewhere.
+gpu-check: $(VENV)/.dev
+	$(BIN)/python -m experiments.benchmarks.gpu_check
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

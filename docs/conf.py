@@ -76,13 +76,23 @@ napoleon_use_rtype = False
 suppress_warnings = ["ref.python"]  # attributes of several classes with one name
 
 
+THIN = '<mspace width="0.17em"/>'
+FORMULA_SPACING = {
+    r"(</m(?:i|n|sub|sup|frac)>|[)']</mo>)(?=\s*<mi>\w+</mi>\s*<mo>&Appl)": rf"\1{THIN}",
+    r"<mo>&ApplyFunction;</mo>(?!\s*<mo[ >])": THIN,
+    r"<mo[^>]*>([|‖])</mo>": r'<mo form="prefix" stretchy="false">\1</mo>',
+    r"<mo>∼</mo>": '<mo form="infix">∼</mo>',
+    r"<mo>'</mo>": '<mo lspace="0" rspace="0">′</mo>',
+}
+"""What browsers space as LaTeX does: functions, bars, relations at the start of a cell, primes."""
+
+
 def set_formula(translator: HTML5Translator, node: nodes.Element) -> None:
     """Write a formula as MathML, which browsers show without a script."""
     block = isinstance(node, nodes.math_block)
     markup = tex2mathml(node.astext(), as_block=block)
-    # A letter stands apart from the function before it; bars are as high as a letter.
-    markup = re.sub(r"<mo>&ApplyFunction;</mo>(?!\s*<mo)", '<mspace width="0.17em"/>', markup)
-    markup = re.sub(r"<mo[^>]*>([|‖])</mo>", r'<mo form="prefix" stretchy="false">\1</mo>', markup)
+    for pattern, better in FORMULA_SPACING.items():
+        markup = re.sub(pattern, better, markup)
     translator.body.append(f'<div class="math">{markup}</div>' if block else markup)
     raise nodes.SkipNode
 

@@ -30,13 +30,14 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     cls=Group,
-    help="Flow factorized representation learning: train, evaluate and look at models whose "
+    help="Flow factorized representation learning: train, evaluate and explore models whose "
     "latents move along learned potentials.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 
+_DEVICES = "auto|cpu|cuda[:N]|mps"
 # Columns of a console below which lists are no tables.
 _NARROW = 60
 
@@ -72,6 +73,14 @@ Plugins = Annotated[
         "--plugin",
         metavar="FILE_OR_MODULE",
         help="Python code that defines data sets, models, metrics or terms; may be repeated.",
+    ),
+]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        "--device",
+        metavar=_DEVICES,
+        help="What computes; default: training.accelerator of the configuration.",
     ),
 ]
 Out = Annotated[
@@ -118,26 +127,37 @@ def options_of_all(
 def train(
     config: ConfigName,
     overrides: Overrides = None,
+    device: Device = None,
     plugin: Plugins = None,
     out: Out = None,
     resume: Resume = False,
     check_data: CheckData = False,
 ) -> None:
     """Train a model into a run folder."""
-    run = _train(config, overrides, plugin, out, resume=resume, check_data=check_data)
+    changes = _changes(overrides, device)
+    run = _train(config, changes, plugin, out, resume=resume, check_data=check_data)
     say(f"Trained: {run}. Next: flowfactor evaluate {run}; flowfactor plot {run}")
 
 
 @app.command()
 def evaluate(
-    run: RunFolder, split: Split = None, images: Images = None, plugin: Plugins = None
+    run: RunFolder,
+    split: Split = None,
+    images: Images = None,
+    device: Device = None,
+    plugin: Plugins = None,
 ) -> None:
     """Measure a run on held-out samples and print the tables."""
     with show_stage("Measuring") as show:
         from experiments import runs
 
         result = runs.evaluate(
-            run, split=split, images=images, plugin_names=plugin or (), on_stage=show
+            run,
+            split=split,
+            images=images,
+            device=device,
+            plugin_names=plugin or (),
+            on_stage=show,
         )
     for table in result.tables().values():
         out_console.print(table.to_rich())
@@ -147,12 +167,12 @@ def evaluate(
 
 
 @app.command()
-def plot(run: RunFolder, plugin: Plugins = None) -> None:
+def plot(run: RunFolder, device: Device = None, plugin: Plugins = None) -> None:
     """Draw the figures of a run and its report."""
     with show_stage("Drawing") as show:
         from experiments import plots
 
-        report = plots.plot(run, plugin_names=plugin or (), on_stage=show)
+        report = plots.plot(run, device=device, plugin_names=plugin or (), on_stage=show)
     say(f"Figures: {report.parent / 'figures'}")
     say(f"Report:  {report} (open it in a browser)")
 
@@ -161,6 +181,7 @@ def plot(run: RunFolder, plugin: Plugins = None) -> None:
 def run_all(
     config: ConfigName,
     overrides: Overrides = None,
+    device: Device = None,
     plugin: Plugins = None,
     out: Out = None,
     check_data: CheckData = False,
@@ -169,18 +190,19 @@ def run_all(
     from experiments import runs
     from experiments.config import CONFIG_FILE, read_config
 
-    title, content = read_config(config, overrides or (), plugin_names=plugin or ())
+    changes = _changes(overrides, device)
+    title, content = read_config(config, changes, plugin_names=plugin or ())
     folder = out or Path("runs") / title
     if (folder / runs.TRAINING_FILE).is_file():
         runs.check_resumable(content.replace(data=content.data.resolve()), folder)
         say(f"{folder} is trained already; delete the folder to train it again.")
     else:
         resume = (folder / CONFIG_FILE).is_file()
-        _train(config, overrides, plugin, folder, resume=resume, check_data=check_data)
+        _train(config, changes, plugin, folder, resume=resume, check_data=check_data)
         if not runs.is_first_process():
             return
-    evaluate(folder, plugin=plugin)
-    plot(folder, plugin=plugin)
+    evaluate(folder, device=device, plugin=plugin)
+    plot(folder, device=device, plugin=plugin)
 
 
 @app.command()
@@ -200,7 +222,7 @@ def compare(
             help="What a run is called, once for each; runs of one label are seeds of one method.",
         ),
     ] = None,
-    samples: Annotated[int, typer.Option(min=1, help="Film strips of each transformation.")] = 2,
+    samples: Annotated[int, typer.Option(min=1, help="Film strips per transformation.")] = 2,
     out: Annotated[Path, typer.Option("--out", help="The folder to write into.")] = Path(
         "runs/compare"
     ),
@@ -210,6 +232,7 @@ def compare(
             help="Split that the runs must have been evaluated on; default: that of the first."
         ),
     ] = None,
+    device: Device = None,
     plugin: Plugins = None,
 ) -> None:
     """Put evaluated runs of the same data side by side: a table and film strips."""
@@ -222,6 +245,7 @@ def compare(
             samples=samples,
             out=out,
             split=split,
+            device=device,
             plugin_names=plugin or (),
             on_stage=show,
         )
@@ -236,7 +260,7 @@ def explore_latent(
     images: Annotated[int, typer.Option(min=1, help="How many held-out images.")] = 4,
     sample: Annotated[
         list[int] | None,
-        typer.Option(min=0, help="The number of an image instead; may be repeated."),
+        typer.Option(min=0, help="Index of an image to draw instead; may be repeated."),
     ] = None,
     weights: Annotated[
         tuple[str, str] | None,
@@ -248,7 +272,7 @@ def explore_latent(
         str | None,
         typer.Option(
             metavar="T,T,...",
-            help="In frames, increasing, negative ones too: --times=-2,0,4,8; default: five from "
+            help="In frames, increasing, may be negative: --times=-2,0,4,8; default: five from "
             "0 to the last frame of the training.",
         ),
     ] = None,
@@ -258,9 +282,10 @@ def explore_latent(
             "--out", help="File of the first figure; default: in the run. A .gif shows all flows."
         ),
     ] = None,
+    device: Device = None,
     plugin: Plugins = None,
 ) -> None:
-    """Draw held-out images under every flow (ten of many), and one of them between two flows."""
+    """Draw held-out images under every flow (at most ten), and one of them between two flows."""
     numbers = _numbers(times)
     with show_stage("Drawing") as show:
         from experiments import explore
@@ -272,6 +297,7 @@ def explore_latent(
             weights=weights,
             times=numbers,
             out=out,
+            device=device,
             plugin_names=plugin or (),
             on_stage=show,
         )
@@ -290,16 +316,17 @@ def explore_run(
         ),
     ],
     host: Annotated[
-        str, typer.Option(help="Where to listen; others than this machine's own are open to all.")
+        str, typer.Option(help="Address to listen on; others can connect to any but the default.")
     ] = "127.0.0.1",
     port: Annotated[
         int | None,
-        typer.Option(min=0, max=65535, help="Default: the first free one from 7860 on."),
+        typer.Option(min=0, max=65535, help="Port; default: the first free one from 7860 on."),
     ] = None,
     split: Split = None,
     browser: Annotated[
         bool, typer.Option("--browser/--no-browser", help="Open the page in a browser.")
     ] = False,
+    device: Device = None,
     plugin: Plugins = None,
 ) -> None:
     """Open a page on which flows are mixed, run and steered by hand; needs the extra `app`."""
@@ -309,7 +336,9 @@ def explore_run(
         from experiments.explorer.runs import open_runs
 
         page.import_gradio()
-        make_session = open_runs(runs, split=split, plugin_names=plugin or (), on_stage=show)
+        make_session = open_runs(
+            runs, split=split, device=device, plugin_names=plugin or (), on_stage=show
+        )
         show("the page")
         local = page.is_loopback(host)
         served = page.make_app(make_session, local=local)
@@ -331,6 +360,7 @@ def fill_table(
         str, typer.Argument(help="A YAML file of a table, or the name of one that ships.")
     ],
     overrides: Overrides = None,
+    device: Device = None,
     plugin: Plugins = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="Its folder; default: runs/tables/<table>.")
@@ -351,7 +381,8 @@ def fill_table(
     """Train and evaluate several methods and seeds, and write the table; resumes what was begun."""
     from experiments import sweep as sweeps
 
-    sweep = sweeps.plan(table, out=out, overrides=overrides or (), plugin_names=plugin or ())
+    changes = _changes(overrides, device)
+    sweep = sweeps.plan(table, out=out, overrides=changes, plugin_names=plugin or ())
     chosen = sweeps.choose_executor(executor, sweep.options.executor, processes=processes)
     if status:
         _show_status(sweeps.status(sweep))
@@ -381,6 +412,7 @@ def search(
         str, typer.Argument(help="A YAML file of a search, or the name of one that ships.")
     ],
     overrides: Overrides = None,
+    device: Device = None,
     plugin: Plugins = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="Its folder; default: runs/searches/<search>.")
@@ -388,16 +420,17 @@ def search(
     executor: ExecutorName = None,
     processes: Processes = None,
     trials: Annotated[
-        int | None, typer.Option(min=1, help="How many; default: what the search says.")
+        int | None, typer.Option(min=1, help="Number of trials; default: what the search says.")
     ] = None,
 ) -> None:
-    """Look for the best configuration by validation data; resumes what was begun."""
+    """Search for the best configuration on validation data; resumes what was begun."""
     from dataclasses import replace
 
     from experiments import search as searches
     from experiments import sweep
 
-    plan = searches.plan(space, out=out, overrides=overrides or (), plugin_names=plugin or ())
+    changes = _changes(overrides, device)
+    plan = searches.plan(space, out=out, overrides=changes, plugin_names=plugin or ())
     plan = replace(plan, options=replace(plan.options, trials=trials or plan.options.trials))
     chosen = sweep.choose_executor(executor, plan.options.executor, processes=processes)
     try:
@@ -452,15 +485,16 @@ def publish(
     run: RunFolder,
     out: Annotated[Path, typer.Option("--out", help="The new folder.")],
     half: Annotated[
-        bool, typer.Option("--half", help="Store weights in half of the bytes; measures again.")
+        bool, typer.Option("--half", help="Store weights in half precision, and evaluate them.")
     ] = False,
     push: Annotated[
         str | None,
         typer.Option(metavar="OWNER/NAME", help="Upload it to the Hugging Face Hub, too."),
     ] = None,
     private: Annotated[
-        bool, typer.Option("--private", help="Make a new repository a private one.")
+        bool, typer.Option("--private", help="If the repository is new, make it private.")
     ] = False,
+    device: Device = None,
     plugin: Plugins = None,
 ) -> None:
     """Write a run into a folder to share: its model, with a card, and its records."""
@@ -469,7 +503,13 @@ def publish(
 
     with show_stage("Measuring") as show:
         folder = publishing.publish(
-            run, out, half=half, title=push, plugin_names=plugin or (), on_stage=show
+            run,
+            out,
+            half=half,
+            title=push,
+            device=device,
+            plugin_names=plugin or (),
+            on_stage=show,
         )
     say(f"Written: {folder}. Next: flowfactor.from_pretrained({str(folder)!r})")
     if push is not None:
@@ -489,6 +529,10 @@ def export(
     steps: Annotated[
         int | None, typer.Option(min=1, help="RK4 steps of a frame; default: the run's solver.")
     ] = None,
+    device: Annotated[
+        str,
+        typer.Option("--device", metavar=_DEVICES, help="What the files of torch compute on."),
+    ] = "cpu",
     plugin: Plugins = None,
 ) -> None:
     """Write encoder, flow and decoder into files that run without this package."""
@@ -496,7 +540,7 @@ def export(
     from flowfactor.export import export as export_model
     from solvers import RK4
 
-    model = open_run(run, plugin or ()).potential_model
+    model = open_run(run, plugin or (), device).potential_model
     method = None if steps is None else RK4(steps=steps)
     with show_stage("Exporting") as show:
         show(str(run))
@@ -513,15 +557,16 @@ def reproduce(
         typer.Option("--out", help="The run folder; default: runs/reproduced/<result>."),
     ] = None,
     tolerance: Annotated[
-        float, typer.Option(min=0, help="Allowed fraction, where no spread over seeds is known.")
+        float, typer.Option(min=0, help="Allowed relative difference, if no spread is known.")
     ] = 0.05,
     seeds: Annotated[
         list[Path] | None,
-        typer.Option("--seed-result", help="The same with another seed, for the spread."),
+        typer.Option("--seed-result", help="The same of another seed, for the spread."),
     ] = None,
+    device: Device = None,
     plugin: Plugins = None,
 ) -> None:
-    """Train and evaluate as a result was made, and compare; exit code 1 if it differs by more."""
+    """Repeat the training and evaluation of a result, and compare; exit code 1 if they differ."""
     from experiments import reproduce as reproducing
     from flowfactor.interrupts import raise_signals
 
@@ -533,6 +578,7 @@ def reproduce(
             folder,
             tolerance=tolerance,
             seeds=seeds or (),
+            device=device,
             plugin_names=plugin or (),
             on_progress=show_progress,
         )
@@ -583,6 +629,13 @@ def main() -> None:
 
 
 # ---- the steps
+
+
+def _changes(overrides: list[str] | None, device: str | None) -> list[str]:
+    """Return the keys that a command changes, its device among them."""
+    from experiments.config import on_device
+
+    return [*(overrides or ()), *([] if device is None else [on_device(device)])]
 
 
 def _train(

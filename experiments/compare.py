@@ -39,6 +39,7 @@ def compare(
     samples: int = 2,
     out: Path = Path("runs/compare"),
     split: str | None = None,
+    device: str | None = None,
     plugin_names: Iterable[str] = (),
     on_stage: Callable[[str], None] | None = None,
 ) -> Comparison:
@@ -53,6 +54,7 @@ def compare(
         samples: strips of each transformation, or of ten if there are more.
         out: the folder to write into; files of an earlier comparison are replaced.
         split: the one that the runs must have been evaluated on; None is that of the first run.
+        device: what computes; None is what the configuration of the first run says.
         plugin_names: plug-ins besides those that the runs name.
         on_stage: called with what is being done.
 
@@ -64,7 +66,8 @@ def compare(
     report = on_stage or (lambda _: None)
     report("evaluations")
     _check_words(folders, labels)
-    runs = [open_run(folder, plugin_names) for folder in folders]
+    runs = [open_run(folders[0], plugin_names, device)]
+    runs += [open_run(each, plugin_names, str(runs[0].device)) for each in folders[1:]]
     split = split or runs[0].evaluation.split
     for run in runs:
         if run.evaluation.split != split:

@@ -48,11 +48,11 @@ class GeneralOptions:
     """The keys of a configuration that are in no section."""
 
     description: str = ""
-    """What it is for."""
+    """Purpose of the configuration."""
     plugins: tuple[str, ...] = ()
     """Files, relative to that of the configuration, or modules whose kinds can be named."""
     seed: NonNegativeInt = 0
-    """Of the weights, the batches and everything else that is drawn at random."""
+    """Seed of the weights, the batches and everything else that is drawn at random."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,6 +128,11 @@ def read_config(
     for override in overrides:
         apply_override(content, override)
     return file.title, validate(content, name, extra)
+
+
+def on_device(name: str) -> str:
+    """Return the override that lets a device compute."""
+    return f"training.accelerator={name}"
 
 
 def validate(content: Mapping[str, Any], source: str, plugin_names: Iterable[str] = ()) -> Config:

@@ -23,15 +23,20 @@ _REQUIREMENT = re.compile(r"[A-Za-z0-9._-]+")
 
 
 def describe(device: torch.device | None = None) -> dict[str, Any]:
-    """Return the code, the versions and the hardware of this process, as plain data."""
+    """Return the code, the versions and the hardware of this process, as plain data.
+
+    Args:
+        device: that was computed on; None is the processor.
+    """
     hardware = {
         "processor": _processor(),
         "threads": torch.get_num_threads(),
         "memory_gib": _memory_gib(),
         "accelerator": "none",
     }
-    if device is not None and device.type == "cuda":
-        hardware["accelerator"] = torch.cuda.get_device_name(device)
+    if device is not None and device.type != "cpu":
+        cuda = device.type == "cuda"
+        hardware["accelerator"] = torch.cuda.get_device_name(device) if cuda else device.type
     return {
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
@@ -47,9 +52,9 @@ def command() -> str:
     return shlex.join([program, *sys.argv[1:]])
 
 
-def origin() -> dict[str, Any]:
-    """Return both, for a file of results."""
-    return {"command": command(), "environment": describe()}
+def origin(device: torch.device | None = None) -> dict[str, Any]:
+    """Return both, for a file of results; see :func:`describe`."""
+    return {"command": command(), "environment": describe(device)}
 
 
 def versions() -> dict[str, str]:

@@ -176,11 +176,11 @@ class SlurmOptions(ExecutorOptions):
     """Jobs of Slurm, by submitit: cells that are sent together are one array."""
 
     partition: str | None = None
-    """Its name; null is that of the cluster."""
+    """Partition of the jobs; null: the cluster's default."""
     gpus: NonNegativeInt = 0
-    """Of a cell."""
+    """GPUs of a cell."""
     memory_gb: PositiveFloat | None = None
-    """Of a cell; null is what the cluster gives."""
+    """Memory of a cell; null: the cluster's default."""
     minutes: PositiveInt = 120
     """Time limit of a job. A cell that needs longer saves its state and is queued again."""
     requeues: NonNegativeInt = 20
@@ -314,11 +314,11 @@ class RayOptions(ExecutorOptions):
     """Tasks of Ray."""
 
     address: str | None = None
-    """Of a cluster, ``auto`` for that of this machine; null starts one here."""
+    """Address of a cluster, ``auto`` for that of this machine; null starts one here."""
     gpus: Weight = 0.0
-    """Of a cell; it may be a part of one."""
+    """GPUs of a cell; a fraction shares one."""
     memory_gb: PositiveFloat | None = None
-    """Of a cell; null asks for none."""
+    """Memory that a cell reserves; null reserves none."""
 
     def open(self, folder: Path) -> RayExecutor:
         """Return the executor."""

@@ -26,6 +26,7 @@ def explore_latent(
     weights: tuple[str, str] | None = None,
     times: Sequence[float] | None = None,
     out: Path | None = None,
+    device: str | None = None,
     plugin_names: Iterable[str] = (),
     on_stage: Callable[[str], None] | None = None,
 ) -> list[Path]:
@@ -43,6 +44,7 @@ def explore_latent(
         times: in frames, increasing; None is five from 0 to the model's last frame.
         out: the file of the first figure, that of the second lies beside it; None is
             ``figures/latent_grid.png`` in the run. A ``.gif`` is an animation of all flows.
+        device: what computes; None is what the configuration says.
         plugin_names: plug-ins besides those that the run names.
         on_stage: called with what is being done.
 
@@ -57,7 +59,7 @@ def explore_latent(
     if out is not None and not animated and out.suffix.lower() not in FORMATS:
         raise RunError(f"{out} must end in {', '.join(FORMATS)} or .gif, the formats of figures.")
     report = on_stage or (lambda _: None)
-    run = open_run(folder, plugin_names)
+    run = open_run(folder, plugin_names, device)
     model, pair = run.model, _pair(run.model, weights)
     data = run.data()
     indices = torch.tensor(samples) if samples else different_samples(data, images)

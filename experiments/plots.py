@@ -57,6 +57,7 @@ Draw = Callable[[Figure, str, str], Illustration]
 def plot(
     folder: Path,
     *,
+    device: str | None = None,
     plugin_names: Iterable[str] = (),
     on_stage: Callable[[str], None] | None = None,
 ) -> Path:
@@ -64,6 +65,7 @@ def plot(
 
     Args:
         folder: of the run; it must have been evaluated.
+        device: what computes; None is what the configuration says.
         plugin_names: plug-ins besides those that the run names.
         on_stage: called with what is being drawn.
 
@@ -75,7 +77,7 @@ def plot(
         ConfigError: a plug-in is missing.
     """
     report = on_stage or (lambda _: None)
-    run = open_run(folder, plugin_names)
+    run = open_run(folder, plugin_names, device)
     data = run.data(run.evaluation.split)
 
     def draw(figure: Figure, name: str, caption: str) -> Illustration:
@@ -138,20 +140,21 @@ def _overview(run: Run, data: SequenceDataset, draw: Draw) -> Section:
     inferred = (
         ""
         if run.model.supervised
-        else "\n\nNobody told the model what a sequence undergoes: it infers the flow from the "
-        "frames. A table shows the error of the inferred flows, another one the sequences that "
-        "each flow gets; assignments.csv has every sequence, with its flow and how likely it is."
+        else "\n\nThe model has no labels: it infers the flow of a sequence from its frames. A "
+        "table shows the error of the inferred flows, another one the sequences of each flow; "
+        "assignments.csv has the flow of every sequence, and its probability."
     )
     return Section(
         "How well the flows do",
         f"Frame 0 of a held-out sample is encoded, its latent flows, and every frame is decoded "
         f"again. E is the sum of absolute pixel errors over t = 1..{evaluation.frames} and all "
         f"channels, averaged over {evaluation.images} {evaluation.split} samples. Identity is the "
-        f"error of a latent that stays where it is, pixel copy that of frame 0 without any model; "
+        f"error of a latent that does not move, pixel copy that of frame 0 without any model; "
         f"the floor is what the autoencoder alone costs (decoding frame 0 from its own latent).\n\n"
-        f"The first table sums up what the model can do. At once: two flows together; in turn: one "
-        f"after the other; backwards: from the last frame to frame 0; closure: a cyclic flow once "
-        f"around; sharpness: squared differences of neighbouring pixels, decoded over true."
+        f"The first table sums up what the model can do. Simultaneous: two flows together; "
+        f"sequential: one after the other; backwards: from the last frame to frame 0; closure: a "
+        f"cyclic flow once around; sharpness: squared differences of neighbouring pixels, decoded "
+        f"over true."
         f"{inferred}",
         shown,
         list(evaluation.tables().values()),

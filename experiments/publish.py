@@ -25,6 +25,7 @@ def publish(
     *,
     half: bool = False,
     title: str | None = None,
+    device: str | None = None,
     plugin_names: Iterable[str] = (),
     on_stage: Callable[[str], None] | None = None,
 ) -> Path:
@@ -35,6 +36,7 @@ def publish(
         out: the new folder.
         half: store the weights in half of the bytes, and measure what that changes.
         title: of the card.
+        device: what measures; None is what the configuration says.
         plugin_names: plug-ins besides those that the run names.
         on_stage: called with what is being measured.
 
@@ -46,7 +48,7 @@ def publish(
     """
     if out.exists() and (not out.is_dir() or not checkpoints.is_empty(out)):
         raise RunError(f"{out} exists and is not empty. Choose another folder with --out.")
-    run = runs.open_run(folder, plugin_names)
+    run = runs.open_run(folder, plugin_names, device)
     model, training = run.model, runs.read_training(folder)
     measured = (folder / runs.EVALUATION_FILE).is_file()
     evaluation = runs.read_evaluation(folder) if measured and not half else None
@@ -55,7 +57,7 @@ def publish(
     if training:
         runs.write_json(out / runs.TRAINING_FILE, training)
     if measured and half:
-        runs.evaluate(out, plugin_names=plugin_names, on_stage=on_stage)
+        runs.evaluate(out, device=device, plugin_names=plugin_names, on_stage=on_stage)
         evaluation = runs.read_evaluation(out)
     if evaluation is not None:
         evaluation = dataclasses.replace(evaluation, weights=checkpoints.digest(out))

@@ -103,8 +103,8 @@ def _fill_block(match: re.Match[str]) -> str:
         body = f"```python\n{content}```\n"
     elif kind == "benchmark":
         head, *rows = _read_benchmark(name)
-        lines = [head, [":---", *["---:"] * (len(head) - 1)], *rows]
-        body = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+        table = [head, [":---", *["---:"] * (len(head) - 1)], *rows]
+        body = "".join(f"| {' | '.join(row)} |\n" for row in table)
     else:
         lines = read_table(name).to_markdown().splitlines()
         # The notes of a table are in its file; the page says what a reader needs.

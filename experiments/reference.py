@@ -134,7 +134,9 @@ def page() -> str:
     for key in ("model.objective", "training.loggers"):
         items = _REGISTRIES[key].items()
         parts.append(f"## Names in `{key}`\n")
-        parts.append("".join(f"- `{name}`: {_markdown(_summary(item))}\n" for name, item in items))
+        summaries = {name: _summary(item).removeprefix("Return ") for name, item in items}
+        lines = (f"- `{k}`: {_markdown(v[0].upper() + v[1:])}\n" for k, v in summaries.items())
+        parts.append("".join(lines))
     return "\n".join(parts)
 
 

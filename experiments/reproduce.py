@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from experiments import runs
-from experiments.config import Config, read_config
+from experiments.config import Config, on_device, read_config
 from flowfactor.errors import RunError
 from flowfactor.evaluation import EvaluationOptions
 from flowfactor.options import parse
@@ -43,6 +43,7 @@ def reproduce(
     *,
     tolerance: float = 0.05,
     seeds: Sequence[Path] = (),
+    device: str | None = None,
     plugin_names: Sequence[str] = (),
     on_progress: Callable[[Progress], None] | None = None,
     on_stage: Callable[[str], None] | None = None,
@@ -56,6 +57,7 @@ def reproduce(
             is not known.
         seeds: evaluations of the same method with other seeds, for the spread: a number may be
             three standard deviations away.
+        device: what computes; None is what the command says.
         plugin_names: plug-ins besides those of the command.
         on_progress: called at every log and validation of the training.
         on_stage: called with what is being measured.
@@ -66,11 +68,19 @@ def reproduce(
     """
     stated = Evaluation.read(result)
     config = config_of(stated, result, plugin_names)
+    if device is not None:
+        training = dataclasses.replace(config.training, accelerator=device)
+        config = config.replace(training=training)
     if not (out / runs.TRAINING_FILE).is_file():
         resume = out.is_dir() and any(out.iterdir())
         runs.train(config, out, resume=resume, on_progress=on_progress)
     now = runs.evaluate(
-        out, split=stated.split, images=stated.images, plugin_names=plugin_names, on_stage=on_stage
+        out,
+        split=stated.split,
+        images=stated.images,
+        device=device,
+        plugin_names=plugin_names,
+        on_stage=on_stage,
     )
     return compare(stated, now, [Evaluation.read(path) for path in seeds], tolerance)
 
@@ -92,14 +102,14 @@ def config_of(evaluation: Evaluation, source: Path, plugin_names: Sequence[str] 
     parser = _Parser(add_help=False, allow_abbrev=False)
     parser.add_argument("config")
     parser.add_argument("--set", action="append", default=[], dest="changes")
+    parser.add_argument("--device")
     parser.add_argument("--plugin", action="append", default=[])
     parser.add_argument("--out")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--check-data", action="store_true")
     known = parser.parse_args(words[2:])
-    config = read_config(known.config, known.changes, plugin_names=(*known.plugin, *plugin_names))[
-        1
-    ]
+    changes = known.changes + ([] if known.device is None else [on_device(known.device)])
+    config = read_config(known.config, changes, plugin_names=(*known.plugin, *plugin_names))[1]
     return config.replace(evaluation=parse(EvaluationOptions, dict(evaluation.options)))
 
 

@@ -46,8 +46,8 @@ from flowfactor.training import (
     Progress,
     TrainingOptions,
     TrainingResult,
+    check_options,
     check_samples,
-    check_schedule,
     decide,
     fit,
     lock_of,
@@ -116,7 +116,7 @@ def train(
         for data in splits.values():
             data.require_labels()
     check_frames(config, training.horizon)
-    check_schedule(model, config.training)
+    check_options(model, config.training)
     check_metrics(model, validation, config.evaluation)
     if check_data:
         check_splits(**splits)
@@ -158,6 +158,7 @@ def _train(
             len(validation),
             parameters,
         )
+        logger.info("training.accelerator: %s", fabric.device)
         for key, reason in chosen.items():
             logger.info("training.%s: %s", key, reason)
         training, validation = training.to(fabric.device), validation.to(fabric.device)
@@ -348,7 +349,7 @@ class Run:
 
     path: Path
     config: Config
-    device: torch.device = torch.device("cpu")
+    device: torch.device
 
     @functools.cached_property
     def model(self) -> SequenceModel:
@@ -388,9 +389,7 @@ class Run:
         return infer_labels(self.model, data.to(self.device))
 
 
-def open_run(
-    folder: Path, plugin_names: Iterable[str] = (), device: str | None = None
-) -> Run:
+def open_run(folder: Path, plugin_names: Iterable[str] = (), device: str | None = None) -> Run:
     """Return a trained run, after loading its plug-ins.
 
     Args:
@@ -567,7 +566,7 @@ def evaluate(
     evaluation = dataclasses.replace(evaluation, training=training, weights=weights, **origin)
     evaluation.write(folder / EVALUATION_FILE)
     if not model.supervised:
-        table = assignments(model, model.match(data), torch.arange(evaluation.images))
+        table = assignments(model, model.match_precision(data), torch.arange(evaluation.images))
         write_text(folder / ASSIGNMENTS_FILE, table.to_csv())
     return evaluation
 

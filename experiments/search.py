@@ -57,9 +57,9 @@ class RangeOptions:
     """Numbers between two bounds; whole numbers if both bounds are."""
 
     low: Int | FiniteFloat
-    """The smallest."""
+    """Smallest value."""
     high: Int | FiniteFloat
-    """The largest."""
+    """Largest value."""
     log: bool = False
     """Draw the logarithm uniformly."""
     step: PositiveInt | PositiveFloat | None = None
@@ -93,9 +93,9 @@ class SearchOptions:
     set: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Values by ``key.path`` for every trial."""
     seed: NonNegativeInt = 0
-    """Of all trainings, and of the first proposals."""
+    """Seed of all trainings, and of the first proposals."""
     trials: PositiveInt = 30
-    """How many, with those that are stopped early."""
+    """Number of trials, including those that are stopped early."""
     parallel: PositiveInt | None = None
     """Trials at the same time; null: as many as a local executor runs, 8 of others."""
     objective: str = "mean_error"

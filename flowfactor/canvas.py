@@ -145,10 +145,13 @@ class CanvasEncoder(nn.Module):
 class CanvasDecoder(nn.Module):
     r"""Draw a picture from the codes of its squares, and move and colour it by group elements.
 
-    .. code-block:: text
+    .. math::
 
-        picture(p) = sigmoid(drawing(codes))(p)
-        image(p)   = exp(L_colour whole) picture(exp(L_place whole) p)
+        \begin{aligned}
+        \mathrm{picture}(p) &= \mathrm{sigmoid}(\mathrm{drawing}(\mathrm{codes}))(p), \\
+        \mathrm{image}(p) &= \exp(L_{\mathrm{colour}}\, \mathrm{whole})\;
+          \mathrm{picture}(\exp(L_{\mathrm{place}}\, \mathrm{whole})\, p)
+        \end{aligned}
 
     The drawing sees the codes alone, the affine maps of the plane and of the colours see the rest
     of the latent alone: exponentials of linear functions of it. A latent that moves on a straight

@@ -27,6 +27,7 @@ from torch.overrides import TorchFunctionMode
 
 from flowfactor import pretrained, tensor_files
 from flowfactor.errors import BusyError, RunError, explain
+from flowfactor.machine import find_device
 from flowfactor.models import SequenceModel
 from flowfactor.registries import (
     DECODERS,
@@ -79,11 +80,12 @@ def load(
             :func:`flowfactor.pretrained.names`.
         model: takes the weights of the file, for models that the file does not describe: those
             with networks of your own and those of an unregistered class.
-        device: where to put the model.
+        device: where to put the model; ``auto`` is an accelerator if there is one.
 
     Raises:
         RunError: there is no such run, its model file is damaged, or it needs ``model`` or a
             plug-in.
+        ConfigError: there is no such device.
 
     The file holds tensors and plain data only and is read without executing code.
 
@@ -97,6 +99,7 @@ def load(
         >>> torch.equal(model.decode(z), again.decode(z))
         True
     """
+    place = find_device(device)
     path = model_file(run)
     saved = read(path)
     try:
@@ -115,7 +118,7 @@ def load(
             f"{path} does not describe this model: {_brief(error)}. It was written by another "
             f"version or for another model."
         ) from error
-    return model.to(device).eval()
+    return model.to(place).eval()
 
 
 def find_model(run: str | os.PathLike[str]) -> Path | None:

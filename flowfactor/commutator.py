@@ -13,9 +13,10 @@ def lie_bracket(
 ) -> Float[Tensor, "b d"]:
     r"""Return the Lie bracket of two fields at fixed time, in closed form.
 
-    .. code-block:: text
+    .. math::
 
-        [v, w](z, t) = dw(z, t)/dz v(z, t) - dv(z, t)/dz w(z, t)
+        [v, w](z, t) = \frac{\partial w(z, t)}{\partial z}\, v(z, t)
+          - \frac{\partial v(z, t)}{\partial z}\, w(z, t)
 
     Two flows of fields without time commute, and their superposition equals one after the
     other, where the bracket vanishes. To first order the ends of the two orders are ``s r`` times

@@ -28,7 +28,7 @@ class EvaluationOptions:
     images: PositiveInt = 1000
     """The number of held-out sequences."""
     frames: PositiveInt | None = None
-    """The last frame T of the errors; 7, or that of the data if it ends earlier, when empty."""
+    """The last frame T of the errors; null: 7, or the last frame of the data if it ends earlier."""
     metrics: dict[str, Any] = pydantic.Field(default_factory=dict, validate_default=True)
     """The metrics by name, each with its options: ``{composition: {}, paths: {}}``.
 
@@ -72,7 +72,7 @@ def evaluate(
     training: SequenceDataset | None = None,
     on_stage: Callable[[str], None] | None = None,
 ) -> Evaluation:
-    """Measure a trained model on held-out sequences.
+    """Measure a trained model on held-out sequences, all of it on the device of the model.
 
     Args:
         model: in evaluation mode.
@@ -114,8 +114,7 @@ def evaluate(
             check_type(name, each, SequenceDataset)
     check_type("options", options, EvaluationOptions)
     check_integer("seed", seed, 0)
-    data = model.match_precision(data)
-    held_out = None if held_out is None else model.match_precision(held_out)
+    data = _beside(model, data)
     context = MetricContext(
         model,
         infer_labels(model, data),
@@ -124,10 +123,10 @@ def evaluate(
         measured_frames(options, data),
         seed,
         options.images,
-        held_out,
+        None if held_out is None else _beside(model, held_out),
         held_out_values,
-        None if validation is None else model.match_precision(validation),
-        None if training is None else model.match_precision(training),
+        None if validation is None else _beside(model, validation),
+        None if training is None else _beside(model, training),
     )
     results = {}
     for name, metric in _select_metrics(options, context):
@@ -152,6 +151,11 @@ def evaluate(
         seed,
         dump(options),
     )
+
+
+def _beside(model: SequenceModel, data: SequenceDataset) -> SequenceDataset:
+    """Return a data set on the device of a model, in its precision."""
+    return model.match_precision(data).to(model.device)
 
 
 def check_metrics(model: SequenceModel, data: SequenceDataset, options: EvaluationOptions) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import math
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -26,9 +29,31 @@ from solvers import (
     Stats,
 )
 from solvers.checks import check_sample_times
+from solvers.fixed import FixedMethod
 
 LogDensity = bool | Literal["discrete"]
 """Whether a path has the change of the log-density, and of which map: see :func:`trace`."""
+
+
+_compiles: ContextVar[bool] = ContextVar("compiles", default=False)
+
+
+@contextmanager
+def compiled_flows(enabled: bool = True) -> Iterator[None]:
+    """Let ``torch.compile`` make a graph of :func:`trace_between` in this context.
+
+    For work that repeats, with methods of fixed steps: the first call takes up to a minute, also
+    for the gradient. Where the flow cannot be solved, the latents are NaN or infinite, and nothing
+    is raised.
+
+    Args:
+        enabled: False changes nothing.
+    """
+    token = _compiles.set(enabled)
+    try:
+        yield
+    finally:
+        _compiles.reset(token)
 
 
 class Path(NamedTuple):
@@ -182,9 +207,9 @@ def trace_between(
 ) -> Path:
     r"""Follow each latent over an interval of its own, all of them in equally many steps.
 
-    .. code-block:: text
+    .. math::
 
-        w(0) = z,   dw/dr = (t - s) v(w, s + r (t - s)),   z_t = w(1)
+        w(0) = z, \qquad \frac{dw}{dr} = (t - s)\, v(w, s + r (t - s)), \qquad z_t = w(1)
 
     which is the flow from time s to t, forwards or backwards, at the speed that brings all latents
     to the end together.
@@ -225,6 +250,22 @@ def trace_between(
     start, end = (_as_ends(name, t, z) for name, t in (("start", start), ("end", end)))
     if not isinstance(log_density, bool):
         raise ValueError(f"log_density must be True or False here; it is {log_density!r}")
+    compiles = _compiles.get() and isinstance(method, FixedMethod)
+    follow = _compiled_follow() if compiles else _follow
+    return follow(z, field, start, end, method, gradient, log_density, fractions, not compiles)
+
+
+def _follow(
+    z: Tensor,
+    field: VectorField,
+    start: Tensor,
+    end: Tensor,
+    method: Method,
+    gradient: Gradient,
+    log_density: bool,
+    fractions: Sequence[float],
+    throw: bool,
+) -> Path:
     elapsed = end - start
 
     def rate(at: Tensor, state: State) -> State:
@@ -237,11 +278,18 @@ def trace_between(
     first: State = (z, z.new_zeros(z.shape[0])) if log_density else z
     # Numbers, which need not be read from the device, and are constants to a compiler.
     grid = [0.0, *fractions, 1.0]
-    solution = _solve(rate, first, grid, method, gradient, field, z)
+    solution = _solve(rate, first, grid, method, gradient, field, z, throw=throw)
     times = torch.stack([start + r * elapsed for r in grid], dim=1)
     if isinstance(solution.ys, Tensor):
         return Path(solution.ys, None, times, solution.stats)
     return Path(solution.ys[0], solution.ys[1], times, solution.stats)
+
+
+@functools.cache
+def _compiled_follow() -> Callable[..., Path]:
+    # Where it reads whether all is finite, the graph ends, which is no news.
+    logging.getLogger("torch._dynamo").setLevel(logging.ERROR)
+    return torch.compile(_follow)
 
 
 def _as_ends(name: str, t: Tensor, z: Tensor) -> Tensor:
@@ -263,6 +311,7 @@ def _solve(
     z: Tensor,
     per_sample: bool = False,
     observer: Observer | None = None,
+    throw: bool = True,
 ) -> Solution:
     try:
         with full_precision(z):
@@ -275,6 +324,7 @@ def _solve(
                 parameters=field.tensors(),
                 per_sample=per_sample,
                 observer=observer,
+                throw=throw,
             )
     except SolverError as error:
         raise _explain(error, z) from error

@@ -56,9 +56,9 @@ class Inference:
 class TransformationPosterior(nn.Module):
     r"""``q(k | x_0..x_T)``: logits of the K flows from some frames of a sequence.
 
-    .. code-block:: text
+    .. math::
 
-        logits = head( mean over t of g(x_s, x_t, (t - s) / T) )
+        \mathrm{logits} = \mathrm{head} \bigl( \mathrm{mean}_t\, g(x_s, x_t, (t - s) / T) \bigr)
 
     Every later frame is seen together with the first one of the batch, whose time is s, by strided
     convolutions and a linear layer, and the mean makes one vector of any number of frames.

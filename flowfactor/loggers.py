@@ -1,31 +1,61 @@
 """Loggers of a training, through Fabric's interface; a new one is a function like these.
 
 A training that is continued makes its loggers anew and feeds them all of its lines, so that nothing
-is missing or shown twice.
+is missing or shown twice. They are told its settings by ``log_hyperparams(settings)``, and shown
+pictures by ``log_media(name, file, step)``, if they have these methods.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
+import torch
+from PIL import Image
 
+from flowfactor.data import SequenceBatch
 from flowfactor.errors import ConfigError
+from flowfactor.models import SequenceModel
 from flowfactor.registries import LOGGERS
+
+# Rows of a film strip, and names in an animation.
+_ROWS = 6
 
 
 @LOGGERS.register("tensorboard")
 def make_tensorboard_logger(run: Path) -> Any:
     """Return a logger of event files in ``tensorboard/``."""
     from lightning_fabric.loggers.tensorboard import TensorBoardLogger
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    class Logger(TensorBoardLogger):
+        def log_hyperparams(self, params: Any, *_: Any, **__: Any) -> None:
+            from torch.utils.tensorboard.summary import hparams
+
+            plain = {
+                name: value if isinstance(value, bool | int | float | str) else str(value)
+                for name, value in params.items()
+            }
+            # The metric by which the page compares runs: its lines come later.
+            for summary in hparams(plain, {"validation/loss": 0.0}):
+                self.experiment.file_writer.add_summary(summary)
+
+        def log_media(self, name: str, file: Path, step: int) -> None:
+            with Image.open(file) as picture:
+                width, height = picture.size
+            image = Summary.Image(
+                height=height, width=width, colorspace=3, encoded_image_string=file.read_bytes()
+            )
+            value = Summary.Value(tag=name, image=image)
+            self.experiment.file_writer.add_summary(Summary(value=[value]), step)
 
     # Hides what earlier files hold: a resumed training writes all of its lines again.
-    return TensorBoardLogger(root_dir=run, name="", version="tensorboard", purge_step=0)
+    return Logger(root_dir=run, name="", version="tensorboard", purge_step=0)
 
 
 @LOGGERS.register("csv")
@@ -40,8 +70,8 @@ def make_csv_logger(run: Path) -> Any:
 class MLflowLogger:
     """A run of MLflow, at ``MLFLOW_TRACKING_URI`` or in the file ``mlflow.db`` of the run folder.
 
-    The experiment is ``MLFLOW_EXPERIMENT_NAME`` or ``flowfactor``. Its parameters are the keys of
-    the configuration. A training that is continued is a new run of the same name.
+    The experiment is ``MLFLOW_EXPERIMENT_NAME`` or ``flowfactor``. Its parameters are the settings
+    of the training. A training that is continued is a new run of the same name.
 
     Args:
         run: the folder.
@@ -63,10 +93,31 @@ class MLflowLogger:
                 self._client.create_experiment(experiment) if found is None else found.experiment_id
             )
             self._run = self._client.create_run(key, run_name=run.name).info.run_id
-            for name, value in _settings(run).items():
-                self._client.log_param(self._run, name, value)
         except self._error as error:
             raise ConfigError(f"training.loggers: mlflow: {error}") from error
+
+    def log_hyperparams(self, settings: Mapping[str, Any]) -> None:
+        """Log the settings of the training.
+
+        Raises:
+            ValueError: the server does not take them.
+        """
+        try:
+            for name, value in settings.items():
+                self._client.log_param(self._run, name, value)
+        except self._error as error:
+            raise ValueError(f"mlflow: {error}") from error
+
+    def log_media(self, name: str, file: Path, step: int) -> None:
+        """Keep a picture as an artifact.
+
+        Raises:
+            ValueError: the server does not take it.
+        """
+        try:
+            self._client.log_artifact(self._run, str(file), f"{name}/{step:08d}")
+        except self._error as error:
+            raise ValueError(f"mlflow: {error}") from error
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Log the values of a line.
@@ -102,19 +153,28 @@ class WandbLogger:
     """
 
     def __init__(self, run: Path) -> None:
-        wandb = _import("wandb")
+        self._wandb = wandb = _import("wandb")
         try:
             self._run = wandb.init(
                 project=os.environ.get("WANDB_PROJECT") or "flowfactor",
                 dir=run,
                 name=run.name,
                 group=run.name,
-                config=_settings(run),
                 reinit="create_new",
                 settings=wandb.Settings(silent=True, console="off"),
             )
         except wandb.Error as error:
             raise ConfigError(f"training.loggers: wandb: {error}") from error
+
+    def log_hyperparams(self, settings: Mapping[str, Any]) -> None:
+        """Log the settings of the training."""
+        self._run.config.update(dict(settings), allow_val_change=True)
+
+    def log_media(self, name: str, file: Path, step: int) -> None:
+        """Log a picture, or one that moves."""
+        moves = file.suffix == ".gif"
+        shown = self._wandb.Video(str(file)) if moves else self._wandb.Image(str(file))
+        self._run.log({name: shown}, step=step)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Log the values of a line."""
@@ -125,20 +185,34 @@ class WandbLogger:
         self._run.finish(exit_code=int(status != "success"))
 
 
-def _settings(run: Path) -> dict[str, Any]:
-    """Return the configuration of a run, by key; nothing if it has none."""
-    path = run / "config.yaml"
-    if not path.is_file():
-        return {}
-    return dict(_flatten(yaml.safe_load(path.read_text(encoding="utf-8"))))
+def draw_media(model: SequenceModel, sequences: SequenceBatch, folder: Path) -> dict[str, Path]:
+    """Draw film strips of one sequence for each flow, and an animation of all flows.
 
+    Args:
+        model: in evaluation mode.
+        sequences: complete ones, on the device of the model.
+        folder: where the files are written, over older ones.
 
-def _flatten(content: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in content.items():
-        if isinstance(value, dict) and value:
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+    Returns:
+        The files by name: ``film_strips``, a PNG, and ``flows``, a GIF.
+    """
+    from flowfactor import diagnostics  # takes a second
+
+    with torch.no_grad():
+        labels = model.choose(sequences)
+    rows = [int((labels == k).nonzero()[0]) for k in labels.unique()[:_ROWS]]
+    few = dataclasses.replace(
+        sequences,
+        frames=sequences.frames[rows],
+        times=sequences.times[rows],
+        labels=labels[rows],
+        activity=None,
+    )
+    figure = diagnostics.plot_film_strips(model, few, identity=True)
+    files = {"film_strips": diagnostics.save(figure, folder / "film_strips.png")}
+    animation = diagnostics.animate(model, few.frames[:, 0], names=model.names[:_ROWS])
+    files["flows"] = animation.save(folder / "flows.gif")
+    return files
 
 
 def _import(package: str) -> Any:

@@ -1,17 +1,24 @@
-"""What the machine can give a training now: idle cores, and bfloat16 where that is faster."""
+"""What the machine can give now: a device, idle cores, and bfloat16 where that is faster."""
 
 from __future__ import annotations
 
 import contextlib
 import math
 import os
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import AfterValidator, WithJsonSchema
+
+from flowfactor.errors import ConfigError
+
+DEVICES = ("auto", "cpu", "cuda", "cuda:N", "mps")
+"""What a device may be called in configurations and commands; N is a number from 0."""
 
 # How long the load is watched, in seconds: the kernel counts in hundredths.
 _WATCH = 0.4
@@ -21,6 +28,58 @@ _NOISE = 0.25
 _FASTER = 0.8
 # Width of the layer that is timed, and how often it is.
 _WIDTH, _ROUNDS = 1024, 5
+
+
+def _check_device_name(name: str) -> str:
+    if re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", name) is None:
+        raise ValueError(f"expected {', '.join(DEVICES[:-1])} or {DEVICES[-1]}")
+    return name
+
+
+DeviceName = Annotated[
+    str, AfterValidator(_check_device_name), WithJsonSchema({"enum": list(DEVICES)})
+]
+"""An option that holds the name of a device, whether or not this machine has it."""
+
+
+def devices() -> tuple[str, ...]:
+    """Return the names of the devices of this machine, those first that ``auto`` prefers.
+
+    Example:
+        >>> "cpu" in devices()
+        True
+    """
+    found = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    if torch.backends.mps.is_available():
+        found.append("mps")
+    return (*found, "cpu")
+
+
+def find_device(name: str | torch.device = "auto") -> torch.device:
+    """Return a device of this machine.
+
+    Args:
+        name: ``cpu``, ``cuda``, ``cuda:N``, ``mps``, or another one that torch knows. ``auto``: an
+            accelerator if there is one, else the processor.
+
+    Raises:
+        ConfigError: there is no such device; the message says which there are.
+
+    Example:
+        >>> find_device("cpu"), find_device("auto").type == devices()[0].partition(":")[0]
+        (device(type='cpu'), True)
+    """
+    there = devices()
+    try:
+        device = torch.device(there[0].partition(":")[0] if name == "auto" else name)
+    except RuntimeError:
+        raise ConfigError(f"there is no device called {name!r}, but {', '.join(DEVICES)}") from None
+    kinds = {each.partition(":")[0] for each in there}
+    missing = device.type in ("cuda", "mps") and device.type not in kinds
+    if missing or (device.type == "cuda" and device.index and str(device) not in there):
+        listed = ", ".join(there)
+        raise ConfigError(f"there is no device {device} on this machine, which has {listed}")
+    return device
 
 
 def choose_threads(processes: int = 1, root: Path = Path("/")) -> tuple[int, str]:
@@ -136,6 +195,30 @@ def _used_seconds(group: Path) -> float:
     with contextlib.suppress(OSError):
         return int((group / "cpuacct.usage").read_text()) / 1e9
     return 0.0
+
+
+def choose_compilation(device: torch.device) -> tuple[bool, str]:
+    """Return whether a training should let ``torch.compile`` make graphs, and why.
+
+    On CUDA, if it works there. On a processor a step of the configuration ``mnist`` took 0.92 of
+    its time, after 18 seconds of compiling on a quiet core.
+
+    Args:
+        device: of the training.
+
+    Example:
+        >>> import torch
+        >>> choose_compilation(torch.device("cpu"))
+        (False, 'on CUDA only')
+    """
+    if device.type != "cuda":
+        return False, "on CUDA only"
+    try:
+        x = torch.ones(2, device=device)
+        torch.compile(torch.sin)(x)
+    except Exception as error:  # whatever the compiler lacks
+        return False, f"it does not work here: {type(error).__name__}"
+    return True, "it works here"
 
 
 @contextlib.contextmanager

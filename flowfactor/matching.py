@@ -1,4 +1,4 @@
-"""Which learned flow is which transformation? For models that are not told."""
+"""Match learned flows to transformations, for models without labels."""
 
 from __future__ import annotations
 
@@ -154,11 +154,12 @@ def match_activity(
     K, M = coefficients.shape[-1], truth.shape[-1]
     if K < M:
         raise ValueError(f"{K} fields cannot be matched to {M} transformations; there are too few")
-    acts, should = (active > 0.5).double(), (truth != 0).double()
+    # On the processor, for there are devices without float64.
+    acts, should = (active > 0.5).cpu().double(), (truth != 0).cpu().double()
     together = torch.einsum("bnm,bnk->mk", should, acts)
-    _, columns = linear_sum_assignment(together.cpu().numpy(), maximize=True)
+    _, columns = linear_sum_assignment(together.numpy(), maximize=True)
     field_of = tuple(columns.tolist())
-    products = torch.einsum("bnm,bnk->mk", truth.double(), coefficients.double())
+    products = torch.einsum("bnm,bnk->mk", truth.cpu().double(), coefficients.cpu().double())
     signs = torch.ones(K, dtype=coefficients.dtype, device=coefficients.device)
     expected = torch.zeros_like(acts)
     for m, k in enumerate(field_of):

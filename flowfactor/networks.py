@@ -271,15 +271,18 @@ class PatchEncoder(nn.Module):
 
 
 class WarpEncoder(nn.Module):
-    """Find the pose of an image, undo it by an affine warp, and encode both.
+    r"""Find the pose of an image, undo it by an affine warp, and encode both.
 
-    .. code-block:: text
+    .. math::
 
-        pose    = squares(x)                          as in a :class:`PatchEncoder`
-        content = squares(x o theta(pose))            theta an affine map of the plane
-        out     = linear(pose, content)
+        \begin{aligned}
+        \mathrm{pose} &= \mathrm{squares}(x), \\
+        \mathrm{content} &= \mathrm{squares}(x \circ \theta(\mathrm{pose})), \\
+        \mathrm{out} &= \mathrm{linear}(\mathrm{pose}, \mathrm{content})
+        \end{aligned}
 
-    An image that was moved, turned or zoomed then looks the same to the layers that encode what it
+    with ``squares`` as in a :class:`PatchEncoder` and ``theta`` an affine map of the plane. An
+    image that was moved, turned or zoomed then looks the same to the layers that encode what it
     shows. Nobody teaches the pose: it is learned with the rest, starting from ``theta = 1``.
 
     Maps images ``(B, C, H, W)`` to ``(B, 2 D)``.
@@ -362,15 +365,18 @@ class MLPDecoder(nn.Module):
 
 
 class WarpDecoder(nn.Module):
-    """Draw an upright picture and give it a pose, by an affine warp, and a colour if asked for.
+    r"""Draw an upright picture and give it a pose, by an affine warp, and a colour if asked for.
 
-    .. code-block:: text
+    .. math::
 
-        logits = picture(h) o theta(h)                       with h = MLP(z)
-        p      = sigmoid(logits) sigmoid(colour(h))          with ``tint``, of one channel
+        \begin{aligned}
+        \mathrm{logits} &= \mathrm{picture}(h) \circ \theta(h), \qquad h = \mathrm{MLP}(z), \\
+        p &= \mathrm{sigmoid}(\mathrm{logits})\; \mathrm{sigmoid}(\mathrm{colour}(h))
+        \end{aligned}
 
-    What moves, turns or zooms an image then moves six numbers instead of all pixels. Beyond the
-    picture all is dark. With ``tint`` the logits returned are those of the product p.
+    with the second factor, a colour for the picture of one channel, only if ``tint`` is set. What
+    moves, turns or zooms an image then moves six numbers instead of all pixels. Beyond the picture
+    all is dark. With ``tint`` the logits returned are those of the product p.
 
     Maps latents ``(B, D)`` to logits ``(B, C, H, W)``.
 

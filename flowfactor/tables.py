@@ -121,7 +121,7 @@ class Column:
         better: which values are better, if any; the best of a column is set in bold.
         format: a format specification of Python, such as ``".1f"`` or ``".2%"``.
         value: returns the number of a result, None if it has none.
-        shown: whether tables that nobody chose columns for show it.
+        shown: whether tables show it by default.
         deviates: whether seeds can differ in it, so that a deviation is informative.
         bold: whether all of its numbers are set in bold.
         summary: what the summary of an evaluation calls the number; empty to leave it out.

@@ -19,20 +19,21 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import pydantic
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-import flowfactor.loggers  # noqa: F401  (registers them)
 from flowfactor import checkpoints, machine
 from flowfactor.checks import check_integer, check_type, kind_of
-from flowfactor.data import SequenceBatch, SequenceDataset, SequenceLoader
-from flowfactor.data.loader import EncodedFrame
+from flowfactor.data import BackgroundLoader, SequenceBatch, SequenceDataset, SequenceLoader
+from flowfactor.data.loader import Batches, EncodedFrame
 from flowfactor.errors import ConfigError, DataError, FlowFactorError, RunError
+from flowfactor.flow import compiled_flows
 from flowfactor.interrupts import Interrupted, Notes, note_signals
+from flowfactor.loggers import draw_media
 from flowfactor.models import SequenceModel
 from flowfactor.models.base import trusted_arguments
 from flowfactor.options import (
@@ -56,6 +57,7 @@ else:
     Fabric = Any
 
 METRICS_FILE = "metrics.jsonl"
+MEDIA_FOLDER = "media"
 SHOWN_SEQUENCES = 250
 """Training sequences that models without flows learn to move by at a validation."""
 
@@ -69,7 +71,9 @@ MAY_CHANGE = (
     "checkpoint_every",
     "accelerator",
     "loggers",
+    "media",
     "threads",
+    "compile",
 )
 """Options that may be others when a training is resumed."""
 _PROCESSES = ("devices", "num_nodes", "strategy")
@@ -137,10 +141,15 @@ class TrainingOptions:
     """Sequences of which each validation also measures the equivariance error; 0: none."""
     loggers: tuple[Annotated[str, NameIn(LOGGERS)], ...] = ("tensorboard",)
     """Loggers beside ``metrics.jsonl``."""
-    accelerator: Literal["auto", "cpu", "cuda", "mps", "gpu"] = "auto"
-    """Kind of device."""
+    media: bool = False
+    """Show the loggers a film strip and an animation at each validation; the latest are in
+    ``media/`` of the run."""
+    accelerator: machine.DeviceName = "auto"
+    """The device of the training, and of what is computed with the model afterwards. ``auto``: an
+    accelerator if there is one, else the processor."""
     devices: PositiveInt | Literal["auto"] = 1
-    """Number of devices, one process each. Under ``torchrun`` its numbers hold instead."""
+    """Number of devices of that kind, one process each. Under ``torchrun`` its numbers hold
+    instead."""
     num_nodes: PositiveInt = 1
     """Number of machines."""
     strategy: Literal["auto", "ddp"] = "auto"
@@ -151,6 +160,18 @@ class TrainingOptions:
     threads: PositiveInt | Literal["auto"] = "auto"
     """Threads of each process. ``auto``: as many as cores are idle when the training begins, and
     no more than torch or ``OMP_NUM_THREADS`` say."""
+    compile: bool | Literal["auto"] = "auto"
+    """Let ``torch.compile`` make a graph of the flow of each training step, for models that are
+    trained on intervals of frames. ``auto``: on CUDA, if it compiles there."""
+
+    def check(self, config: Any) -> None:
+        """Refuse a configuration whose model needs other frames.
+
+        Raises:
+            ConfigError: frames are left out, and the model needs all of them.
+        """
+        if self.frames_per_sequence is not None:
+            _refuse_few_frames(MODELS[config.kind])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,14 +207,6 @@ class TrainingResult:
     best_validation: float
 
 
-@runtime_checkable
-class Batches(Protocol):
-    """Training batches, a pure function of the step: a :class:`~flowfactor.data.SequenceLoader`."""
-
-    def batch(self, step: int) -> SequenceBatch:
-        """Return the batch of a step."""
-
-
 def fit(
     model: SequenceModel,
     training: SequenceDataset | Batches,
@@ -222,11 +235,13 @@ def fit(
     Args:
         model: it is trained in place.
         training: a data set; or batches as a function of the step, such as a
-            :class:`~flowfactor.data.SequenceLoader`.
+            :class:`~flowfactor.data.SequenceLoader`. For an accelerator a thread draws the batch of
+            the next step during this one.
         validation: a data set, or batches, that are not trained on.
         options: how long and how fast.
         run: the folder; an older training in it is replaced, unless it is resumed.
-        fabric: device, precision and processes; by default those of the options.
+        fabric: device, precision and processes; by default those of the options. Its loggers are
+            used beside those of the options.
         resume: continue from ``checkpoint.pt``: the same training, as far as the batches are the
             same functions of the step.
         seed: of the batches and of the posterior's samples.
@@ -316,7 +331,8 @@ def _identify(
     """Return what must be the same when a training is resumed, as plain data."""
     name = MODELS.name_of(type(model)) or type(model).__qualname__
     identity = {"model": name, "seed": seed, "processes": fabric.world_size, **settings}
-    data = training.dataset if isinstance(training, SequenceLoader) else training
+    source = _source(training)
+    data = source.dataset if isinstance(source, SequenceLoader) else source
     if isinstance(data, SequenceDataset):
         identity["data"] = {
             "samples": len(data),
@@ -355,12 +371,7 @@ def _check_fit(
         wanted = "a SequenceDataset, or batches with a method batch(step)"
         raise TypeError(f"training must be {wanted}; it is {kind_of(training)}")
     check_type("validation", validation, (SequenceDataset, Sequence))
-    loader = training if isinstance(training, SequenceLoader) else options
-    if loader.encoded_frame != "first" and not model.encodes_any_frame:
-        raise ConfigError(
-            f"training.encoded_frame: must be first, for a {type(model).__name__} encodes frame 0"
-        )
-    check_schedule(model, options)
+    check_options(model, options, training)
     for name, data in (("training", training), ("validation", validation)):
         if isinstance(data, SequenceDataset):
             model.check_data(data, name, names=model.supervised)
@@ -372,16 +383,33 @@ def _check_fit(
                 model.check_sequences(batch, values=False, anywhere=True)
 
 
-def check_schedule(model: SequenceModel, options: TrainingOptions) -> None:
-    """Refuse a training that is half over, or more, before the whole model learns.
+def check_options(
+    model: SequenceModel,
+    options: TrainingOptions,
+    training: SequenceDataset | Batches | None = None,
+) -> None:
+    """Refuse a training that shows a model other frames than it takes, or ends too early.
 
     Args:
-        model: whose :attr:`~flowfactor.models.SequenceModel.schedule_steps` count.
+        model: what it :attr:`~flowfactor.models.SequenceModel.needs_all_frames` and so on counts.
         options: of the training.
+        training: what is trained on; a loader says itself which frames it draws.
 
     Raises:
-        ConfigError: there are too few steps.
+        ConfigError: frames are left out, or another one than frame 0 is encoded, and the model
+            cannot; or the training is half over before all of the model learns.
     """
+    source = None if training is None else _source(training)
+    drawn: Any = options if source is None or isinstance(source, SequenceDataset) else source
+    if isinstance(drawn, TrainingOptions | SequenceLoader):
+        if drawn.encoded_frame != "first" and not model.encodes_any_frame:
+            raise ConfigError(
+                f"training.encoded_frame: must be first, for a {type(model).__name__} encodes "
+                f"frame 0"
+            )
+        every = drawn.dataset.horizon if isinstance(drawn, SequenceLoader) else None
+        if drawn.frames_per_sequence != every:
+            _refuse_few_frames(type(model))
     needed = 2 * model.schedule_steps
     if needed > options.steps:
         raise ConfigError(
@@ -392,10 +420,30 @@ def check_schedule(model: SequenceModel, options: TrainingOptions) -> None:
         )
 
 
+def _source(training: SequenceDataset | Batches) -> SequenceDataset | Batches:
+    """Return what a thread draws from, anything else as it is."""
+    return training.batches if isinstance(training, BackgroundLoader) else training
+
+
+def _rest(training: Batches) -> None:
+    """Let no thread read from where others are about to."""
+    if isinstance(training, BackgroundLoader):
+        training.wait()
+
+
+def _refuse_few_frames(model: type[SequenceModel]) -> None:
+    """Refuse to leave frames out for a model that needs all of them."""
+    if model.needs_all_frames:
+        raise ConfigError(
+            f"training.frames_per_sequence: must be null, for a {model.__name__} learns from whole "
+            f"sequences"
+        )
+
+
 def decide(
     options: TrainingOptions, run: str | os.PathLike[str] | None = None
 ) -> tuple[TrainingOptions, dict[str, str]]:
-    """Replace every ``auto`` of precision and threads by what this machine does best now.
+    """Replace every ``auto`` of precision, threads and compile by what this machine does best now.
 
     Args:
         options: of a training.
@@ -409,9 +457,13 @@ def decide(
     """
     changes: dict[str, Any] = {}
     reasons: dict[str, str] = {}
-    if "auto" not in (options.precision, options.threads):
+    keys = ("threads", "precision", "compile")
+    if all(getattr(options, key) != "auto" for key in keys):
         return options, reasons
     planned = _plan_fabric(dataclasses.replace(options, precision="32-true"))
+    if options.compile == "auto":
+        changes["compile"], reason = machine.choose_compilation(planned.device)
+        reasons["compile"] = f"{str(changes['compile']).lower()} ({reason})"
     if options.threads == "auto":
         here = os.environ.get("LOCAL_WORLD_SIZE") or planned.world_size // options.num_nodes
         alike = int(here) if planned.device.type == "cpu" else 1
@@ -461,13 +513,19 @@ def _plan_fabric(options: TrainingOptions) -> Fabric:
     import lightning_fabric
 
     precision: Any = options.precision
-    devices, nodes = options.devices, options.num_nodes
+    devices: Any = options.devices
+    nodes = options.num_nodes
     if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun has started the processes
         devices = int(os.environ["LOCAL_WORLD_SIZE"])
         nodes = int(os.environ["WORLD_SIZE"]) // devices
     try:
+        device = machine.find_device(options.accelerator)
+        if device.index is not None:
+            if (devices, nodes) != (1, 1):
+                raise ValueError(f"{device} is one device, which several processes cannot share")
+            devices = [device.index]
         return lightning_fabric.Fabric(
-            accelerator=options.accelerator,
+            accelerator=device.type,
             devices=devices,
             num_nodes=nodes,
             strategy=options.strategy,
@@ -479,8 +537,8 @@ def _plan_fabric(options: TrainingOptions) -> Fabric:
 
 def _no_such_devices(error: Exception) -> ConfigError:
     return ConfigError(
-        f"training.accelerator, devices, strategy or precision: {error}. "
-        f"`--set training.accelerator=cpu` trains on the processor."
+        f"training.accelerator, devices, strategy or precision: {error}. `--device cpu` trains on "
+        f"the processor."
     )
 
 
@@ -563,11 +621,13 @@ class _Trainer:
         self.told = self.seconds
         self.model.train()
         self._take()
-        with self._log() as log:
+        with self._log() as log, self._ahead(training) as training:
             try:
                 news = bool(self.due)
                 while True:
                     if news:
+                        if "validation" in self.due:
+                            _rest(training)
                         self._report(validation, log, on_progress or (lambda _: None))
                         self._take()
                         if self.step % self.options.checkpoint_every == 0 or self._fraction() >= 1:
@@ -586,6 +646,12 @@ class _Trainer:
                     ) from error
                 raise
         return TrainingResult(self.step, self.seconds, self.best)
+
+    def _ahead(self, training: Batches) -> contextlib.AbstractContextManager[Batches]:
+        """Return the batches, for an accelerator those that a thread draws ahead."""
+        if isinstance(training, BackgroundLoader) or self.fabric.device.type == "cpu":
+            return contextlib.nullcontext(training)
+        return BackgroundLoader(training, self.fabric.device)
 
     def _step(self, training: Batches) -> None:
         """Do one step. Nothing that is kept changes until all that may fail is done."""
@@ -649,16 +715,28 @@ class _Trainer:
 
     def _take(self) -> None:
         """Take the random states and whatever else the next step may change before it is done."""
-        self.random = {"cpu": torch.get_rng_state()}
-        kind = self.fabric.device.type
-        if kind != "cpu":
-            self.random[kind] = getattr(torch, kind).get_rng_state()
+        self.random = self._random_state()
         self.buffers = {
             key: value.clone()
             for key, module, name in self.changing
             if (value := module._buffers[name]) is not None
         }
         self.whole = True
+
+    def _random_state(self) -> dict[str, Tensor]:
+        """Return the states of the generators, by the kind of device."""
+        states, kind = {"cpu": torch.get_rng_state()}, self.fabric.device.type
+        if kind != "cpu":
+            states[kind] = getattr(torch, kind).get_rng_state()
+        return states
+
+    def _set_random_state(self, states: Mapping[str, Tensor]) -> None:
+        """Set the generators of the processor and of this device."""
+        for kind, value in states.items():
+            if kind == "cpu":
+                torch.set_rng_state(value)
+            elif kind == self.fabric.device.type:
+                getattr(torch, kind).set_rng_state(value)
 
     def _report(
         self,
@@ -674,7 +752,27 @@ class _Trainer:
             terms = {name: value for name, value in values.items() if name != "learning_rate"}
             if split == "validation":
                 self._tell(terms, split)
+                if self.options.media and validation:
+                    self._illustrate(validation[0], log)
             report(self._progress(terms, split))
+
+    def _illustrate(self, sequences: SequenceBatch, log: _Log) -> None:
+        """Show the loggers what the model makes of some sequences."""
+        if not self.fabric.is_global_zero:
+            return
+        random, model = self._random_state(), self._evaluated()
+        try:
+            files = draw_media(
+                model.eval(), sequences.to(self.fabric.device), self.run / MEDIA_FOLDER
+            )
+        except (FlowFactorError, ValueError) as error:
+            logger.warning("no pictures: %s", " ".join(str(error).split())[:300])
+            return
+        finally:
+            self._set_random_state(random)
+            self.model.train()
+        for name, file in files.items():
+            log.show(name, file, self.step)
 
     def _end_if_asked(self) -> None:
         """Raise :class:`Interrupted` if a signal has come, to any of the processes."""
@@ -714,16 +812,27 @@ class _Trainer:
         try:
             return training.batch(self.step)
         except Exception:
-            if isinstance(training, SequenceLoader):
-                check_samples(training.dataset, training.indices(self.step))
+            self._check_samples(training)
             raise
+
+    def _check_samples(self, training: Batches) -> None:
+        """Look for a sample of this step that is bad.
+
+        Raises:
+            DataError: there is one; the message says which.
+        """
+        _rest(training)
+        source = _source(training)
+        if isinstance(source, SequenceLoader):
+            check_samples(source.dataset, source.indices(self.step))
 
     def _differentiate(self, batch: SequenceBatch, training: Batches) -> dict[str, Tensor]:
         """Leave gradients in the parameters and return the terms of the loss."""
         self.optimizer.zero_grad(set_to_none=True)
         try:
             parts = vars(batch.to(self.fabric.device)).values()
-            terms: dict[str, Tensor] = self.wrapped(*parts)
+            with compiled_flows(self.options.compile is True):
+                terms: dict[str, Tensor] = self.wrapped(*parts)
         except SolverError as error:
             raise self._stopped(f"the flow could not be solved ({error})") from error
         loss = torch.stack(list(terms.values())).sum()
@@ -735,8 +844,7 @@ class _Trainer:
         assert norm is not None
         if not bool(torch.isfinite(loss.detach() + norm)):
             values = ", ".join(f"{name} {value:.4g}" for name, value in _as_floats(terms).items())
-            if isinstance(training, SequenceLoader):
-                check_samples(training.dataset, training.indices(self.step))
+            self._check_samples(training)
             raise self._stopped(
                 f"the loss or its gradient is not finite ({values}; norm {float(norm):.4g})"
             )
@@ -757,20 +865,23 @@ class _Trainer:
         model = self._evaluated()
         totals: dict[str, float] = {}
         count = 0
-        devices = [self.fabric.device] if self.fabric.device.type == "cuda" else []
         # The samples of the posterior are the same at every validation, and training's own
         # sequence of random numbers is not disturbed.
-        with torch.random.fork_rng(devices), torch.no_grad():
-            torch.manual_seed(0)
-            model.eval()
-            for batch in validation:
-                self._end_if_asked()
-                with self.fabric.autocast():
-                    terms = _as_floats(model.loss(batch.to(self.fabric.device)))
-                for name, value in terms.items():
-                    totals[name] = totals.get(name, 0.0) + value * len(batch)
-                count += len(batch)
-            measured = {} if self.measure is None else self.measure(model)
+        random = self._random_state()
+        try:
+            with torch.no_grad():
+                torch.manual_seed(0)
+                model.eval()
+                for batch in validation:
+                    self._end_if_asked()
+                    with self.fabric.autocast():
+                        terms = _as_floats(model.loss(batch.to(self.fabric.device)))
+                    for name, value in terms.items():
+                        totals[name] = totals.get(name, 0.0) + value * len(batch)
+                    count += len(batch)
+                measured = {} if self.measure is None else self.measure(model)
+        finally:
+            self._set_random_state(random)
         self.model.train()
         means = {name: total / max(count, 1) for name, total in totals.items()}
         if means and means["loss"] < self.best:
@@ -915,16 +1026,14 @@ class _Trainer:
             self.average.load_state_dict(state["average"])
         self.step, self.seconds, self.best = state["step"], state["seconds"], state["best"]
         self.due = state["due"]
-        for kind, value in state["random"][self.fabric.global_rank].items():
-            if kind == "cpu":
-                torch.set_rng_state(value)
-            elif kind == self.fabric.device.type:
-                getattr(torch, kind).set_rng_state(value)
+        self._set_random_state(state["random"][self.fabric.global_rank])
 
     def _log(self) -> _Log:
         if not self.fabric.is_global_zero:
             return _NoLog()
-        return _Log(self.run, self.step, self.due, self.options.loggers)
+        settings = self.identity | {f"training.{k}": v for k, v in dump(self.options).items()}
+        names, given = self.options.loggers, list(self.fabric.loggers)
+        return _Log(self.run, self.step, self.due, names, given, settings)
 
     def _progress(self, terms: dict[str, float], split: str) -> Progress:
         fraction = min(self._fraction(), 1.0)
@@ -933,10 +1042,25 @@ class _Trainer:
 
 
 class _Log:
-    """``metrics.jsonl`` and the loggers of the options, from a given step on."""
+    """``metrics.jsonl`` and the loggers, from a given step on.
+
+    Args:
+        run: the folder.
+        step: that is resumed.
+        due: what is to be logged of this step.
+        loggers: of the options, by name.
+        given: others, which belong to the caller.
+        settings: of the training.
+    """
 
     def __init__(
-        self, run: Path, step: int, due: Mapping[str, Any], loggers: Sequence[str]
+        self,
+        run: Path,
+        step: int,
+        due: Mapping[str, Any],
+        loggers: Sequence[str],
+        given: Sequence[Any],
+        settings: Mapping[str, Any],
     ) -> None:
         # What was logged after the state that is resumed will be logged again.
         kept = [
@@ -948,9 +1072,14 @@ class _Log:
         with checkpoints.atomic_file(self.path) as file:
             file.writelines(json.dumps(line).encode() + b"\n" for line in kept)
         # They begin anew, since they may lack what a killed process had not written yet.
-        self.loggers: list[Any] = [LOGGERS[name](run) for name in loggers]
+        own = [LOGGERS[name](run) for name in loggers]
+        self.loggers: list[Any] = own
         for line in kept:
             self._feed(line)
+        # These go on where they were.
+        self.given = list(given)
+        self.loggers = [*own, *self.given]
+        self._each("log_hyperparams", dict(settings))
 
     def __enter__(self) -> _Log:
         # Unbuffered: a line is in the file, or the error is raised here.
@@ -961,7 +1090,10 @@ class _Log:
         self.file.close()
         for each in self.loggers:
             try:
-                each.finalize("success" if kind is None else "failed")
+                if each in self.given:  # the caller may go on with it
+                    getattr(each, "save", lambda: None)()
+                else:
+                    each.finalize("success" if kind is None else "failed")
             except OSError as error:
                 logger.error("%s is not complete: %s", type(each).__name__, error)
 
@@ -974,11 +1106,17 @@ class _Log:
         line = {"step": step, "split": split, **values}
         data = json.dumps(line).encode() + b"\n"
         try:
+            if not self.path.exists():
+                raise OSError(errno.ENOENT, "it was deleted while the training ran")
             if self.file.write(data) != len(data):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             self._feed(line)
         except OSError as error:
             raise checkpoints.unwritable(self.path, error) from error
+
+    def show(self, name: str, file: Path, step: int) -> None:
+        """Show the loggers a picture."""
+        self._each("log_media", name, file, step)
 
     def _feed(self, line: Mapping[str, Any]) -> None:
         named = {
@@ -986,13 +1124,20 @@ class _Log:
             for name, value in line.items()
             if name not in ("step", "split")
         }
+        self._each("log_metrics", named, line["step"])
+
+    def _each(self, method: str, *arguments: Any) -> None:
+        """Call a method of every logger that has it."""
         for each in tuple(self.loggers):
             try:
-                each.log_metrics(named, line["step"])
+                getattr(each, method, lambda *_: None)(*arguments)
+            except NotImplementedError:  # as that of CSV files says
+                pass
             except ValueError as error:  # such as for a folder whose name it cannot write
                 self.loggers.remove(each)
                 name = type(each).__name__
-                logger.warning("%s is left out: %s", name, " ".join(str(error).split())[:300])
+                reason = " ".join(str(error.__cause__ or error).split())[:300]
+                logger.warning("%s is left out: %s", name, reason)
 
 
 class _NoLog(_Log):

@@ -5,19 +5,41 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from solvers.checks import CountedField, is_plain
 from solvers.error_norm import estimate_error
-from solvers.step import Step, Tableau, make_time, take_step
+from solvers.graphs import translate
+from solvers.step import Step, Tableau, combine, interpolate, make_time, take_step
 from solvers.types import Parts, Problem
 
-Try = Callable[[Step, Parts, Parts | None], tuple[Parts, Sequence[Parts], Tensor]]
-"""``attempt(step, z, first)`` returns the state behind a step, the derivatives at its stages (at
-least at the first and the last), and the error of a step of size 1 over what is allowed."""
+
+class Trial(NamedTuple):
+    """What an attempt gives.
+
+    Attributes:
+        after: the state behind the step.
+        stages: the derivatives at its stages, at least at the first and the last.
+        error: the error of a step of size 1 over what is allowed.
+        quartic: what :func:`interpolate` needs, if outputs are interpolated.
+    """
+
+    after: Parts
+    stages: Sequence[Parts]
+    error: Tensor
+    quartic: Parts | None = None
+
+    def interpolate(self, z: Parts, size: float | Tensor, place: float | Tensor) -> Parts:
+        """Return the state inside the step that began at ``z``."""
+        slopes = (self.stages[0], self.stages[-1])
+        return interpolate(z, self.after, slopes, size, place, self.quartic)
+
+
+Try = Callable[[Step, Parts, Parts | None], Trial]
+"""``attempt(step, z, first)`` tries a step from ``z``, where the derivative may be known."""
 
 MOST_GRAPHS = 64
 """Of one field and tableau: for other kinds of tensors there are others."""
@@ -27,39 +49,43 @@ def prepare_attempt(method: Any, problem: Problem, per_sample: bool = False) -> 
     """Return the function that attempts a step of an adaptive method."""
     tableau, field = method.tableau, problem.field
     tolerance, controlled = (method.rtol, method.atol), problem.controlled
+    quartic = tableau.quartic if method.interpolate else ()
 
-    def attempt(step: Step, z: Parts, first: Parts | None) -> tuple[Parts, Sequence[Parts], Tensor]:
+    def attempt(step: Step, z: Parts, first: Parts | None) -> Trial:
         after, stages = take_step(tableau, field, step, z, first)
         error = estimate_error(tableau.error, tolerance, z, after, stages, controlled, per_sample)
-        return after, stages, error
+        return Trial(after, stages, error, combine(quartic, stages) if quartic else None)
 
     if not method.compile or not isinstance(field, CountedField) or not is_plain(problem.z0):
         return attempt
 
     code: Any = getattr(field.function, "__code__", type(field.function))
-    graph = _compile(tableau, field.is_tuple, controlled, per_sample, code)
+    graph = _compile(tableau, field.is_tuple, controlled, per_sample, bool(quartic), code)
     # As tensors: numbers would become constants of the graph.
     limits = [make_time(x, problem.z0[0]) for x in tolerance]
 
-    def attempt_compiled(
-        step: Step, z: Parts, first: Parts | None
-    ) -> tuple[Parts, Sequence[Parts], Tensor]:
+    def attempt_compiled(step: Step, z: Parts, first: Parts | None) -> Trial:
         size = step.size if isinstance(step.size, Tensor) else make_time(step.size, z[0])
         if torch.is_grad_enabled():
             z, first = _require_gradients(z, first)
         field.count(len(tableau.c) - (first is not None))
         given = (field.function, torch.stack(list(step.times)), size, limits, z, first)
-        after, begin, last, error = graph(*given)
+        after, begin, last, error, inner = graph(*given)
         if any(a.shape != b.shape for a, b in zip(after, z, strict=True)):
             raise ValueError(f"{field.name} does not return dz/dt in the shape of z")
-        return after, (first or begin, last), error
+        return Trial(after, (first or begin, last), error, inner)
 
     return attempt_compiled
 
 
 @lru_cache(maxsize=256)
 def _compile(
-    tableau: Tableau, is_tuple: bool, controlled: int | None, per_sample: bool, _code: object
+    tableau: Tableau,
+    is_tuple: bool,
+    controlled: int | None,
+    per_sample: bool,
+    inside: bool,
+    _code: object,
 ) -> Callable[..., Any]:
     """Return a step as a graph; for each kind of field a cache of its own."""
 
@@ -70,7 +96,7 @@ def _compile(
         limits: list[Tensor],
         z: Parts,
         first: Parts | None,
-    ) -> tuple[Parts, Parts | None, Parts, Tensor]:
+    ) -> tuple[Parts, Parts | None, Parts, Tensor, Parts | None]:
         def field(t: Tensor, at: Parts) -> Parts:
             # Copies, as the field may write to both; where it does not, the graph loses them.
             lent = tuple(x.clone() for x in at)
@@ -82,12 +108,15 @@ def _compile(
         error = estimate_error(
             tableau.error, (limits[0], limits[1]), z, after, stages, controlled, per_sample
         )
-        return after, stages[0] if first is None else None, stages[-1], error
+        begin = stages[0] if first is None else None
+        return after, begin, stages[-1], error, combine(tableau.quartic, stages) if inside else None
 
     options: dict[str, Any] = {"recompile_limit": MOST_GRAPHS, "isolate_recompiles": True}
     known = inspect.signature(torch.compile).parameters  # older releases lack them
     compiled: Callable[..., Any] = torch.compile(
-        step, **{name: value for name, value in options.items() if name in known}
+        step,
+        backend=translate,
+        **{name: value for name, value in options.items() if name in known},
     )
     return compiled
 

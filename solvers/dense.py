@@ -96,24 +96,32 @@ class DenseOutput(ABC):
 
     def _shift(self, starts: Tensor) -> Tensor:
         """Return the starts of steps as functions of the output times that they move with."""
-        problem = self._problem
+        problem, method = self._problem, self._method
         if not needs_gradient(problem.times):
             return starts
-        if problem.times.ndim == 2:
-            times = fill_times(problem.times)
-            sign = _directions(problem)
-            before = (sign[:, None] * times.detach() <= (sign * starts.detach())[:, None]).sum(1)
-            places = torch.minimum(before, problem.times.isfinite().sum(1)) - 1
-            return starts + (times - times.detach()).gather(1, places[:, None])[:, 0]
-        direction, plain = problem.direction, widen(unwrap(problem.times))
-        place = (direction * plain <= direction * starts.detach()[..., None]).sum(-1) - 1
-        shifts = problem.times - problem.times.detach()
-        if isinstance(self._method, FixedMethod):  # these stretch with the interval around
+        times = fill_times(problem.times) if problem.times.ndim == 2 else problem.times
+        plain, shifts = widen(unwrap(times)), times - times.detach()
+        sign = torch.where(plain[..., -1:] >= plain[..., :1], 1.0, -1.0)
+        if isinstance(method, FixedMethod):  # these stretch with the interval around
+            place = (sign * plain <= sign * starts.detach()[..., None]).sum(-1) - 1
             after = (place + 1).clamp(max=len(plain) - 1)
             length = (plain[after] - plain[place]).where(after > place, 1.0)
             part = ((starts - plain[place]) / length).to(shifts.dtype)
             return starts + shifts[place] + part * (shifts[after] - shifts[place])
-        return starts + shifts[place]
+        # Steps move with the last time before them at which one of them ended; breakpoints do not.
+        jumps = (
+            plain.new_tensor(self._jumps).to(times.dtype).to(plain).expand(*plain.shape[:-1], -1)
+        )
+        points = torch.cat([plain, jumps], dim=-1)
+        ends = torch.ones_like(points, dtype=torch.bool)
+        if isinstance(method, AdaptiveMethod) and method.interpolate:
+            outer = (plain == plain[..., :1]) | (plain == plain[..., -1:])
+            ends[..., : plain.shape[-1]] = outer | torch.isin(plain, jumps)
+        ends[..., plain.shape[-1] :] = ~(jumps[..., None] == plain[..., None, :]).any(-1)
+        shifts = torch.cat([shifts, torch.zeros_like(jumps, dtype=shifts.dtype)], dim=-1)
+        behind = sign * points <= sign * starts.detach()[..., None]
+        place = torch.where(ends & behind, sign * points, -torch.inf).argmax(-1, keepdim=True)
+        return starts + shifts.expand(*starts.shape, -1).gather(-1, place)[..., 0]
 
     @abstractmethod
     def _reach(self, t: Tensor, value: Any) -> Parts:

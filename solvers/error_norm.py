@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from solvers.checks import unwrap
+from solvers.step import combine
 from solvers.types import Parts
 
 Tolerance = tuple[float | Tensor, float | Tensor]
@@ -39,14 +40,11 @@ def estimate_error(
     """
     rtol, atol = tolerance
     ratios = []
-    used = [(w, k) for w, k in zip(weights, stages, strict=True) if w]
-    for i, (a, b) in enumerate(zip(z[:controlled], end[:controlled], strict=True)):
+    plain = [tuple(part.detach() for part in k[:controlled]) for k in stages]
+    errors = combine(weights, plain)
+    for a, b, error in zip(z[:controlled], end[:controlled], errors, strict=True):
         if not a.numel():
             continue
-        (weight, first), *others = used
-        error = first[i].detach() * weight
-        for w, k in others:
-            error = torch.add(error, k[i].detach(), alpha=w)
         allowed = torch.maximum(a.detach().abs(), b.detach().abs()) * rtol + atol
         # Only now: within vmap the tensors may differ in which of them has samples, and where.
         ratios.append(_compute_norm(unwrap(error / allowed), per_sample))

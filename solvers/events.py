@@ -16,7 +16,16 @@ from solvers.errors import SolverError, Stopped, explain
 from solvers.gradients import Direct, Gradient, check_steps
 from solvers.methods import Dopri5
 from solvers.solve import prepare, solve
-from solvers.step import Method, RungeKutta, Step, append_axes, make_time, select, take_step
+from solvers.step import (
+    Method,
+    RungeKutta,
+    Step,
+    append_axes,
+    interpolate,
+    make_time,
+    select,
+    take_step,
+)
 from solvers.surroundings import Surroundings
 from solvers.types import (
     Observer,
@@ -70,7 +79,7 @@ def solve_until(
 ) -> EventSolution:
     r"""Integrate ``dz/dt = field(t, z)`` until ``event(t, z)`` crosses 0 for the first time.
 
-    The event function is looked at after every step of the method, and at ``samples`` times inside
+    The event function is evaluated after every step of the method, and at ``samples`` times inside
     of it, on a cubic interpolation: where its sign changes, the time in between is found to the
     precision of the dtype by bisection and the secant rule, with steps of the method to every trial
     time. A change of sign that lasts for longer than ``1 / (samples + 1)`` of a step is seen (to
@@ -100,7 +109,7 @@ def solve_until(
         gradient: how to differentiate.
         direction: the sign after the event: count only crossings from below, ``"rising"`` (as time
             goes on in the direction of the integration), or from above, ``"falling"``.
-        samples: how often the event is looked at inside a step; 0: not at all. The cubic costs
+        samples: how often the event is evaluated inside a step; 0: not at all. The cubic costs
             methods whose last stage is not the next first one an evaluation for every step.
         parameters: see :func:`solvers.solve`; those that ``event`` depends on need not be listed.
         max_steps: see :func:`solvers.solve`.
@@ -316,12 +325,7 @@ class _Search:
         values = [self._before]
         for i in range(1, self._samples + 1):
             x, h = i / (self._samples + 1), end - t
-            at = tuple(
-                (1 - x) * a
-                + x * b
-                - x * (1 - x) * ((1 - 2 * x) * (b - a) + h * ((x - 1) * k + x * m))
-                for a, b, k, m in zip(z, after, stages[0], last, strict=True)
-            )
+            at = interpolate(z, after, (stages[0], last), h, x)
             value = self.event.look(make_time(t + x * h, z[0]), at)
             values.append(torch.where(value.isfinite(), value, values[-1]))
         return values[1:]

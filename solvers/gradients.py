@@ -177,8 +177,13 @@ class Checkpoint(Gradient):
         check_positive_int("Checkpoint.every", self.every)
 
     def check(self, method: Method, values: Sequence[float]) -> None:
-        """Refuse methods whose steps are out of sight."""
+        """Refuse methods whose steps are out of sight, or pass the output times."""
         check_steps("gradient Checkpoint()", method)
+        if getattr(method, "interpolate", False):
+            raise ValueError(
+                f"gradient Checkpoint() needs steps that end on the output times, got {method}; "
+                "leave interpolate out, or use Direct()"
+            )
 
     def integrate(
         self, method: Method, problem: Problem, parameters: tuple[Tensor, ...]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -17,11 +17,11 @@ from solvers.adaptive import (
     SMALLEST,
     AdaptiveMethod,
 )
-from solvers.attempt import prepare_attempt
+from solvers.attempt import Trial, prepare_attempt
 from solvers.checks import needs_gradient, widen
 from solvers.error_norm import measure
 from solvers.fixed import fill_times
-from solvers.step import Step, advance, select, take_step
+from solvers.step import Step, advance, combine, select, take_step
 from solvers.types import Parts, Problem, SampleHook, Samples, Status
 
 _STATUSES = tuple(Status)
@@ -49,6 +49,7 @@ def integrate_per_sample(
     moving = needs_gradient(problem.times)
     # Times are kept in double precision: in that of the state, the sum of the steps would drift.
     stops = _list_stops(method, problem)
+    passed = _list_passed(problem, stops) if method.interpolate else None
     last = stops.last
 
     t = stops.resume[:, 0]
@@ -102,20 +103,31 @@ def integrate_per_sample(
         if moving:
             start, stop = stops.shift(goal - 1), stops.shift(here[:, 0])
             step = _shift_steps(step, tableau.c, is_last, start, stop)
-        after, stages, error = attempt(step, z, first)
-        ratio = size.abs() * error
+        trial = attempt(step, z, first)
+        ratio = size.abs() * trial.error
         accept = running & (ratio <= 1.0)  # a NaN is not
         is_nan = running & ~ratio.isfinite()
         if torch.is_grad_enabled() and bool(is_nan.any()):
             # What is not used must be finite too, or its gradient of 0 becomes NaN.
             times = [torch.where(accept, time, step.times[0]) for time in step.times]
             step = Step(times, torch.where(accept, step.size, 0.0))
-            after, stages = take_step(tableau, field, step, z, stages[0])
+            after, again = take_step(tableau, field, step, z, trial.stages[0])
+            quartic = combine(tableau.quartic, again) if trial.quartic else None
+            trial = Trial(after, again, trial.error, quartic)
 
-        z = select(accept, after, z)
+        if passed is not None:
+            length = torch.where(accept, step.size, 1.0)
+            for i, inside in passed.find(t, end, accept):
+                way = (passed.times[:, i] - t).to(dtype)
+                if moving:
+                    way = way + passed.shifts[:, i] - stops.shift(goal - 1)
+                place = torch.where(inside, way / length, 0.0)
+                rows[i] = select(inside, trial.interpolate(z, length, place), rows[i])
+        z = select(accept, trial.after, z)
         if problem.report is not None:
             problem.report(t, size, accept, ratio, z)
-        first = select(accept, stages[-1], stages[0]) if tableau.first_same_as_last else None
+        begun, ended = trial.stages[0], trial.stages[-1]
+        first = select(accept, ended, begun) if tableau.first_same_as_last else None
         t = torch.where(accept, end, t)
         arrived = accept & is_last
         output = stops.outputs.gather(1, here)[:, 0]
@@ -190,6 +202,42 @@ class _Stops(NamedTuple):
         return self.shifts.gather(1, number[:, None])[:, 0]
 
 
+class _Passed(NamedTuple):
+    """The output times that the steps of every sample pass.
+
+    Attributes:
+        times: all output times.
+        asked: which of them steps pass.
+        signs: 1.0 for samples that go forwards in time, -1.0 for others.
+        shifts: zeros that carry the gradients with respect to the times.
+    """
+
+    times: Float[Tensor, "b n"]
+    asked: Bool[Tensor, "b n"]
+    signs: Float[Tensor, "b 1"]
+    shifts: Float[Tensor, "b n"]
+
+    def find(
+        self, t: Float[Tensor, "b"], end: Float[Tensor, "b"], accept: Bool[Tensor, "b"]
+    ) -> Iterator[tuple[int, Bool[Tensor, "b"]]]:
+        """Yield the numbers of the outputs inside steps, and for which samples they are."""
+        begun = self.signs * (self.times - t[:, None]) > 0
+        reached = self.signs * (self.times - end[:, None]) <= 0
+        inside = self.asked & begun & reached & accept[:, None]
+        for i in inside.any(0).nonzero()[:, 0].tolist():
+            yield i, inside[:, i]
+
+
+def _list_passed(problem: Problem, stops: _Stops) -> _Passed:
+    outputs = fill_times(problem.times.expand(len(stops.times), -1))
+    times = widen(outputs.detach())
+    number = torch.arange(stops.outputs.shape[1], device=times.device)
+    ends = stops.outputs.where((number <= stops.last[:, None]) & (stops.outputs >= 0), 0)
+    asked = problem.times.isfinite().expand(times.shape).scatter(1, ends, False)
+    signs = torch.where(times[:, -1:] >= times[:, :1], 1.0, -1.0)
+    return _Passed(times, asked, signs, outputs - outputs.detach())
+
+
 def _list_stops(method: AdaptiveMethod, problem: Problem) -> _Stops:
     batch, dtype = len(problem.z0[0]), problem.times.dtype
     times = problem.times.expand(batch, -1)
@@ -198,7 +246,7 @@ def _list_stops(method: AdaptiveMethod, problem: Problem) -> _Stops:
     plain = widen(outputs.detach())
     last = times.isfinite().sum(1) - 1
     places = torch.arange(times.shape[1], device=times.device).expand(times.shape)
-    if not method.breakpoints:
+    if not method.breakpoints and not method.interpolate:
         if problem.times.ndim == 1:
             shifts = problem.times - problem.times.detach()
         return _Stops(plain, plain, places, shifts, last)
@@ -209,7 +257,10 @@ def _list_stops(method: AdaptiveMethod, problem: Problem) -> _Stops:
     everything = torch.cat([plain, more], dim=1)
     inside = ((more - start) * direction > 0) & ((end - more) * direction > 0)
     twice = (more[:, :, None] == plain[:, None, :]).any(2)
-    real = torch.cat([places <= last[:, None], inside & ~twice], dim=1)
+    ends = places <= last[:, None]
+    if method.interpolate:  # these pass the other outputs
+        ends &= (places == 0) | (places == last[:, None]) | torch.isin(plain, more[:1])
+    real = torch.cat([ends, inside & ~twice], dim=1)
     order = torch.where(real, direction * everything, torch.inf).argsort(dim=1, stable=True)
     stops = everything.gather(1, order)
     jumps = (stops[:, :, None] == more[0]).any(2)

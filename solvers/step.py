@@ -27,6 +27,9 @@ class Tableau:
         order: the order of accuracy ``p``: the global error is ``O(h^p)``.
         error: weights of the difference from an embedded method, with sum 0, which estimates the
             error of a step. An adaptive method needs them.
+        quartic: weights of the stages, with sum 0, by which a polynomial of degree 4 inside a step
+            differs from the cubic through the states and derivatives at its ends, see
+            :func:`interpolate`; none: the cubic.
 
     Attributes:
         first_same_as_last: the last stage is the derivative at the end of the step, and so the
@@ -42,24 +45,28 @@ class Tableau:
     b: tuple[float, ...]
     order: int
     error: tuple[float, ...] = ()
+    quartic: tuple[float, ...] = ()
     first_same_as_last: bool = field(init=False)
     stages: int = field(init=False)
 
     def __post_init__(self) -> None:
         n = len(self.c)
         lengths = [len(row) for row in self.a]
-        if lengths != list(range(n)) or len(self.b) != n or len(self.error) not in (0, n):
+        extras = len(self.error), len(self.quartic)
+        if lengths != list(range(n)) or len(self.b) != n or not {*extras} <= {0, n}:
             raise ValueError(
                 f"a tableau of {n} nodes c needs rows a of 0 to {n - 1} coefficients, {n} weights "
-                f"b, and as many of error or none; got {lengths}, {len(self.b)}, {len(self.error)}"
+                f"b, and as many of error and quartic or none; got {lengths}, {len(self.b)}, "
+                f"{extras}"
             )
         sums = [(f"a[{i}]", math.fsum(row), self.c[i]) for i, row in enumerate(self.a)]
         sums += [("b", math.fsum(self.b), 1.0), ("error", math.fsum(self.error), 0.0)]
+        sums += [("quartic", math.fsum(self.quartic), 0.0)]
         for where, total, expected in sums:
             if not math.isclose(total, expected, abs_tol=1e-9) or not 0 <= expected <= 1:
                 raise ValueError(
                     f"tableau: {where} sums to {total}; rows of a sum to the node c in [0, 1], b "
-                    "to 1, error to 0"
+                    "to 1, error and quartic to 0"
                 )
         same = self.c[-1] == 1.0 and (*self.a[-1], 0.0) == self.b
         object.__setattr__(self, "first_same_as_last", same)
@@ -182,6 +189,53 @@ def advance(
                 y = torch.add(y, k[i], alpha=w * size)
         result.append(y)
     return tuple(result)
+
+
+def combine(weights: Sequence[float | Tensor], terms: Sequence[Parts]) -> Parts:
+    """Return ``sum_i weights[i] terms[i]``; weights are for all samples, or each ``(B,)``."""
+    used = [(w, k) for w, k in zip(weights, terms, strict=True) if isinstance(w, Tensor) or w]
+    result = []
+    for i in range(len(terms[0])):
+        total: Tensor | None = None
+        for w, k in used:
+            if isinstance(w, Tensor):
+                more = append_axes(w, k[i]) * k[i]
+                total = more if total is None else total + more
+            else:
+                total = w * k[i] if total is None else torch.add(total, k[i], alpha=w)
+        assert total is not None
+        result.append(total)
+    return tuple(result)
+
+
+def interpolate(
+    z: Parts,
+    after: Parts,
+    slopes: tuple[Parts, Parts],
+    size: float | Tensor,
+    place: float | Tensor,
+    quartic: Parts | None = None,
+) -> Parts:
+    """Return the state inside a step, on a polynomial.
+
+    The cubic through the states and derivatives at both ends has order 3; a weighted sum of the
+    stages ``q`` adds ``size * x^2 (1 - x)^2 q``, which vanishes there like the derivative.
+
+    Args:
+        z: the state at the start.
+        after: that at the end.
+        slopes: the derivatives at both.
+        size: of the step; for all samples, or each.
+        place: where in the step, 0 to 1; for all samples, or each.
+        quartic: ``q``; None: the cubic.
+
+    Source: HNW II.6, formula (6.12) and the code at its end.
+    """
+    x, y, h = place, 1 - place, size
+    weights = [y * y * (1 + 2 * x), x * x * (1 + 2 * y), h * x * y * y, -h * x * x * y]
+    if quartic is None:
+        return combine(weights, (z, after, *slopes))
+    return combine([*weights, h * x * x * y * y], (z, after, *slopes, quartic))
 
 
 def append_axes(size: Tensor, z: Tensor) -> Tensor:

@@ -86,8 +86,8 @@ print("there and back:", (again - z0).abs().max().item())
 # Closed forms
 # ------------
 #
-# Automatic differentiation of a Laplacian is dear. The potentials that the models learn have
-# everything in closed form. A :class:`~flowfactor.RidgePotential` is a bank: one potential for
+# Automatic differentiation of a Laplacian is expensive. The potentials that the models learn have
+# closed forms. A :class:`~flowfactor.RidgePotential` is a bank: one potential for
 # each name.
 
 torch.manual_seed(0)

@@ -3,7 +3,7 @@ The paper in one page
 =====================
 
 Digits that scale, rotate and change hue: flows, landscapes, composition and densities of a trained
-model. It comes with the package, so that nothing is trained here.
+model. It ships with the package, so that nothing is trained here.
 """
 
 # %%
@@ -35,7 +35,7 @@ print(model.names)
 # -----
 #
 # Frame 0 is encoded, the latent follows the gradient of one potential, and every other frame is
-# decoded from where it has come to. The upper row of each strip is the truth.
+# decoded from the latent at its time. The upper row of each strip is the ground truth.
 
 films = digits.sample([3, 5, 11], torch.tensor([0, 1, 2]))
 figure = plot_film_strips(model, films)
@@ -78,9 +78,9 @@ figure = draw_film_strips(
 u = model.potentials
 z = model.represent(both.frames[:, 0])
 method = RK4(steps=8)
-at_once = flowfactor.flow(z, u["rotation"] + u["hue"], 8.0, method=method)
-in_turn = model.flow(model.flow(z, "rotation", 4.0), "hue", 4.0)
-back = flowfactor.flow(at_once, u["rotation"] + u["hue"], [8.0, 0.0], method=method)[-1]
+simultaneous = flowfactor.flow(z, u["rotation"] + u["hue"], 8.0, method=method)
+sequential = model.flow(model.flow(z, "rotation", 4.0), "hue", 4.0)
+back = flowfactor.flow(simultaneous, u["rotation"] + u["hue"], [8.0, 0.0], method=method)[-1]
 print("there and back:", (back - z).abs().max().item())
 
 # %%

@@ -10,7 +10,7 @@ loop of your own of eight lines.
 # Networks
 # --------
 #
-# The encoder maps images ``(B, C, H, W)`` to the mean and the log-variance of the latent,
+# The encoder maps images ``(B, C, H, W)`` to the mean and the log standard deviation of the latent,
 # ``(B, 2 D)``; the decoder maps latents ``(B, D)`` to logits of pixels ``(B, C, H, W)``.
 
 import tempfile

@@ -1,14 +1,16 @@
 """The same integration by this project and by its peers, one small function each.
 
-Each function takes a :class:`RidgeFlow` and returns a function without arguments that integrates,
-differentiates, and returns the :class:`Outcome`. ``rk4`` is Kutta's 3/8 rule everywhere, with the
-same steps; ``dopri5`` has the same tolerances everywhere, and each package its own step control.
+Each function takes a :class:`RidgeFlow` and returns a function that integrates, differentiates, and
+returns the :class:`Outcome`. ``rk4`` is Kutta's 3/8 rule everywhere, with the same steps; adaptive
+methods have the same tolerances everywhere, the arguments of the run, and each package its own step
+control.
 """
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import metadata
 from typing import Any, ClassVar
 
@@ -18,11 +20,14 @@ import torchdiffeq
 from torch import Tensor
 
 from experiments.benchmarks.ridge_flow import LAST, CountingFlow, Outcome, RidgeFlow
-from solvers import RK4, Direct, Gradient, Method, solve
+from solvers import RK4, AdaptiveMethod, Direct, Gradient, Method, solve
+from solvers.graphs import translate
 
 RTOL, ATOL = 1e-5, 1e-6
 
-Run = Callable[[], Outcome]
+Run = Callable[..., Outcome]
+"""``run(rtol, atol)``, with RTOL and ATOL as defaults where the method has tolerances."""
+
 Build = Callable[[RidgeFlow], Run]
 
 PACKAGES = ("torchdiffeq", "torchdyn", "torchode", "diffrax", "jax", "jaxlib")
@@ -70,12 +75,14 @@ def ours(gradient: Gradient = Direct(), method: Method = RK4(steps=1), **options
     """``solve`` of this project."""
 
     def build(flow: RidgeFlow) -> Run:
-        def run() -> Outcome:
+        def run(rtol: float = RTOL, atol: float = ATOL) -> Outcome:
             solution = solve(
                 flow.field(),
                 flow.start(),
                 flow.times,
-                method,
+                replace(method, rtol=rtol, atol=atol)
+                if isinstance(method, AdaptiveMethod)
+                else method,
                 gradient,
                 parameters=flow.inputs[1:],
                 **options,
@@ -87,20 +94,23 @@ def ours(gradient: Gradient = Direct(), method: Method = RK4(steps=1), **options
     return build
 
 
-def ours_compiled(flow: RidgeFlow) -> Run:
-    """``solve`` and the loss under ``torch.compile``, as one graph."""
+def ours_compiled(backend: Callable[..., Any] | str = translate) -> Build:
+    """``solve`` and the loss under ``torch.compile``, as one graph, by a backend of it."""
 
-    def forward() -> Any:
-        solution = solve(flow.field(), flow.start(), flow.times, RK4(steps=1))
-        return flow.loss(solution.ys), solution.ys
+    def build(flow: RidgeFlow) -> Run:
+        def forward() -> Any:
+            solution = solve(flow.field(), flow.start(), flow.times, RK4(steps=1))
+            return flow.loss(solution.ys), solution.ys
 
-    compiled = torch.compile(forward, fullgraph=True)
+        compiled = torch.compile(forward, fullgraph=True, backend=backend)
 
-    def run() -> Outcome:
-        loss, rows = compiled()
-        return Outcome(rows, torch.autograd.grad(loss, flow.inputs))
+        def run() -> Outcome:
+            loss, rows = compiled()
+            return Outcome(rows, torch.autograd.grad(loss, flow.inputs))
 
-    return run
+        return run
+
+    return build
 
 
 def hand_written(flow: RidgeFlow) -> Run:
@@ -131,8 +141,8 @@ def by_torchdiffeq(method: str = "rk4", adjoint: bool = False, **options: Any) -
     def build(flow: RidgeFlow) -> Run:
         times = torch.tensor(flow.times, dtype=flow.dtype)
 
-        def run() -> Outcome:
-            arguments: dict[str, Any] = {"method": method, **options}
+        def run(rtol: float = RTOL, atol: float = ATOL) -> Outcome:
+            arguments: dict[str, Any] = {"method": method, "rtol": rtol, "atol": atol, **options}
             if adjoint:
                 rows = torchdiffeq.odeint_adjoint(
                     flow.field(), flow.start(), times, adjoint_params=flow.inputs[1:], **arguments
@@ -159,13 +169,13 @@ def by_torchdyn(method: str) -> Build:
         steppers = need("torchdyn.numerics.solvers.ode")
         times = torch.tensor(flow.times, dtype=flow.dtype)
         stepper: Any = steppers.DormandPrince45(flow.dtype)
-        arguments: dict[str, Any] = {"rtol": RTOL, "atol": ATOL}
         if method == "rk4":
-            stepper, arguments = steppers.RungeKutta4(flow.dtype), {}
+            stepper = steppers.RungeKutta4(flow.dtype)
             stages = [torch.tensor(row) for row in A38[1:]]
             stepper.tableau = (torch.tensor(C38[1:]), stages, torch.tensor(B38), torch.zeros(1))
 
-        def run() -> Outcome:
+        def run(rtol: float = RTOL, atol: float = ATOL) -> Outcome:
+            arguments = {} if method == "rk4" else {"rtol": rtol, "atol": atol}
             field = flow.flat_field()
 
             def at_scalar(t: Tensor, y: Tensor) -> Tensor:
@@ -186,13 +196,15 @@ def by_torchode(method: str) -> Build:
         torchode = need("torchode")
         times = torch.tensor(flow.times, dtype=flow.dtype).expand(flow.size.batch, -1)
         first_step: Tensor | None = None
-        controller: Any = torchode.IntegralController(atol=ATOL, rtol=RTOL)
         stepper_class: Any = torchode.Dopri5
         if method == "rk4":
             first_step = torch.full((flow.size.batch,), LAST / flow.size.steps)
-            controller, stepper_class = torchode.FixedStepController(), _kutta38_of_torchode()
+            stepper_class = _kutta38_of_torchode()
 
-        def run() -> Outcome:
+        def run(rtol: float = RTOL, atol: float = ATOL) -> Outcome:
+            controller: Any = torchode.IntegralController(atol=atol, rtol=rtol)
+            if method == "rk4":
+                controller = torchode.FixedStepController()
             term = torchode.ODETerm(flow.flat_field(), with_stats=False)
             solver = torchode.AutoDiffAdjoint(
                 stepper_class(term), controller, backprop_through_step_size_control=False
@@ -232,12 +244,21 @@ def _kutta38_of_torchode() -> Any:
 # ---- jax
 
 
-def by_diffrax(method: str, direct: bool = False) -> Build:
-    """Package diffrax under ``jit``, differentiated by its checkpoints or by ``DirectAdjoint``."""
+def name_dtype(dtype: torch.dtype) -> str:
+    """Return what other packages call it."""
+    return str(dtype).removeprefix("torch.")
+
+
+def by_diffrax(method: str, direct: bool = False, max_steps: int = 64) -> Build:
+    """Package diffrax under ``jit``, differentiated by its checkpoints or by ``DirectAdjoint``.
+
+    What its checkpoints cost depends on ``max_steps``.
+    """
 
     def build(flow: RidgeFlow) -> Run:
         diffrax = need("diffrax")
         adjoint = diffrax.DirectAdjoint() if direct else diffrax.RecursiveCheckpointAdjoint()
+        arguments: dict[str, Any]
         if method == "rk4":
             arguments = {
                 "solver": _kutta38_of_diffrax(),
@@ -250,12 +271,14 @@ def by_diffrax(method: str, direct: bool = False) -> Build:
             arguments = {
                 "solver": {"dopri5": diffrax.Dopri5, "tsit5": diffrax.Tsit5}[method](),
                 "dt0": None,
-                "stepsize_controller": diffrax.PIDController(rtol=RTOL, atol=ATOL),
-                "saveat": diffrax.SaveAt(ts=np.asarray(flow.times, dtype=np.float32)),
-                "max_steps": 64,
+                "saveat": diffrax.SaveAt(ts=np.asarray(flow.times, dtype=name_dtype(flow.dtype))),
+                "max_steps": max_steps,
             }
 
-        def integrate(field: Any, start: Any, parameters: Any) -> Any:
+        def integrate(field: Any, start: Any, parameters: Any, rtol: Any, atol: Any) -> Any:
+            if method != "rk4":
+                controller = diffrax.PIDController(rtol=rtol, atol=atol)
+                arguments["stepsize_controller"] = controller
             solution = diffrax.diffeqsolve(
                 diffrax.ODETerm(field),
                 t0=0.0,
@@ -277,7 +300,7 @@ def by_jax_scan(flow: RidgeFlow) -> Run:
     jax, jnp = need("jax"), need("jax.numpy")
     h = LAST / flow.size.steps
 
-    def integrate(field: Any, start: Any, parameters: Any) -> Any:
+    def integrate(field: Any, start: Any, parameters: Any, *_: Any) -> Any:
         def advance(y: Any, *terms: tuple[float, Any]) -> Any:
             for weight, slope in terms:
                 y = jax.tree.map(lambda a, b, w=weight: a + h * w * b, y, slope)
@@ -297,9 +320,13 @@ def by_jax_scan(flow: RidgeFlow) -> Run:
     return _in_jax(flow, integrate)
 
 
-def _in_jax(flow: RidgeFlow, integrate: Callable[[Any, Any, Any], Any]) -> Run:
-    """Return the run of an integration in jax: the same field, weights and loss."""
+def _in_jax(flow: RidgeFlow, integrate: Callable[..., Any]) -> Run:
+    """Return the run of an integration in jax: the same field, weights and loss.
+
+    Tolerances are arguments of what is compiled, once for all of them.
+    """
     jax, jnp = need("jax"), need("jax.numpy")
+    jax.config.update("jax_enable_x64", flow.dtype == torch.float64)
     dim, density = flow.size.dim, flow.density
     z0, directions, coefficients = (jnp.asarray(x.detach().numpy()) for x in flow.inputs)
     frequencies = jnp.asarray(flow.bank.frequencies.numpy())
@@ -322,10 +349,10 @@ def _in_jax(flow: RidgeFlow, integrate: Callable[[Any, Any, Any], Any]) -> Run:
             return velocity
         return velocity, (w * (1 - tanh**2)) @ (A**2).sum(-1)
 
-    def loss(inputs: Any) -> Any:
+    def loss(inputs: Any, rtol: Any, atol: Any) -> Any:
         z0, *parameters = inputs
-        start = (z0, jnp.zeros(len(z0))) if density else z0
-        rows = integrate(field, start, tuple(parameters))
+        start = (z0, jnp.zeros(len(z0), z0.dtype)) if density else z0
+        rows = integrate(field, start, tuple(parameters), rtol, atol)
         if not density:
             return (rows[1:] * weights).sum(), rows
         z, log_det = rows
@@ -335,12 +362,12 @@ def _in_jax(flow: RidgeFlow, integrate: Callable[[Any, Any, Any], Any]) -> Run:
     differentiate = jax.jit(jax.grad(loss, has_aux=True))
     inputs = (z0, directions, coefficients)
 
-    def run() -> Outcome:
+    def run(rtol: float = RTOL, atol: float = ATOL) -> Outcome:
         if isinstance(flow, CountingFlow):
-            jax.block_until_ready(jax.jit(loss)(inputs))
+            jax.block_until_ready(jax.jit(loss)(inputs, rtol, atol))
             jax.effects_barrier()
             flow.forward, flow.evaluations = flow.evaluations, 0
-        gradients, rows = jax.block_until_ready(differentiate(inputs))
+        gradients, rows = jax.block_until_ready(differentiate(inputs, rtol, atol))
         jax.effects_barrier()
         return Outcome(rows, gradients)
 

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
+from experiments.benchmarks.solver_tables import SETTINGS
 from experiments.runs import read_json
 from flowfactor.diagnostics.io import save
 from flowfactor.diagnostics.style import (
@@ -28,8 +29,6 @@ from flowfactor.diagnostics.style import (
 )
 
 FLOOR = "matrix products alone"
-
-SETTINGS = ("with log-density", "without log-density")
 
 AXES = {
     "batch": "batch size $B$",
@@ -140,6 +139,33 @@ def draw_scaling(result: dict[str, Any]) -> Figure:
     return figure
 
 
+@styled
+def draw_precision(result: dict[str, Any]) -> Figure:
+    """Draw the times of ``solver_precision`` over the errors of the states."""
+    figure = new_figure(PAGE_WIDTH, 4.2)
+    axes = figure.subplots()
+    cases = {name: case for name, case in result["cases"].items() if "skipped" not in case}
+    for i, (name, case) in enumerate(cases.items()):
+        own, compiled = name.startswith("ours"), "compiled" in name or "jit" in name
+        axes.plot(
+            case["states"],
+            case["milliseconds"],
+            label=name,
+            color=PALETTE[i % len(PALETTE)],
+            marker="o" if own else "s",
+            markersize=3,
+            linestyle="-" if compiled else (0, (4, 1.5)),
+        )
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.invert_xaxis()
+    axes.set_xlabel("relative error of the states")
+    axes.set_ylabel("milliseconds, forward and backward")
+    draw_grid(axes)
+    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=7)
+    return figure
+
+
 def main(argv: list[str] | None = None) -> None:
     """Draw the figures anew."""
     parser = argparse.ArgumentParser(
@@ -148,7 +174,11 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
     folder = parser.parse_args(argv).results
-    for name, draw in (("solver_speed", draw_ratios), ("solver_scaling", draw_scaling)):
+    for name, draw in (
+        ("solver_speed", draw_ratios),
+        ("solver_scaling", draw_scaling),
+        ("solver_precision", draw_precision),
+    ):
         path = folder / f"{name}.json"
         if not path.is_file():
             print(

@@ -29,6 +29,7 @@ from experiments.benchmarks import peers
 from experiments.benchmarks.peers import ATOL, RTOL, Build, MissingPeerError, Run
 from experiments.benchmarks.ridge_flow import Outcome, RidgeFlow, Size, distances, matrix_products
 from experiments.benchmarks.solver_figures import draw_ratios
+from experiments.benchmarks.solver_tables import tabulate_speed
 from experiments.benchmarks.timing import Timing, positive, timings, use_threads
 from experiments.runs import write_json
 from flowfactor.diagnostics.io import save
@@ -41,7 +42,8 @@ CASES: dict[str, dict[str, Build]] = {
         OURS: peers.ours(),
         "ours, Checkpoint(1)": peers.ours(Checkpoint(every=1)),
         "ours, Adjoint": peers.ours(Adjoint()),
-        "ours, torch.compile": peers.ours_compiled,
+        "ours, torch.compile": peers.ours_compiled("inductor"),
+        "ours, torch.compile, backend of solvers": peers.ours_compiled(),
         "loop by hand": peers.hand_written,
         "torchdiffeq": peers.by_torchdiffeq(),
         "torchdiffeq, adjoint": peers.by_torchdiffeq(adjoint=True),
@@ -53,21 +55,28 @@ CASES: dict[str, dict[str, Build]] = {
         "jax.lax.scan (jit)": peers.by_jax_scan,
     },
     "dopri5": {
-        OURS: peers.ours(method=Dopri5(RTOL, ATOL)),
-        "ours, compiled": peers.ours(method=Dopri5(RTOL, ATOL, compile=True)),
-        "ours, per sample": peers.ours(method=Dopri5(RTOL, ATOL), per_sample=True),
-        "ours, per sample, compiled": peers.ours(
-            method=Dopri5(RTOL, ATOL, compile=True), per_sample=True
+        OURS: peers.ours(method=Dopri5()),
+        "ours, interpolated": peers.ours(method=Dopri5(interpolate=True)),
+        "ours, compiled": peers.ours(method=Dopri5(compile=True)),
+        "ours, interpolated, compiled": peers.ours(method=Dopri5(interpolate=True, compile=True)),
+        "ours, per sample": peers.ours(method=Dopri5(), per_sample=True),
+        "ours, per sample, interpolated": peers.ours(
+            method=Dopri5(interpolate=True), per_sample=True
         ),
-        "torchdiffeq": peers.by_torchdiffeq("dopri5", rtol=RTOL, atol=ATOL),
+        "ours, per sample, interpolated, compiled": peers.ours(
+            method=Dopri5(interpolate=True, compile=True), per_sample=True
+        ),
+        "torchdiffeq": peers.by_torchdiffeq("dopri5"),
         "torchdyn": peers.by_torchdyn("dopri5"),
         "torchode (per sample)": peers.by_torchode("dopri5"),
         "diffrax (jit)": peers.by_diffrax("dopri5"),
         "diffrax (jit), DirectAdjoint": peers.by_diffrax("dopri5", direct=True),
     },
     "tsit5": {
-        OURS: peers.ours(method=Tsit5(RTOL, ATOL)),
-        "ours, compiled": peers.ours(method=Tsit5(RTOL, ATOL, compile=True)),
+        OURS: peers.ours(method=Tsit5()),
+        "ours, interpolated": peers.ours(method=Tsit5(interpolate=True)),
+        "ours, compiled": peers.ours(method=Tsit5(compile=True)),
+        "ours, interpolated, compiled": peers.ours(method=Tsit5(interpolate=True, compile=True)),
         "diffrax (jit)": peers.by_diffrax("tsit5"),
     },
 }
@@ -85,8 +94,7 @@ TOLERANCES = {
 def references(density: bool) -> dict[str, Outcome]:
     """Return what is exact for a method: the same steps in float64, or a tight tolerance."""
     flow = RidgeFlow(density=density, dtype=torch.float64)
-    exact = peers.by_torchdiffeq("dopri8", rtol=1e-10, atol=1e-11)
-    outcome = exact(flow)()
+    outcome = peers.by_torchdiffeq("dopri8")(flow)(1e-10, 1e-11)
     return {"rk4": peers.by_torchdiffeq()(flow)(), "dopri5": outcome, "tsit5": outcome}
 
 
@@ -197,7 +205,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser("experiments.benchmarks.solver_speed", description=description)
     results = Path(__file__).parent / "results"
     parser.add_argument("--out", type=Path, default=results / "solver_speed.json")
-    parser.add_argument("--rounds", type=positive, default=30, help="of timing (default 30)")
+    parser.add_argument("--rounds", type=positive, default=15, help="of timing (default 15)")
     parser.add_argument("--threads", type=positive, default=2, help="to compute on (default 2)")
     parser.add_argument("--quick", action="store_true", help="5 rounds: to see that it works")
     arguments = parser.parse_args(argv)
@@ -220,6 +228,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     result["environment"] = environment.describe()
     result["peers"] = peers.versions()
+    result["tables"] = tabulate_speed(result)
     write_json(arguments.out, result)
     figure = save(draw_ratios(result), arguments.out.with_suffix(".png"), dpi=300)
     print(f"written: {arguments.out}, {figure}")

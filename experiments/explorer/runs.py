@@ -21,6 +21,7 @@ def open_runs(
     folders: Sequence[Path],
     *,
     split: str | None = None,
+    device: str | None = None,
     plugin_names: Iterable[str] = (),
     on_stage: Callable[[str], None] | None = None,
 ) -> Callable[[], Session]:
@@ -29,6 +30,7 @@ def open_runs(
     Args:
         folders: of one run, or of several to be put side by side, whose images have one shape.
         split: of the samples; None is that of the evaluation.
+        device: what computes; None is what the configuration of each run says.
         plugin_names: plug-ins besides those that the runs name.
         on_stage: called with what is being read.
 
@@ -42,7 +44,7 @@ def open_runs(
         report(folder.name)
         if str(folder) in runs:
             raise RunError(f"{folder} is named twice; two runs side by side must be different.")
-        runs[str(folder)] = open_run(folder, plugin_names)
+        runs[str(folder)] = open_run(folder, plugin_names, device)
     explorers = {name: Explorer(run.model) for name, run in runs.items()}
     shapes = {name: each.model.image_shape for name, each in explorers.items()}
     if len(set(shapes.values())) > 1:

@@ -284,11 +284,11 @@ def _describe(explorer: Explorer, view: View, weights: Mapping[str, float], t: f
     if not 0 <= t <= explorer.model.horizon:
         text += f"No training has shown this time (it was 0 to {explorer.model.horizon}). "
     if view.landscape is None:
-        return text + f"{100 * view.inside:.0f} % of the way lies in the plane."
+        return text + f"{100 * view.inside:.0f} % of the path lies in the plane."
     low, high = float(view.landscape.min()), float(view.landscape.max())
     return (
         f"{text}The potential is {low:.2f} (dark) to {high:.2f} (light); {100 * view.inside:.0f} % "
-        f"of the way lies in the plane."
+        f"of the path lies in the plane."
     )
 
 

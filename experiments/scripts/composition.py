@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from experiments.cli import Plugins, RunFolder
+from experiments.cli import Device, Plugins, RunFolder
 from experiments.console import out_console, run_script, say
 from experiments.explore import different_samples
 from experiments.plots import composition_strips
@@ -32,6 +32,7 @@ def main(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the samples that are drawn.")] = 0,
     out: Annotated[Path | None, typer.Option(help="A folder; default: in the run.")] = None,
+    device: Device = None,
     plugin: Plugins = None,
 ) -> None:
     """Measure and draw the flows of a run put together: simultaneous, sequential and backward.
@@ -40,7 +41,7 @@ def main(
 
     Example: python experiments/scripts/composition.py runs/demo --pair rotation+hue
     """
-    opened = open_run(run, plugin or ())
+    opened = open_run(run, plugin or (), device)
     data = opened.data()
     if len(data.names) < 2:
         raise DataError(f"{run} knows one transformation only; to compose takes two.")

@@ -61,7 +61,7 @@ def main(
     ],
     out: Annotated[Path, typer.Argument(help="The HDF5 file to write.")],
     horizon: Annotated[int, typer.Option(min=1, help="T, the number of the last frame.")] = 8,
-    every: Annotated[int, typer.Option(min=1, help="Take only each frame of this number.")] = 1,
+    every: Annotated[int, typer.Option(min=1, help="Keep every n-th frame.")] = 1,
     stride: Annotated[
         int, typer.Option(min=1, help="Frames from one sequence of a track to the next.")
     ] = 2,

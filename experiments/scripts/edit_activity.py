@@ -14,7 +14,7 @@ import typer
 from einops import rearrange
 from torch import Tensor
 
-from experiments.cli import Plugins, RunFolder
+from experiments.cli import Device, Plugins, RunFolder
 from experiments.console import run_script, say
 from experiments.explore import different_samples
 from experiments.runs import FIGURES, open_run
@@ -132,6 +132,7 @@ def main(
     images: Annotated[int, typer.Option(min=1, help="How many sequences.")] = 2,
     seed: Annotated[int, typer.Option(min=0, help="Of what happens.")] = 0,
     out: Annotated[Path | None, typer.Option(help="A folder; default: in the run.")] = None,
+    device: Device = None,
     plugin: Plugins = None,
 ) -> None:
     """Infer what happens in held-out sequences, change it, and decode what happens instead.
@@ -140,7 +141,7 @@ def main(
 
     Example: python experiments/scripts/edit_activity.py runs/mnist_sparse --edit hue=rotation
     """
-    opened = open_run(run, plugin or ())
+    opened = open_run(run, plugin or (), device)
     if not isinstance(opened.model, InfersActivity):
         raise RunError(f"{run}: its model does not infer activity, as a sparse_flow_vae does.")
     model: Any = opened.model

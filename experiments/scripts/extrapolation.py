@@ -7,7 +7,7 @@ from typing import Annotated
 import torch
 import typer
 
-from experiments.cli import Overrides, Plugins, RunFolder
+from experiments.cli import Device, Overrides, Plugins, RunFolder
 from experiments.config import read_config
 from experiments.console import out_console, run_script, say
 from experiments.explore import different_samples
@@ -35,6 +35,7 @@ def main(
         typer.Option("--held-out", help="Take what the configuration keeps from training."),
     ] = False,
     out: Annotated[Path | None, typer.Option(help="A folder; default: in the run.")] = None,
+    device: Device = None,
     plugin: Plugins = None,
 ) -> None:
     """Measure and draw the flows of a run beyond its last frame T, or on data never seen.
@@ -51,7 +52,7 @@ def main(
     """
     if overrides and data is None:
         raise typer.BadParameter("--set changes keys of another configuration: name it by --data")
-    opened = open_run(run, plugin or ())
+    opened = open_run(run, plugin or (), device)
     model = opened.model
     if data is not None:
         config = read_config(data, overrides or (), plugin_names=plugin or ())[1]

@@ -6,7 +6,7 @@ from typing import Annotated
 import torch
 import typer
 
-from experiments.cli import Plugins, RunFolder
+from experiments.cli import Device, Plugins, RunFolder
 from experiments.console import run_script, say
 from experiments.runs import FIGURES, first_frames, open_run
 from flowfactor.diagnostics import plot_landscape, save
@@ -30,13 +30,14 @@ def main(
     out: Annotated[
         Path | None, typer.Option(help="A .png, .pdf or .svg file; default: in the run.")
     ] = None,
+    device: Device = None,
     plugin: Plugins = None,
 ) -> None:
     """Draw the landscape of a run's potential, with decoded trajectories over it.
 
     Example: python experiments/scripts/plot_landscape.py runs/demo --transformation rotation
     """
-    opened = open_run(run, plugin or ())
+    opened = open_run(run, plugin or (), device)
     model = opened.potential_model
     name = transformation or model.names[0]
     figure = plot_landscape(

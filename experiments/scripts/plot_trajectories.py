@@ -6,7 +6,7 @@ from typing import Annotated
 import torch
 import typer
 
-from experiments.cli import Plugins, RunFolder
+from experiments.cli import Device, Plugins, RunFolder
 from experiments.console import run_script, say
 from experiments.runs import FIGURES, first_frames, open_run
 from flowfactor.diagnostics import plot_trajectories, save
@@ -24,13 +24,14 @@ def main(
     out: Annotated[
         Path | None, typer.Option(help="A .png, .pdf or .svg file; default: in the run.")
     ] = None,
+    device: Device = None,
     plugin: Plugins = None,
 ) -> None:
     """Draw the latent trajectories of held-out samples under the transformations of a run.
 
     Example: python experiments/scripts/plot_trajectories.py runs/demo --images 24
     """
-    opened = open_run(run, plugin or ())
+    opened = open_run(run, plugin or (), device)
     figure = plot_trajectories(
         opened.model,
         first_frames(opened.data(), torch.arange(images)),

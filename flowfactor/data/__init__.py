@@ -25,7 +25,7 @@ from flowfactor.data.images import (
 )
 from flowfactor.data.io import repack_h5
 from flowfactor.data.known_factors import KnownFactors
-from flowfactor.data.loader import SequenceLoader
+from flowfactor.data.loader import BackgroundLoader, Batches, SequenceLoader
 from flowfactor.data.mnist import Digits, MNISTOptions, load_mnist, resolve_provider
 from flowfactor.data.nvidia import Falcor3DOptions, Isaac3DOptions, falcor3d, isaac3d
 from flowfactor.data.options import DataOptions, ParametricOptions
@@ -51,6 +51,8 @@ __all__ = [
     "SPRITE_TRANSFORMATIONS",
     "UNLABELLED",
     "ActivityLaw",
+    "BackgroundLoader",
+    "Batches",
     "Coverage",
     "DSpritesOptions",
     "DataOptions",

@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar, Literal, Self
 
 import torch
@@ -143,13 +143,21 @@ class SequenceBatch:
         return bool((self.times == torch.arange(count, device=self.times.device)).all())
 
     def to(self, device: torch.device | str) -> SequenceBatch:
-        """Return the same sequences on another device."""
+        """Return the same sequences on another device; to CUDA without waiting for the copy."""
+        waits = torch.device(device).type != "cuda"
+        return self._map(lambda x: x.to(device, non_blocking=not waits))
+
+    def pin_memory(self) -> SequenceBatch:
+        """Return the same sequences in memory from which CUDA copies without the processor."""
+        return self._map(Tensor.pin_memory)
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> SequenceBatch:
         return dataclasses.replace(
             self,
-            frames=self.frames.to(device, non_blocking=True),
-            times=self.times.to(device, non_blocking=True),
-            labels=None if self.labels is None else self.labels.to(device, non_blocking=True),
-            activity=None if self.activity is None else self.activity.to(device, non_blocking=True),
+            frames=function(self.frames),
+            times=function(self.times),
+            labels=None if self.labels is None else function(self.labels),
+            activity=None if self.activity is None else function(self.activity),
         )
 
     def __len__(self) -> int:

@@ -156,10 +156,10 @@ class GlyphOptions(StillOptions):
     """Pixels along each side."""
 
     validation: Part = 0.1
-    """What is for validation: a number, or a part of all."""
+    """Validation samples: a number, or a fraction of all."""
 
     test: Part = 0.1
-    """What is for the test: a number, or a part of all."""
+    """Test samples: a number, or a fraction of all."""
 
     def choose(
         self, images: Tensor, classes: Tensor, groups: Int[Tensor, "n"], what: str, split: str

@@ -176,7 +176,7 @@ class StillOptions(ParametricOptions):
 @DATA.register("images")
 @options
 class ImagesOptions(StillOptions):
-    """Still images of one's own, grey or in colour."""
+    """Your own still images, grey or in colour."""
 
     paths: ClassVar[tuple[str, ...]] = ("path",)
 
@@ -186,10 +186,10 @@ class ImagesOptions(StillOptions):
     file."""
 
     validation: Part = 0.1
-    """Validation images: a number, or a part of all."""
+    """Validation images: a number, or a fraction of all."""
 
     test: Part = 0.1
-    """Test images: a number, or a part of all."""
+    """Test images: a number, or a fraction of all."""
 
     def load(self, split: str, seed: int) -> TransformedImages:
         """Return a split, drawn by the seed."""

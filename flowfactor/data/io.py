@@ -741,8 +741,10 @@ class FileStore(ABC):
         """Return images; see :class:`ImageStore`."""
         # Files are read forwards, and pixels travel to the device as bytes.
         distinct, place = np.unique(numbers.cpu().numpy(), return_inverse=True)
-        rows = torch.from_numpy(self.rows(distinct)).to(numbers.device)
-        images = rows[torch.from_numpy(place).to(numbers.device)]
+        rows, order = torch.from_numpy(self.rows(distinct)), torch.from_numpy(place)
+        if numbers.is_cuda:  # which then copies while the next ones are read
+            rows = rows.pin_memory()
+        images = rows.to(numbers.device, non_blocking=numbers.is_cuda)[order.to(numbers.device)]
         return rearrange(images, "n h w c -> n c h w").contiguous().float().div_(255)
 
     def sample(self) -> UInt8[np.ndarray, "n h w c"]:

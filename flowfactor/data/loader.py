@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
-from typing import Literal, get_args
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import Literal, Protocol, Self, get_args, runtime_checkable
 
 import numpy as np
 import torch
@@ -20,6 +22,14 @@ EncodedFrame = Literal["first", "random"]
 
 # First numbers of the seeds of two kinds of random stream, so that they never coincide.
 _EPOCH, _STEP = 0, 1
+
+
+@runtime_checkable
+class Batches(Protocol):
+    """Training batches, a pure function of the step: a :class:`SequenceLoader`, or one's own."""
+
+    def batch(self, step: int) -> SequenceBatch:
+        """Return the batch of a step."""
 
 
 class SequenceLoader:
@@ -185,6 +195,60 @@ class SequenceLoader:
             return F.pad(drawn + 1, (1, 0))
         first = torch.randint(total, (self.batch_size, 1), generator=generator)
         return torch.cat([first, drawn], dim=1)
+
+
+class BackgroundLoader:
+    """The same batches as those of another loader; a thread draws each while the last one is used.
+
+    It also moves them to a device, to CUDA without waiting. What goes wrong in the thread is raised
+    where the batch of that step is asked for. As a context it ends its thread.
+
+    Args:
+        batches: what draws them, from one thread only.
+        device: where to put them; None leaves them where they are.
+
+    Example:
+        >>> from flowfactor.data import BackgroundLoader, SequenceLoader, Sprites
+        >>> loader = SequenceLoader(Sprites(10), batch_size=5)
+        >>> with BackgroundLoader(loader) as ahead:
+        ...     same = [bool((ahead.batch(i).times == loader.batch(i).times).all()) for i in (3, 4)]
+        >>> same
+        [True, True]
+    """
+
+    def __init__(self, batches: Batches, device: torch.device | str | None = None) -> None:
+        self.batches = batches
+        self.device = None if device is None else torch.device(device)
+        self._thread = ThreadPoolExecutor(1, "batches")
+        self._next: tuple[int, Future[SequenceBatch]] | None = None
+
+    def batch(self, step: int) -> SequenceBatch:
+        """Return batch number ``step``, and begin to draw the one after it."""
+        expected, self._next = self._next, None
+        if expected is None or expected[0] != step:
+            expected = step, self._thread.submit(self._draw, step)
+        batch = expected[1].result()
+        self._next = step + 1, self._thread.submit(self._draw, step + 1)
+        return batch
+
+    def wait(self) -> None:
+        """Wait until the thread is idle, so that what it reads from can be read from elsewhere."""
+        if self._next is not None:
+            wait([self._next[1]])
+
+    def _draw(self, step: int) -> SequenceBatch:
+        cuda = self.device is not None and self.device.type == "cuda"
+        with torch.cuda.device(self.device) if cuda else contextlib.nullcontext():
+            batch = self.batches.batch(step)
+            if cuda and batch.frames.device.type == "cpu":
+                batch = batch.pin_memory()
+            return batch if self.device is None else batch.to(self.device)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown(cancel_futures=True)
 
 
 def _generator(*key: int) -> torch.Generator:

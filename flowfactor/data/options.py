@@ -50,18 +50,18 @@ class DataOptions:
     random."""
 
     labelled_fraction: Fraction | None = None
-    """Part of the training sequences whose transformation a weakly supervised model is told; none
-    by default."""
+    """Fraction of the training sequences whose labels a weakly supervised model sees; none by
+    default."""
 
     activity: ActivityKind | Literal["none"] = "none"
-    """What happens in training sequences. ``none``: one transformation at speed 1, the label. Else
-    it is drawn, and nobody is told: ``single``, one at a constant speed; ``switch``, one and from
-    some frame on another one at a speed of its own; ``pairs``, two at once; ``mixed``, half
-    ``single`` and half ``switch``."""
+    """What happens in training sequences. ``none``: one transformation at speed 1, the label. The
+    others are drawn at random, without a label: ``single``, one at a constant speed; ``switch``,
+    one and from some frame on another one at a speed of its own; ``pairs``, two at once; ``mixed``,
+    half ``single`` and half ``switch``."""
 
     speeds: tuple[PositiveFloat, PositiveFloat] = (0.5, 1.5)
-    """Between which speeds ``activity`` draws, in steps a frame; of grids and recordings, whose
-    images are a step apart, whole ones."""
+    """Range of the speeds that ``activity`` draws, in steps per frame; whole numbers for grids and
+    recordings, whose images are a step apart."""
 
     directions: Directions = "both"
     """Whether ``activity`` lets transformations run backwards as often as forwards."""

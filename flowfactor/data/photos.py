@@ -579,17 +579,17 @@ class PhotosOptions(DrawnOptions):
     that changes; by default all six, of grey pictures without the hue."""
 
     grey: bool = False
-    """Whether colours become their luminance."""
+    """Whether to convert colours to grey (luminance)."""
 
     window: tuple[
         Annotated[float, Field(ge=0.01, le=1)], Annotated[float, Field(ge=0.01, le=1)]
     ] = (0.6, 1.0)
-    """The smallest and the largest window, as parts of the largest of which a sequence stays within
-    its photograph."""
+    """The smallest and the largest window, as fractions of the largest whose sequences stay within
+    the photograph."""
 
     contrast: Annotated[float, Field(ge=0, le=0.5)] = 0.05
-    """Standard deviation of grey values, of 0..1, that windows should have; of eight that are drawn
-    the first that does is taken, else the best."""
+    """Smallest standard deviation of a window's grey values, in 0..1. Of eight random windows the
+    first that reaches it is taken, or else the one with the most contrast."""
 
     room: PositiveInt | None = None
     """The largest horizon for which windows stay within their photograph; by default twice
@@ -599,10 +599,10 @@ class PhotosOptions(DrawnOptions):
     """Pixels of the shorter side to which larger photographs are reduced."""
 
     held_out_validation: Part = 0.15
-    """Photographs for validation: a number, or a part of all."""
+    """Photographs for validation: a number, or a fraction of all."""
 
     held_out_test: Part = 0.15
-    """Photographs for the test: a number, or a part of all."""
+    """Photographs for the test: a number, or a fraction of all."""
 
     def load(self, split: str, seed: int) -> Photos:
         """Return the windows of a split."""

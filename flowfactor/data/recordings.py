@@ -84,7 +84,7 @@ class Recordings(SequenceDataset):
         size: height and width, or one number for both, to which frames are resized, and their
             middle cut out where the shape differs.
         grey: make frames grey, by luminance.
-        every: take only each frame of this number.
+        every: n, to keep every n-th frame.
         stride: let a new sequence begin this many recorded frames after the one before it.
         short: ``error``, or ``drop`` to leave out recordings with too few frames.
         memory_limit: bytes of frames that were read to keep; clips that fit are read only once.
@@ -441,7 +441,7 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 @DATA.register("recordings")
 @options
 class RecordingsOptions(DataOptions):
-    """Sequences of one's own: an array in a file, folders of frames, or videos."""
+    """Your own sequences: an array in a file, folders of frames, or videos."""
 
     irrelevant: ClassVar[frozenset[str]] = DataOptions.irrelevant | {"memory_limit"}
 
@@ -481,10 +481,10 @@ class RecordingsOptions(DataOptions):
     """Height and width to which frames are resized, the middle being cut out."""
 
     grey: bool = False
-    """Whether colours become their luminance."""
+    """Whether to convert colours to grey (luminance)."""
 
     every: PositiveInt = 1
-    """Take only each frame of this number."""
+    """Keep every n-th frame."""
 
     stride: PositiveInt | None = None
     """Begin a new sequence this many frames after the one before it; one of each recording by
@@ -497,11 +497,11 @@ class RecordingsOptions(DataOptions):
     """Bytes of frames that were read to keep in memory."""
 
     validation: Part = 0.1
-    """Recordings, or groups of them, for validation: a number, or a part of all. Of a single
-    recording the part of its frames before those for the test."""
+    """Recordings, or groups of them, for validation: a number, or a fraction of all. Of a
+    single recording, the fraction of its frames just before those for the test."""
 
     test: Part = 0.1
-    """The same for the test; of a single recording the part at its end."""
+    """The same for the test; of a single recording, the fraction at its end."""
 
     @model_validator(mode="after")
     def _starts_as_recorded(self) -> Self:

@@ -353,7 +353,7 @@ def cut_sequences(
         horizon: ``T``.
         side: of the window, in pixels of the film.
         size: pixels along each side of the result.
-        every: take only each frame of this number.
+        every: n, to keep every n-th frame.
         stride: frames of the film from the beginning of a sequence to that of the next one of the
             same track; by default they share no frame.
         heading: turn the window so that the thing heads upwards in the ``first`` frame, in

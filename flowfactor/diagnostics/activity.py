@@ -50,7 +50,7 @@ class ActivityRaster:
     Sizes: B sequences, n steps, K fields, M transformations.
 
     Attributes:
-        kinds: of what kind each sequence is; those of one kind follow each other.
+        kinds: the kind of each sequence; those of one kind follow each other.
         names: of the K fields, those of the M transformations first.
         inferred: signed speeds ``(B, n, K)``, the posterior mean.
         truth: signed speeds ``(B, n, M)``, None if they are not known.

@@ -72,7 +72,8 @@ class Window:
             >>> window.lift(0.0, 1.0)
             tensor([[-1., -1.,  0.]])
         """
-        right, up = ((self.plane.project(z) - torch.tensor(self.corner)) / self.side).unbind(-1)
+        coordinates = self.plane.project(z).cpu()
+        right, up = ((coordinates - torch.tensor(self.corner)) / self.side).unbind(-1)
         return np.asarray(torch.stack([right, 1 - up], dim=-1))
 
     def lift(self, x: float, y: float) -> Float[Tensor, "1 d"]:
@@ -136,11 +137,11 @@ class Discrepancy:
 
 
 class Explorer:
-    """A model whose flows are mixed by hand.
+    r"""A model whose flows are mixed by hand.
 
-    .. code-block:: text
+    .. math::
 
-        dz/dt = sum_k w_k grad u^k(z, t)
+        \frac{dz}{dt} = \sum_k w_k \nabla u^k(z, t)
 
     for a model of potentials; a model that moves its latents otherwise adds up the displacements
     of its transformations, ``z_t = z_0 + sum_k w_k (flow(z_0, k, t) - z_0)``. Weights are any real
@@ -438,7 +439,8 @@ class Explorer:
         last = self._last
         if last is None or last[0] != key:
             path = self.flow(z, chosen, [float(t) for t in range(self.model.horizon + 1)])
-            self._last = last = (key, path, self.decode(path[self.strip_times.long(), 0]))
+            shown = self.strip_times.long().to(path.device)
+            self._last = last = (key, path, self.decode(path[shown, 0]))
         return last[1], last[2]
 
     def _landscape(
@@ -468,7 +470,7 @@ def _discrepancy(
 ) -> Discrepancy:
     """Compare two ends with the way that the latent went, and two pairs of images."""
     gap, length = float((ends[0] - ends[1]).norm()), float(way)
-    one, other, after, before = compared.double()
+    one, other, after, before = compared.cpu().double()
     return Discrepancy(
         labels,
         frames,

@@ -216,11 +216,17 @@ def composition_data(
 ) -> FilmStrips:
     r"""Encode frame 0 of each sequence and decode two composed flows at every frame.
 
-    .. code-block:: text
+    .. math::
 
-        simultaneous           dz/dt = grad u^a(z, t) + grad u^b(z, t)
-        sequential, turn at s  z_t = flow(z_0, a, t) for t <= s,
-                               z_t = flow(z_s, b, t - s) for t > s; each clock begins at 0
+        \begin{aligned}
+        \text{simultaneous:} \quad \frac{dz}{dt} &= \nabla u^a(z, t) + \nabla u^b(z, t) \\
+        \text{sequential:} \quad z_t &= \begin{cases}
+          \mathrm{flow}(z_0, a, t) & t \le s \\
+          \mathrm{flow}(z_s, b, t - s) & t > s
+        \end{cases}
+        \end{aligned}
+
+    Each potential's clock begins at 0.
 
     Args:
         model: any model with potentials.

@@ -191,9 +191,9 @@ def weights_data(
 ) -> FilmStrips:
     r"""Decode one image along flows between two transformations.
 
-    .. code-block:: text
+    .. math::
 
-        dz/dt = (1 - s) grad u^a(z, t) + s grad u^b(z, t)
+        \frac{dz}{dt} = (1 - s) \nabla u^a(z, t) + s \nabla u^b(z, t)
 
     Args:
         model: any model with potentials.

@@ -64,7 +64,7 @@ class MetricContext:
 
     @functools.cached_property
     def transformations(self) -> tuple[str, ...]:
-        """The names of what the sequences undergo, without flows to spare.
+        """The names of the transformations that the sequences undergo, without spare flows.
 
         Where no sequence has a label these are the names of the model's flows.
         """
@@ -147,8 +147,8 @@ class Metric(ABC):
             evaluation: that it belongs to.
 
         Returns:
-            Rows of a measured number, and of what stands beside it: the same number for latents
-            that stay where they are, for frame 0 as it is, and the floor of the autoencoder. By
+            Rows of a measured number, and of those to compare it with: the same number for latents
+            that do not move, for frame 0 as it is, and the floor of the autoencoder. By
             default the columns that have a ``summary``, as text.
         """
         return [

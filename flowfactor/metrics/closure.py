@@ -73,9 +73,10 @@ def closure_error(
 ) -> dict[str, Closure]:
     r"""Return the error of every cyclic transformation's flow after one period P.
 
-    .. code-block:: text
+    .. math::
 
-        E = mean_{images} sum_{channels, pixels} |x_0 - decode(flow(z_0, k, P))|
+        E = \mathrm{mean}_{\text{images}} \sum_{\text{channels, pixels}}
+          |x_0 - \mathrm{decode}(\mathrm{flow}(z_0, k, P))|
 
     A flow along the gradient of a potential that does not depend on time never returns, as the
     potential grows along it; what it may do is come close, or leave the image unchanged.

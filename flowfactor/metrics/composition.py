@@ -57,10 +57,13 @@ def superposition_error(
 ) -> dict[Pair, EquivarianceError]:
     r"""Return the error of two simultaneous flows against frames that undergo both.
 
-    .. code-block:: text
+    .. math::
 
-        dz/dt = grad u^a(z, t) + grad u^b(z, t)
-        E_ab = mean_{images} sum_{t=1..T} sum_{channels, pixels} |x_t^{ab} - decode(z_t)|
+        \begin{aligned}
+        \frac{dz}{dt} &= \nabla u^a(z, t) + \nabla u^b(z, t), \\
+        E_{ab} &= \mathrm{mean}_{\text{images}} \sum_{t=1}^T \sum_{\text{channels, pixels}}
+          |x_t^{ab} - \mathrm{decode}(z_t)|
+        \end{aligned}
 
     Args:
         model: in evaluation mode.
@@ -118,10 +121,14 @@ def switching_error(
 ) -> dict[Pair, EquivarianceError]:
     r"""Return the error of two sequential flows against frames that switch likewise.
 
-    .. code-block:: text
+    .. math::
 
-        z_t = flow(z_0, a, t)                for t <= s = ceil(T / 2),
-        z_t = flow(z_s, b, t - s)            for t > s; each potential's clock begins at 0
+        z_t = \begin{cases}
+          \mathrm{flow}(z_0, a, t) & t \le s = \lceil T / 2 \rceil \\
+          \mathrm{flow}(z_s, b, t - s) & t > s
+        \end{cases}
+
+    Each potential's clock begins at 0.
 
     Args:
         model: in evaluation mode.
@@ -172,10 +179,14 @@ def reversal_error(
 ) -> dict[str, EquivarianceError]:
     r"""Return the error of every flow that runs backward from the last frame to the first.
 
-    .. code-block:: text
+    .. math::
 
-        z_T = encoder mean of x_T;   dz/dt = grad u^k(z, t) from t = T to 0
-        E = mean_{images} sum_{t=T-1..0} sum_{channels, pixels} |x_t - decode(z_t)|
+        \begin{aligned}
+        \frac{dz}{dt} &= \nabla u^k(z, t) \text{ from } t = T \text{ to } 0, \qquad
+          z_T \text{ the encoder mean of } x_T, \\
+        E &= \mathrm{mean}_{\text{images}} \sum_{t=0}^{T-1} \sum_{\text{channels, pixels}}
+          |x_t - \mathrm{decode}(z_t)|
+        \end{aligned}
 
     The model has only been trained forwards, from latents of frame 0.
 
@@ -461,10 +472,10 @@ class Composition(Metric):
 
     @classmethod
     def properties(cls, result: CompositionErrors, evaluation: Evaluation) -> Sequence[Row]:
-        """Return the errors of flows at once, in turn and backwards."""
+        """Return the errors of simultaneous, sequential and backward flows."""
         kinds = {
-            "at once": result.superposition,
-            "in turn": result.switching,
+            "simultaneous": result.superposition,
+            "sequential": result.switching,
             "backwards": result.reversal,
         }
         return [Row(name, mean_errors(kinds[name].values())) for name in kinds if kinds[name]]

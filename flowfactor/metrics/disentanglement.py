@@ -38,12 +38,14 @@ def factor_vae_score(
 ) -> float:
     r"""Return how well the dimension that varies least tells which factor was fixed.
 
-    .. code-block:: text
+    A vote draws a factor k and codes that share its value, and names the dimension
 
-        vote:   draw a factor k, and codes that share its value;
-                d = argmin_j  Var_samples(z_j) / Var_data(z_j)
-        score:  the part of the test votes (k, d) in which k is the commonest factor of d
-                among the training votes
+    .. math::
+
+        d = \arg\min_j \frac{\mathrm{Var}_{\text{samples}}(z_j)}{\mathrm{Var}_{\text{data}}(z_j)}
+
+    The score is the share of the test votes (k, d) in which k is the commonest factor of d among
+    the training votes.
 
     Dimensions whose standard deviation is below ``least_std`` take no part: a model that does not
     use them would win every vote with them. A code without any other dimension scores 0.
@@ -106,9 +108,9 @@ def factor_vae_score(
 def mig(codes: Array, factors: Array, *, bins: int = 20) -> float:
     r"""Return the mutual information gap.
 
-    .. code-block:: text
+    .. math::
 
-        MIG = mean_k  ( I(z_a; v_k) - I(z_b; v_k) ) / H(v_k)
+        \mathrm{MIG} = \mathrm{mean}_k\, \frac{I(z_a; v_k) - I(z_b; v_k)}{H(v_k)}
 
     with ``z_a`` and ``z_b`` the dimensions that know most and second most of the factor ``v_k``.
     Mutual information is that of histograms, whose bias shrinks with the number of samples: 10,000
@@ -177,14 +179,19 @@ def dci(
 ) -> DCI:
     r"""Return disentanglement, completeness and informativeness.
 
-    .. code-block:: text
+    .. math::
 
-        R_jk:             importance of dimension j to trees that predict factor k
-        disentanglement:  sum_j  (R_j. / R_..)  ( 1 - H_F(R_j. as a distribution over factors) )
-        completeness:     sum_k  (R_.k / R_..)  ( 1 - H_D(R_.k as a distribution over dimensions) )
+        \begin{aligned}
+        \text{disentanglement} &= \sum_j \frac{R_{j \cdot}}{R_{\cdot \cdot}}
+          \bigl( 1 - H_F(R_{j \cdot}) \bigr), \\
+        \text{completeness} &= \sum_k \frac{R_{\cdot k}}{R_{\cdot \cdot}}
+          \bigl( 1 - H_D(R_{\cdot k}) \bigr)
+        \end{aligned}
 
-    with the entropy H_n to the base n. The predictors are gradient-boosted trees, one set for each
-    factor; their cost grows with samples, dimensions and values.
+    where ``R_jk`` is the importance of dimension j to trees that predict factor k, a dot the sum
+    over an index, and ``H_n`` the entropy, to the base n, of a row or column as a distribution. The
+    predictors are gradient-boosted trees, one set for each factor; their cost grows with samples,
+    dimensions and values.
 
     Args:
         codes: ``(N, D)``, finite.
@@ -225,13 +232,14 @@ def dci(
 def sap(codes: Array, factors: Array, *, test_fraction: float = 1 / 3, seed: int = 0) -> float:
     r"""Return the separated attribute predictability.
 
-    .. code-block:: text
+    .. math::
 
-        S_jk: test accuracy of a linear SVM (C = 0.01, classes balanced) that sees z_j alone
-        SAP = mean_k  ( largest S_jk - second largest S_jk over j )
+        \mathrm{SAP} = \mathrm{mean}_k\, (S_{ak} - S_{bk})
 
-    A line through one dimension separates two values, not the middle ones of many: factors with
-    more values score lower, however good the code.
+    where ``S_jk`` is the test accuracy of a linear SVM (C = 0.01, classes balanced) that predicts
+    factor k from ``z_j`` alone, and ``z_a`` and ``z_b`` are the dimensions with the largest and
+    second largest. A threshold on one dimension separates two values, not the middle ones of many:
+    factors with more values score lower, however good the code.
 
     Args:
         codes: ``(N, D)``, finite, at least two dimensions.
@@ -347,7 +355,7 @@ class DisentanglementOptions(MetricOptions):
 
 @dataclasses.dataclass(frozen=True)
 class DisentanglementScores:
-    """All scores of one code, each in [0, 1]; and of what they were computed."""
+    """All scores of one code, each in [0, 1], and the factors and images behind them."""
 
     factors: list[str]
     codes: int

@@ -12,9 +12,9 @@ def proportion_interval(
 ) -> tuple[float, float]:
     r"""Return Wilson's interval of the part of samples that are right.
 
-    .. code-block:: text
+    .. math::
 
-        (p + c / 2 -+ sqrt(c p (1 - p) + c^2 / 4)) / (1 + c)          with c = z^2 / n
+        \frac{p + c / 2 \mp \sqrt{c\, p\, (1 - p) + c^2 / 4}}{1 + c}, \qquad c = \frac{z^2}{n}
 
     Samples of one group, such as sequences cut from one track, are not independent. With G groups
     the number n of samples is therefore divided by the *design effect*, how much larger the

@@ -46,9 +46,11 @@ def log_likelihood(
 ) -> Float[Tensor, "b"]:
     r"""Return the IWAE bound of ``log p(x_0..x_T | k)`` for each sequence, in nats.
 
-    .. code-block:: text
+    .. math::
 
-        log 1/S sum_s  p(x_0..x_T | z^s, k) p(z^s) / q(z^s | x_0),       z^s ~ q(z_0 | x_0)
+        \log \frac{1}{S} \sum_{s=1}^S
+          \frac{p(x_0, \ldots, x_T \mid z^s, k)\, p(z^s)}{q(z^s \mid x_0)},
+        \qquad z^s \sim q(z_0 \mid x_0)
 
     The transitions are deterministic, so that a sample of ``z_0`` fixes the whole path. The bound
     grows with S in expectation and reaches the log-likelihood as S goes to infinity.
@@ -59,7 +61,7 @@ def log_likelihood(
         samples: S.
         observation: another observation model than the trained one, for instance the unit
             ``Gaussian()``, by which different models can be compared.
-        generator: of the samples, on the model's device.
+        generator: of the samples, on the CPU, so that every device gets the same numbers.
         batch_size: frames decoded at a time; it does not change the result.
 
     Raises:
@@ -93,10 +95,8 @@ def log_likelihood(
     for x, k in zip(x_all.split(chunk), labels.split(chunk), strict=True):
         posterior = model.encode(x[:, 0])
         mean, scale = posterior.mean, posterior.stddev
-        noise = torch.randn(
-            samples, *mean.shape, generator=generator, dtype=mean.dtype, device=mean.device
-        )
-        z0 = mean + scale * noise
+        noise = torch.randn(samples, *mean.shape, generator=generator, dtype=mean.dtype)
+        z0 = mean + scale * noise.to(mean.device)
         log_weight = _normal(torch.zeros_like(mean), torch.ones_like(scale)).log_prob(z0)
         log_weight = log_weight - _normal(mean, scale).log_prob(z0)
         times = torch.arange(frames, dtype=mean.dtype, device=mean.device)
@@ -168,7 +168,7 @@ class LogLikelihood(Metric):
     options: LikelihoodOptions
 
     def measure(self, context: MetricContext) -> Likelihoods:
-        """Return both bounds, of sequences with the transformations in turn."""
+        """Return both bounds, of sequences that cycle through the transformations."""
         model, data = context.model, context.data
         # Of long sequences fewer are measured; the result says how many.
         most = max(2, _DECODED // (self.options.samples * (data.horizon + 1)))
@@ -178,7 +178,7 @@ class LogLikelihood(Metric):
         parts = indices.split(chunk * -(-limit_batch(data, len(indices)) // chunk))
 
         def bound(observation: Observation | None) -> Bound:
-            generator = torch.Generator(model.device).manual_seed(context.seed)
+            generator = torch.Generator().manual_seed(context.seed)
             bounds = [
                 log_likelihood(
                     model,

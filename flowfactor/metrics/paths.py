@@ -57,14 +57,17 @@ def path_measures(
 ) -> dict[str, PathMeasures]:
     r"""Return straightness and kinetic energy of the latent's paths for every transformation.
 
-    .. code-block:: text
+    .. math::
 
-        dz/dt = v^k(z, t) from z_0, the encoder mean of x_0
-        straightness    = mean_{images}  |z_T - z_0| / length
-        kinetic energy  = mean_{images}  1/T int_0^T 1/2 |v^k(z_t, t)|^2 dt
+        \begin{aligned}
+        \text{straightness} &= \mathrm{mean}_{\text{images}}\, \frac{|z_T - z_0|}{\text{length}}, \\
+        \text{kinetic energy} &= \mathrm{mean}_{\text{images}}\,
+          \frac{1}{T} \int_0^T \tfrac{1}{2} |v^k(z_t, t)|^2\, dt
+        \end{aligned}
 
-    The integral is by the trapezoidal rule, the length that of the polygon through the same times.
-    A model without fields has paths, too: the polygons through its latents at the frames.
+    where ``z_t`` follows ``dz/dt = v^k(z, t)`` from ``z_0``, the encoder mean of ``x_0``. The
+    integral is by the trapezoidal rule, the length that of the polygon through the same times. A
+    model without fields has paths, too: the polygons through its latents at the frames.
 
     Args:
         model: in evaluation mode.

@@ -198,9 +198,10 @@ def equivariance_error(
 ) -> dict[str, EquivarianceError]:
     r"""Return the equivariance error of every transformation.
 
-    .. code-block:: text
+    .. math::
 
-        E_k = mean_{images} sum_{t=1..T} sum_{channels, pixels} |x_t - decode(flow(z_0, k, t))|
+        E_k = \mathrm{mean}_{\text{images}} \sum_{t=1}^T \sum_{\text{channels, pixels}}
+          |x_t - \mathrm{decode}(\mathrm{flow}(z_0, k, t))|
 
     with ``z_0`` the mean of ``q(z_0 | x_0)``. ``T = 7`` and a training to ``t = 8`` is the protocol
     of Song et al., arXiv:2309.13167.

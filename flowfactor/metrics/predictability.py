@@ -38,7 +38,7 @@ class ClassifierOptions(MetricOptions):
     batch_size: PositiveInt = 32
     """Pairs of a step."""
     learning_rate: PositiveFloat = 2e-3
-    """Of Adam; it falls to zero along half a cosine."""
+    """Initial learning rate of Adam; it falls to zero along half a cosine."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,10 +72,8 @@ def variation_predictability(
 ) -> Predictability:
     r"""Return how well a small network tells flows apart by what they do to images (VP).
 
-    .. code-block:: text
-
-        pair:   x_0,  decode(flow(z_0, k, t)),       z_0 the encoder mean of x_0
-        score:  accuracy of k as predicted from the pair, on pairs not trained on
+    The network sees pairs ``(x_0, decode(flow(z_0, k, t)))``, with ``z_0`` the encoder mean of
+    ``x_0``. The score is how often it predicts k right, on pairs that it was not trained on.
 
     A network that sees few pairs can only learn changes that are simple and alike for all images.
     Whether they are the *right* changes is what :func:`~flowfactor.metrics.equivariance_error`
@@ -212,6 +210,7 @@ def classify_pairs(
         torch.manual_seed(seed)
         network = _classifier(pairs.shape[1], int(classes[-1]) + 1, options.width)
     network = network.to(pairs)
+    train, test = train.to(pairs.device), test.to(pairs.device)
     _fit(network, pairs, target, train, options, generator)
     with torch.no_grad():
         correct = sum(
@@ -232,7 +231,7 @@ def _fit(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.epochs)
     with torch.enable_grad():
         for _ in range(options.epochs):
-            order = rows[torch.randperm(len(rows), generator=generator)]
+            order = rows[torch.randperm(len(rows), generator=generator).to(rows.device)]
             for batch in order.split(options.batch_size):
                 optimizer.zero_grad()
                 F.cross_entropy(network(pairs[batch]), target[batch]).backward()

@@ -42,12 +42,17 @@ def relative_sharpness(
 ) -> dict[str, Sharpness]:
     r"""Return how sharp decoded frames are of each transformation.
 
-    .. code-block:: text
+    .. math::
 
-        G(x) = sum_{channels, neighbouring pixels p, q} (x_p - x_q)^2
-        sharpness_t = sum_{images} G(decode(flow(z_0, k, t))) / sum_{images} G(x_t)
+        \begin{aligned}
+        G(x) &= \sum_{\text{channels}} \sum_{p, q} (x_p - x_q)^2, \\
+        \text{sharpness}_t &= \frac
+          {\sum_{\text{images}} G(\mathrm{decode}(\mathrm{flow}(z_0, k, t)))}
+          {\sum_{\text{images}} G(x_t)}
+        \end{aligned}
 
-    A sum of absolute or squared errors is small for blurry images, this ratio then too.
+    over all neighbouring pixels p and q. Blurry frames can have small absolute or squared errors;
+    their sharpness is small too.
 
     Args:
         model: in evaluation mode.

@@ -71,6 +71,7 @@ class SequenceModel(nn.Module, ABC):
         Options: the class of the model's options, decorated by
             :func:`~flowfactor.options.options`: its arguments, its keys in YAML and its spec.
         supervised: whether training needs the label of every sequence.
+        needs_all_frames: whether the loss takes whole sequences only.
         encodes_any_frame: whether the loss takes sequences of which another frame than frame 0 is
             the first, and is encoded.
         names, image_shape, horizon, options: as given.
@@ -80,6 +81,7 @@ class SequenceModel(nn.Module, ABC):
 
     Options: ClassVar[type[Any]]
     supervised: ClassVar[bool] = True
+    needs_all_frames: ClassVar[bool] = False
     encodes_any_frame: bool = False
 
     options: Any

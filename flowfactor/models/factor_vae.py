@@ -41,17 +41,18 @@ class FactorVAEOptions(AutoencoderOptions):
 class FactorVAE(TraversalModel):
     r"""A VAE of single images that penalises the total correlation of its latents.
 
-    .. code-block:: text
+    .. math::
 
-        sum_{t=0..T}  - E_q[log p(x_t | z_t)] + KL(q(z_t | x_t) || N(0, I)) + gamma (l_0 - l_1)(z_t)
+        \sum_{t=0}^T \bigl( -\mathbb{E}_q[\log p(x_t \mid z_t)]
+          + \mathrm{KL}(q(z_t \mid x_t) \parallel N(0, I)) + \gamma\, (l_0 - l_1)(z_t) \bigr)
 
     averaged over sequences, in nats, where ``l_0, l_1`` are the logits of a discriminator D. It is
     trained at the same time to tell latents (class 0) from latents whose dimensions were permuted
     over the images of the batch, each by itself (class 1):
 
-    .. code-block:: text
+    .. math::
 
-        1/2 [ CE(D(z), 0) + CE(D(permuted z), 1) ]
+        \tfrac{1}{2} \bigl[ \mathrm{CE}(D(z), 0) + \mathrm{CE}(D(\text{permuted } z), 1) \bigr]
 
     so that ``l_0 - l_1`` estimates ``log q(z) / prod_j q(z_j)``: its mean is the total correlation.
     The published algorithm draws the permuted latents from a second batch and steps the

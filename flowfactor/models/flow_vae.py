@@ -97,15 +97,22 @@ class FlowVAE(PotentialAutoencoder):
 
     With the transformation k of each sequence known, training minimises
 
-    .. code-block:: text
+    .. math::
 
-        - E_q[ sum_{t=0..T} log p(x_t | z_t) ]  +  beta KL(q(z_s | x_s) || N(0, I))
-        + path_kl         sum_{t != s} KL(q_t(. | x_s, k) || p_{|t - s|}(. | k))
-        + hamilton_jacobi mean_{t in [0, T]} (du/dt + 1/2 ||grad u||^2 - f)^2
-        + initial         ||v(z_s, s)||^2
-        + consistency     sum_{t != s} KL(q_t(. | x_s, k) || q(. | x_t))
-        + reversal        E_t E_{z_t ~ q(. | x_t)} [ -log p(x_s | z_{t->s}) ]
-        + commutator      ||[v^k, v^j](z_t, t)||^2
+        \begin{aligned}
+        & -\mathbb{E}_q \Bigl[ \sum_{t=0}^T \log p(x_t \mid z_t) \Bigr]
+          + \beta\, \mathrm{KL}(q(z_s \mid x_s) \parallel N(0, I)) \\
+        +\, \mathrm{path\_kl} \;& \sum_{t \ne s}
+          \mathrm{KL}(q_t(\cdot \mid x_s, k) \parallel p_{|t - s|}(\cdot \mid k)) \\
+        +\, \mathrm{hamilton\_jacobi} \;& \mathrm{mean}_{t \in [0, T]}
+          \bigl( \partial_t u + \tfrac{1}{2} |\nabla u|^2 - f \bigr)^2 \\
+        +\, \mathrm{initial} \;& |v(z_s, s)|^2 \\
+        +\, \mathrm{consistency} \;& \sum_{t \ne s}
+          \mathrm{KL}(q_t(\cdot \mid x_s, k) \parallel q(\cdot \mid x_t)) \\
+        +\, \mathrm{reversal} \;& \mathbb{E}_t\, \mathbb{E}_{z_t \sim q(\cdot \mid x_t)}
+          [ -\log p(x_s \mid z_{t \to s}) ] \\
+        +\, \mathrm{commutator} \;& |[v^k, v^j](z_t, t)|^2
+        \end{aligned}
 
     averaged over the batch. ``v^k`` is ``grad u^k``, divergence-free, or the sum of two such parts,
     see ``parts``; ``hamilton_jacobi`` needs a potential. The encoded frame s is 0, or in training

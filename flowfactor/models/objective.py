@@ -200,7 +200,7 @@ class Context:
 
     Args:
         model: whose loss it is.
-        batch: the sequences, whose labels are not looked at.
+        batch: the sequences; their labels are ignored.
         k: the transformation of each sequence, or weights ``(B, K)`` of a mixture.
         interval_steps: steps of a fixed method over an interval; None: those of a whole sequence.
         log_density: which log-density the path has, see :func:`flowfactor.trace`. The discrete one

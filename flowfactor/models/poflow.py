@@ -46,13 +46,17 @@ class PoFlow(PotentialAutoencoder):
 
     With ``dz/dt = grad u^k(z, t)`` as in the flow model, training minimises
 
-    .. code-block:: text
+    .. math::
 
-        - E_q[log p(x_0 | z_0)]  +  beta KL(q(z_0|x_0) || N(0, I))         the bound of frame 0
-        - E_q[ sum_{t=1..T} log p(x_t | z_t) ]                             what flowed to frame t
-        + wave     mean_{t in [0, T]} (d2u/dt2 - c_k^2 laplacian u)^2
-        + initial  ||grad u(z_0, 0)||^2
-        - jacobian mean_{t in [0, T]} ||J(z_t) grad u(z_t, t)||^2
+        \begin{aligned}
+        & -\mathbb{E}_q[\log p(x_0 \mid z_0)]
+          + \beta\, \mathrm{KL}(q(z_0 \mid x_0) \parallel N(0, I)) \\
+        & -\mathbb{E}_q \Bigl[ \sum_{t=1}^T \log p(x_t \mid z_t) \Bigr] \\
+        +\, \mathrm{wave} \;& \mathrm{mean}_{t \in [0, T]}
+          \bigl( \partial_t^2 u - c_k^2 \Delta u \bigr)^2 \\
+        +\, \mathrm{initial} \;& |\nabla u(z_0, 0)|^2 \\
+        -\, \mathrm{jacobian} \;& \mathrm{mean}_{t \in [0, T]}\, |J(z_t) \nabla u(z_t, t)|^2
+        \end{aligned}
 
     averaged over the batch, in nats, with c_k learned, J the Jacobian of the decoded pixel means,
     and both means over time estimated at one random time in each interval between frames, the last

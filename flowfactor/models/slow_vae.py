@@ -33,20 +33,31 @@ class SlowVAEOptions(AutoencoderOptions):
 class SlowVAE(TraversalModel):
     r"""A VAE of frame pairs with a Laplace prior of what changes between the two.
 
-    .. code-block:: text
+    .. math::
 
-        - E_q[log p(x_0 | z_0) + log p(x_1 | z_1)]
-        + beta  (CE_N - H_0)
-        + gamma (CE_L(mu_0 - mu_1, sigma_0) + CE_L(mu_1 - mu_0, sigma_1) - (H_0 + H_1) / 2)
+        \begin{aligned}
+        & -\mathbb{E}_q[\log p(x_0 \mid z_0) + \log p(x_1 \mid z_1)] \\
+        +\, \beta \;& (\mathrm{CE}_N - H_0) \\
+        +\, \gamma \;& \bigl( \mathrm{CE}_L(\mu_0 - \mu_1, \sigma_0)
+          + \mathrm{CE}_L(\mu_1 - \mu_0, \sigma_1) - \tfrac{1}{2} (H_0 + H_1) \bigr)
+        \end{aligned}
 
-        CE_N       = sum_j [ (mu^2 + sigma^2) / 2 + log(2 pi) / 2 ]              of the first frame
-        CE_L(m, s) = sum_j [ - log(lambda / 2) + lambda E|N(m, s^2)| ]
-        H          = sum_j [ log sigma + log(2 pi e) / 2 ]                       the entropy of q
+    averaged over the pairs of neighbouring frames of a sequence and over sequences, in nats, with
+    the entropy H of q and its cross-entropies to the normal prior, for the first frame, and to the
+    Laplace prior of the change:
 
-    averaged over the pairs of neighbouring frames of a sequence and over sequences, in nats. As in
-    the authors' program the Laplace terms of both directions share one entropy, the mean of the
-    two, so that the term of gamma is no divergence. If some frames are left out of the sequences,
-    neighbours are those that are there.
+    .. math::
+
+        \begin{aligned}
+        H &= \sum_j \bigl( \log \sigma_j + \tfrac{1}{2} \log 2 \pi e \bigr), \\
+        \mathrm{CE}_N &= \sum_j \tfrac{1}{2} \bigl( \mu_j^2 + \sigma_j^2 + \log 2 \pi \bigr), \\
+        \mathrm{CE}_L(m, s) &= \sum_j \bigl( -\log \tfrac{\lambda}{2}
+          + \lambda\, \mathbb{E} |N(m_j, s_j^2)| \bigr)
+        \end{aligned}
+
+    As in the authors' program the Laplace terms of both directions share one entropy, the mean of
+    the two, so that the term of gamma is no divergence. If some frames are left out of the
+    sequences, neighbours are those that are there.
 
     Args:
         options: :class:`SlowVAEOptions`.
@@ -104,15 +115,17 @@ def laplace_cross_entropy(
 ) -> Float[Tensor, "*b"]:
     r"""Return the cross-entropy of ``N(m, diag s^2)`` to a Laplace prior at 0, in nats.
 
-    .. code-block:: text
+    .. math::
 
-        sum_j [ - log(rate / 2) + rate E|N(m_j, s_j^2)| ]
-        E|N(m, s^2)| = s sqrt(2 / pi) exp(- m^2 / (2 s^2)) + m (2 Phi(m / s) - 1)
+        \begin{aligned}
+        & \sum_j \bigl( -\log \tfrac{\lambda}{2} + \lambda\, \mathbb{E} |N(m_j, s_j^2)| \bigr), \\
+        & \mathbb{E} |N(m, s^2)| = s \sqrt{2 / \pi}\, \exp(-m^2 / 2 s^2) + m\, (2 \Phi(m / s) - 1)
+        \end{aligned}
 
     Args:
         mean: m.
         scale: s, positive.
-        rate: of the prior ``rate / 2 exp(- rate |x|)``.
+        rate: lambda, of the prior ``lambda / 2 exp(- lambda |x|)``.
 
     Example:
         >>> import torch

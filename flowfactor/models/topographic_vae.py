@@ -13,7 +13,6 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from flowfactor.data import SequenceBatch
-from flowfactor.errors import ConfigError
 from flowfactor.models.autoencoder import (
     AutoencoderOptions,
     diagonal_normal,
@@ -57,19 +56,6 @@ class TopographicVAEOptions(AutoencoderOptions):
             )
         return self
 
-    def check(self, config: Any) -> None:
-        """Refuse a configuration whose other sections do not fit this model.
-
-        Raises:
-            ConfigError: labels are hidden, or frames are left out.
-        """
-        super().check(config)
-        if config.training.frames_per_sequence is not None:
-            raise ConfigError(
-                "training.frames_per_sequence: must be null, for a topographic_vae sums over "
-                "neighbouring frames"
-            )
-
 
 @MODELS.register("topographic_vae")
 class TopographicVAE(TraversalModel):
@@ -78,17 +64,21 @@ class TopographicVAE(TraversalModel):
     Two Gaussian latents of every frame, z and u, both ``N(0, I)`` a priori and both arranged in
     capsules of positions c on a circle, make
 
-    .. code-block:: text
+    .. math::
 
-        v[t, c] = sum_{|dt| <= W} sum_{|dc| <= W}  u[t + dt, c + dc + dt]^2
-        s[t, c] = (z[t, c] + mu) / sqrt(v[t, c] + eps)
+        \begin{aligned}
+        v_{t,c} &= \sum_{|i| \le W} \sum_{|j| \le W} u_{t + i,\, c + j + i}^2, \\
+        s_{t,c} &= \frac{z_{t,c} + \mu}{\sqrt{v_{t,c} + \epsilon}}
+        \end{aligned}
 
-    where the neighbour in time, ``t + dt``, is looked at ``dt`` positions on: a transformation by
-    one frame is to roll a capsule by one position, ``s_t = roll(s_0, t)``. Training minimises
+    where the neighbour in time, ``t + i``, is looked at i positions on: a transformation by one
+    frame is to roll a capsule by one position, ``s_t = roll(s_0, t)``. Training minimises
 
-    .. code-block:: text
+    .. math::
 
-        sum_{t=0..T}  - E_q[log p(x_t|s_t)] + KL(q(z_t|x_t) || N(0, I)) + KL(q(u_t|x_t) || N(0, I))
+        \sum_{t=0}^T \bigl( -\mathbb{E}_q[\log p(x_t \mid s_t)]
+          + \mathrm{KL}(q(z_t \mid x_t) \parallel N(0, I))
+          + \mathrm{KL}(q(u_t \mid x_t) \parallel N(0, I)) \bigr)
 
     averaged over sequences, in nats; mu is learned. Time is cyclic in the original, whose sequences
     return to where they began. Those here do not: before the first and after the last frame, the
@@ -127,6 +117,7 @@ class TopographicVAE(TraversalModel):
     """
 
     Options: ClassVar[type[Any]] = TopographicVAEOptions
+    needs_all_frames: ClassVar[bool] = True
     TRAVERSALS: ClassVar[tuple[str, ...]] = ("roll", *TraversalModel.TRAVERSALS)
 
     def __init__(

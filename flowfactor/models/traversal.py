@@ -31,17 +31,20 @@ logger = logging.getLogger(__name__)
 
 
 class TraversalModel(Autoencoder):
-    """A model of single images, whose latents are moved by a traversal that is learned afterwards.
+    r"""A model of single images, whose latents are moved by a traversal that is learned afterwards.
 
     Two traversals move the latent ``z_0`` of frame 0 under transformation k:
 
-    .. code-block:: text
+    .. math::
 
-        single:  z_t = z_0 + r_k (t / T) e_{j_k}       one dimension j_k, over the range r_k
-        mean:    z_t = z_0 + m_k(t)                     m_k(t) = mean[mu(x_t) - mu(x_0)]
+        \begin{aligned}
+        \text{single:} \quad z_t &= z_0 + r_k \frac{t}{T} e_{j_k} \\
+        \text{mean:} \quad z_t &= z_0 + m_k(t), \qquad m_k(t) = \mathrm{mean}[\mu(x_t) - \mu(x_0)]
+        \end{aligned}
 
-    ``m_k`` is linear between the frames; before frame 0 and after frame T it goes on as it went in
-    the first and in the last interval. :func:`fit_traversals` learns both, after training;
+    The first moves one dimension ``j_k`` over the range ``r_k``; the second follows the mean
+    displacement, linear between the frames: before frame 0 and after frame T it goes on as in the
+    first and in the last interval. :func:`fit_traversals` learns both, after training;
     :meth:`finish` also chooses the better one. What is learned is saved with the model.
 
     Args:
@@ -324,6 +327,7 @@ def _mean_displacements(
             sums[k] += displacements[of_k].sum(0)
             counts[k] += int(of_k.sum())
             if len(rows):
+                rows = rows.to(device)
                 kept[k].append((sequences.frames[rows], means[rows, 0]))
     missing = [name for name, shown in zip(model.names, counts, strict=True) if not shown]
     if missing:

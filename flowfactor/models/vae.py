@@ -31,9 +31,11 @@ class VAEOptions(AutoencoderOptions):
 class VAE(TraversalModel):
     r"""A VAE that sees every frame as an image of its own; with ``beta > 1`` a beta-VAE.
 
-    .. code-block:: text
+    .. math::
 
-        sum_{t=0..T}  - E_q[log p(x_t | z_t)]  +  beta KL(q(z_t | x_t) || N(0, I)),   z_t ~ q(.|x_t)
+        \sum_{t=0}^T \bigl( -\mathbb{E}_q[\log p(x_t \mid z_t)]
+          + \beta\, \mathrm{KL}(q(z_t \mid x_t) \parallel N(0, I)) \bigr),
+        \qquad z_t \sim q(\cdot \mid x_t)
 
     averaged over sequences, in nats; with ``beta = 1`` the negative evidence bound of the frames as
     independent images. It knows nothing of transformations: how its latents move is learned

@@ -1,4 +1,4 @@
-"""The weakly supervised flow model: nobody says which transformation a sequence undergoes."""
+"""The weakly supervised flow model: it infers which transformation a sequence undergoes."""
 
 from __future__ import annotations
 
@@ -48,9 +48,10 @@ class WeakFlowVAE(UnnamedFlows, FlowVAE):
     ``q(k | x_0..x_T)``. With ``cost_k`` the negative evidence bound of a sequence under flow k,
     the bound is
 
-    .. code-block:: text
+    .. math::
 
-        - log p(x_0..x_T) <= sum_k q(k) cost_k + KL(q(k | x_0..x_T) || uniform)
+        -\log p(x_0, \ldots, x_T) \le \sum_k q(k)\, \mathrm{cost}_k
+          + \mathrm{KL}(q(k \mid x_0, \ldots, x_T) \parallel \mathrm{uniform})
 
     *Enumeration* (variational EM): the minimising q are the responsibilities
     ``softmax(-cost_k / temperature)``; they weigh the costs of all K flows, and the network is

@@ -68,11 +68,14 @@ class Coefficients(NamedTuple):
 class ClosedForm(ABC):
     r"""C potentials at the latents ``z (C, N, D)``: each quantity made when first asked, and once.
 
-    .. code-block:: text
+    .. math::
 
-        u       = f(s, t) + c(t) . z + e(t) + 1/2 sum_r q_r(t) (p_r . z)^2     with s = A z
-        grad u  = A^T f_s + c + P^T (q * P z)
-        Hessian = A^T f_ss A + P^T diag(q) P
+        \begin{aligned}
+        u &= f(s, t) + c(t) \cdot z + e(t) + \tfrac{1}{2} \sum_r q_r(t)\, (p_r \cdot z)^2,
+          \qquad s = A z, \\
+        \nabla u &= A^\top f_s + c + P^\top (q \odot P z), \\
+        \mathrm{Hess}\, u &= A^\top f_{ss} A + P^\top \mathrm{diag}(q)\, P
+        \end{aligned}
 
     A subclass knows f: its value, time derivative and slope ``f_s (H,)``, how to multiply with its
     bend ``f_ss (H, H)``, and the trace of ``A^T f_ss A``. The rest follows here. The matrix

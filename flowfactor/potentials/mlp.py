@@ -21,16 +21,19 @@ from flowfactor.registries import FIELDS
 class MLPPotential(StackedPotentials):
     r"""K potentials, each a network of two hidden layers of H units and one output.
 
-    .. code-block:: text
+    .. math::
 
-        u(z, t)     = sum_j w_j(t) tanh(s2_j) + c(t) . z + e(t)
-                      with s2 = W tanh(s1) + b2(t),  s1 = A z + b1(t)
-        grad u      = A^T g1 + c       with g2 = w sech^2(s2),  g1 = sech^2(s1) * W^T g2
-        laplacian u = sum_h (W^T g2)_h tanh''(s1_h) ||a_h||^2
-                      + sum_j w_j tanh''(s2_j) ||(W diag(sech^2 s1) A)_j||^2
+        \begin{aligned}
+        u(z, t) &= \sum_j w_j(t) \tanh(s_{2,j}) + c(t) \cdot z + e(t), \\
+        s_1 &= A z + b_1(t), \qquad s_2 = W \tanh(s_1) + b_2(t), \\
+        \nabla u &= A^\top g_1 + c, \qquad
+          g_2 = w \odot \mathrm{sech}^2(s_2), \qquad g_1 = \mathrm{sech}^2(s_1) \odot W^\top g_2, \\
+        \Delta u &= \sum_h (W^\top g_2)_h \tanh''(s_{1,h})\, |a_h|^2
+          + \sum_j w_j \tanh''(s_{2,j})\, |(W\, \mathrm{diag}(\mathrm{sech}^2(s_1))\, A)_j|^2
+        \end{aligned}
 
     This is the network that the authors of flow factorized representation learning train, in which
-    the time enters by ``b2(t)`` only: they add an embedding of the time to the first hidden
+    the time enters by ``b_2(t)`` only: they add an embedding of the time to the first hidden
     layer, which W makes a bias of the second. With ``bounded`` a tanh follows the sum over j, as
     it does there; it also bounds how far a potential can be climbed. All coefficients may move in
     time here, as those of a :class:`~flowfactor.potentials.RidgePotential` do, of the same

@@ -21,13 +21,17 @@ from flowfactor.potentials.time_features import TimeFeatures
 class RidgePotential(StackedPotentials):
     r"""K potentials, each a sum of H ridge functions with coefficients that move in time.
 
-    .. code-block:: text
+    .. math::
 
-        u(z, t)     = sum_h w_h(t) logcosh(a_h . z + b_h(t)) + c(t) . z + e(t)
-        grad u      = A^T (w * tanh(s)) + c             with s = A z + b
-        laplacian u = sum_h w_h sech^2(s_h) ||a_h||^2
-        Hessian u   = A^T diag(w sech^2(s)) A
-        du/dt       = sum_h (w_h' logcosh(s_h) + w_h tanh(s_h) b_h') + c' . z + e'
+        \begin{aligned}
+        u(z, t) &= \sum_h w_h(t) \log\cosh(s_h) + c(t) \cdot z + e(t),
+          \qquad s_h = a_h \cdot z + b_h(t), \\
+        \nabla u &= A^\top (w \odot \tanh(s)) + c, \\
+        \Delta u &= \sum_h w_h\, \mathrm{sech}^2(s_h)\, |a_h|^2, \\
+        \mathrm{Hess}\, u &= A^\top \mathrm{diag}(w \odot \mathrm{sech}^2(s))\, A, \\
+        \partial_t u &= \sum_h \bigl( w_h' \log\cosh(s_h) + w_h b_h' \tanh(s_h) \bigr)
+          + c' \cdot z + e'
+        \end{aligned}
 
     The coefficients ``(w, b, c, e)(t)`` are learned combinations of 1, t, and sines and cosines of
     t, so that their derivatives w', b', c', e' are exact. The offset e moves no latent, but the

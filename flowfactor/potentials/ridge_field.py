@@ -39,14 +39,16 @@ noise."""
 class RidgeField(TimedFields[VectorField]):
     r"""K fields, each the gradient of a sum of ridge functions and a part without divergence.
 
-    .. code-block:: text
+    .. math::
 
-        v(z, t)  = sum_h V_h(t) tanh(a_h . z + b_h(t)) + c(t),    V_h = w_h(t) a_h + r_h
-                   with r_h . a_h = 0
-        gradient part     grad u,  u = sum_h w_h logcosh(s_h) + c . z + e,    s_h = a_h . z + b_h
-        solenoidal part   sum_h r_h tanh(s_h)
-        divergence        sum_h w_h sech^2(s_h) ||a_h||^2
-        Jacobian          sum_h sech^2(s_h) V_h a_h^T
+        \begin{aligned}
+        v(z, t) &= \sum_h V_h(t) \tanh(s_h) + c(t), \qquad s_h = a_h \cdot z + b_h(t), \\
+        V_h(t) &= w_h(t)\, a_h + r_h, \qquad r_h \cdot a_h = 0, \\
+        \text{gradient part} &= \nabla u, \qquad u = \sum_h w_h \log\cosh(s_h) + c \cdot z + e, \\
+        \text{solenoidal part} &= \sum_h r_h \tanh(s_h), \\
+        \nabla \cdot v &= \sum_h w_h\, \mathrm{sech}^2(s_h)\, |a_h|^2, \\
+        \frac{\partial v}{\partial z} &= \sum_h \mathrm{sech}^2(s_h)\, V_h a_h^\top
+        \end{aligned}
 
     The two parts share the directions a_h, so that both cost as much as one. The Jacobian of the
     second has the trace ``sum_h sech^2(s_h) r_h . a_h = 0``, whatever its parameters: it carries

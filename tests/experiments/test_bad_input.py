@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from experiments import runs
 from experiments.cli import app
 from experiments.config import read_config
+from flowfactor import pretrained
 from flowfactor.checkpoints import lock_run
 from flowfactor.errors import ConfigError
 from flowfactor.training import read_metrics
@@ -119,6 +120,25 @@ def test_check_data_finds_a_missing_label_of_the_test_split(call, tmp_path):
     words = ("train", "demo", *sets(), "--set", change(which), "--out", tmp_path / "run")
     check_error(*call(*words, "--check-data"), "label")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("command", ["evaluate", "plot", "explore-latent", "export"])
+@pytest.mark.parametrize("device", ["cuda:7", "toaster"])
+def test_a_device_that_is_not_there(call, command, device):
+    code, output = call(command, pretrained.folder("sprites"), "--device", device)
+    check_error(code, output, "cpu")
+    assert device in output
+
+
+def test_the_device_of_a_training_is_that_of_what_follows(call, own_run):
+    config = own_run / "config.yaml"
+    config.write_text(config.read_text().replace("accelerator: cpu", "accelerator: cuda:7"))
+    check_error(*call("evaluate", own_run), "training.accelerator: there is no device cuda:7")
+    assert call("evaluate", own_run, "--images", 2, "--device", "cpu")[0] == 0
+    words = ("train", "demo", *sets(), "--out", own_run, "--resume", "--device")
+    check_error(*call(*words, "toaster"), "training.accelerator")
+    assert call(*words, "cpu")[0] == 0
+    assert "accelerator: cpu" in config.read_text()
 
 
 @pytest.mark.parametrize(

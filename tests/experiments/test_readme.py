@@ -79,19 +79,3 @@ def test_the_ratios_of_the_concepts_are_measured():
     ]
     for ratio in ratios:
         assert f"{ratio:.2f} times" in " ".join(page.split())
-
-
-def test_the_page_on_solvers_holds_the_measured_ratios():
-    results = json.loads((ROOT / "experiments/benchmarks/results/solver_speed.json").read_text())
-    page = (ROOT / "docs/solvers.md").read_text()
-    columns = [
-        results[density][method]
-        for method in ("rk4", "dopri5")
-        for density in ("with log-density", "without log-density")
-    ]
-    names = {name for column in columns for name in column}
-    assert len(names) > 10
-    for name in names:
-        ratios = [column.get(name) for column in columns]
-        cells = [f"{ratio['relative to ours']:.2f}" if ratio else "" for ratio in ratios]
-        assert f"| {name} | {' | '.join(cells)} |" in page, name

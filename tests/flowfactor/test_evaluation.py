@@ -81,10 +81,10 @@ def test_the_summary_is_what_the_tables_say(evaluation):
     *_, mean = tables["errors"].rows
     assert summary["one transformation"][:3] == [mean.values[i] for i in (0, 2, 3)]
     result = evaluation.metrics["composition"]
-    assert summary["at once"][0] == pytest.approx(result.means.superposition)
-    assert summary["in turn"][0] == pytest.approx(result.means.switching)
+    assert summary["simultaneous"][0] == pytest.approx(result.means.superposition)
+    assert summary["sequential"][0] == pytest.approx(result.means.switching)
     assert summary["backwards"][0] == pytest.approx(result.means.reversal)
-    for label in ("one transformation", "at once", "in turn", "backwards"):
+    for label in ("one transformation", "simultaneous", "sequential", "backwards"):
         assert all(isinstance(number, float) and number > 0 for number in summary[label])
     columns = {column.key: column for column in evaluation_columns([evaluation])}
     for key in ("beyond_over_identity", "closure", "sharpness", "solver_change"):

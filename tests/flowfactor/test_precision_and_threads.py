@@ -7,7 +7,12 @@ import pytest
 import torch
 
 from flowfactor import machine
-from flowfactor.machine import choose_precision, choose_threads, count_idle_cores
+from flowfactor.machine import (
+    choose_compilation,
+    choose_precision,
+    choose_threads,
+    count_idle_cores,
+)
 
 TICKS = 40  # between two readings
 
@@ -190,3 +195,10 @@ def test_the_measurement_changes_no_random_numbers():
 
 def test_other_devices_keep_float32():
     assert choose_precision(torch.device("meta"), 8)[0] == "32-true"
+
+
+def test_flows_are_compiled_where_it_works():
+    assert not choose_compilation(torch.device("cpu"))[0]
+    worth, reason = choose_compilation(torch.device("cuda"))  # which this machine may lack
+    assert worth == torch.cuda.is_available()
+    assert worth or "not work" in reason

@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import itertools
 import os
+import shutil
 import signal
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -225,6 +226,20 @@ def test_a_full_disk_keeps_the_state_and_every_line(call, wholes, tmp_path, monk
     assert checkpoints.read(tmp_path / "checkpoint.pt")["step"] == 4
     train("flow_vae", tmp_path, resume=True)
     assert_same(tmp_path, wholes["flow_vae"])
+
+
+def test_a_folder_that_is_deleted_is_missed(tmp_path):
+    run = tmp_path / "run"
+
+    class Deleting(Tiny):
+        def render_frames(self, *args):
+            if (run / "checkpoint.pt").exists():
+                shutil.rmtree(run)
+            return super().render_frames(*args)
+
+    with pytest.raises(RunError, match="deleted"):
+        fit(make(), Deleting(horizon=2), VALIDATION, OPTIONS, run)
+    assert checkpoints.read(run / "checkpoint.pt")["step"] > 1
 
 
 def test_a_bad_sample_is_named(tmp_path):

@@ -1,5 +1,6 @@
 """The loop: it learns, resumes exactly, saves atomically and stops with a reason."""
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -12,8 +13,8 @@ from small_models import small
 from toy_data import Tiny
 
 import flowfactor
-from flowfactor import checkpoints
-from flowfactor.data import SequenceLoader
+from flowfactor import checkpoints, training
+from flowfactor.data import BackgroundLoader, SequenceLoader
 from flowfactor.errors import ConfigError, DataError, RunError
 from flowfactor.training import (
     TrainingError,
@@ -73,13 +74,17 @@ def test_a_resumed_training_is_the_same_training(data, tmp_path):
                 raise KeyboardInterrupt
             return super().batch(step)
 
-    folder = tmp_path / "parts"
-    with pytest.raises(KeyboardInterrupt):
-        fit(make(), Interrupted(data, 6, frames_per_sequence=2), data, OPTIONS, folder)
-    resumed, result = run_fit(data, folder, resume=True)
-    assert result.steps == 12
-    for name, parameter in whole.state_dict().items():
-        assert torch.equal(parameter, resumed.state_dict()[name]), name
+    for wrap in (contextlib.nullcontext, BackgroundLoader):
+        folder = tmp_path / wrap.__name__
+        with (
+            wrap(Interrupted(data, 6, frames_per_sequence=2)) as batches,
+            pytest.raises(KeyboardInterrupt),
+        ):
+            fit(make(), batches, data, OPTIONS, folder)
+        resumed, result = run_fit(data, folder, resume=True)
+        assert result.steps == 12
+        for name, parameter in whole.state_dict().items():
+            assert torch.equal(parameter, resumed.state_dict()[name]), name
 
     def without_times(folder):
         return [
@@ -206,6 +211,30 @@ def test_models_that_encode_frame_0_are_not_given_another(kind, options, data, t
         fit(model, data, data, random, tmp_path)
     with pytest.raises(ConfigError, match=r"training\.encoded_frame"):
         fit(model, SequenceLoader(data, 6, encoded_frame="random"), data, OPTIONS, tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["sparse_flow_vae", "topographic_vae"])
+def test_a_model_that_needs_whole_sequences(kind, data, tmp_path):
+    for batches in (data, SequenceLoader(data, 6, frames_per_sequence=2)):
+        with pytest.raises(ConfigError, match=r"training\.frames_per_sequence"):
+            fit(make(kind), batches, data, OPTIONS, tmp_path)
+    assert not any(tmp_path.iterdir())
+    steps = dataclasses.replace(OPTIONS, steps=2)
+    assert fit(make(kind), SequenceLoader(data, 6), data, steps, tmp_path).steps == 2
+
+
+@pytest.mark.parametrize("compiles", [True, False])
+def test_flows_are_compiled_in_training_steps_only(compiles, data, tmp_path, monkeypatch):
+    asked = []
+
+    @contextlib.contextmanager
+    def watch(enabled):
+        asked.append(enabled)
+        yield
+
+    monkeypatch.setattr(training, "compiled_flows", watch)
+    run_fit(data, tmp_path, dataclasses.replace(OPTIONS, steps=3, compile=compiles))
+    assert asked == [compiles] * 3
 
 
 @pytest.mark.parametrize("kind", ["flow_vae", "weak_flow_vae", "vae", "factor_vae"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 
 import pytest
 import torch
@@ -17,9 +16,11 @@ from solvers import (
     Bosh3,
     Checkpoint,
     Direct,
+    Tsit5,
     solve,
     solve_until,
 )
+from solvers.graphs import tanh
 
 
 @pytest.fixture
@@ -27,7 +28,8 @@ def graphs(monkeypatch) -> CompileCounterWithBackend:
     """Count the graphs; they are made as usual, but not translated to machine code."""
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("eager")
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counter))
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, **k: compile_(f, **{**k, "backend": counter}))
     return counter
 
 
@@ -49,13 +51,16 @@ def start(count: int = 4) -> tuple[Tensor, Tensor]:
     return z0, torch.zeros(count, dtype=torch.float64)
 
 
-@pytest.mark.parametrize(("kind", "per_sample"), [(Bosh3, False), (AdaptiveHeun, True)])
-def test_the_same_as_eager(kind, per_sample: bool, graphs) -> None:
+@pytest.mark.parametrize(
+    ("kind", "per_sample", "passes"),
+    [(Bosh3, False, False), (AdaptiveHeun, True, False), (Tsit5, True, True)],
+)
+def test_the_same_as_eager(kind, per_sample: bool, passes: bool, graphs) -> None:
     network, z0 = Network(), start()
     ts = doubles(0.1, 0.4, 1.0).requires_grad_()
     results = []
     for compiled in (False, True):
-        method = kind(1e-4, 1e-4, compile=compiled, breakpoints=(0.6,))
+        method = kind(1e-4, 1e-4, compile=compiled, interpolate=passes, breakpoints=(0.6,))
         solution = solve(network, z0, ts, method, per_sample=per_sample, dense=True)
         inputs = (z0[0], ts, *network.parameters())
         loss = (
@@ -158,3 +163,12 @@ def test_a_derivative_that_changes_its_shape_is_refused(graphs) -> None:
             [0.0, 1.0],
             AdaptiveHeun(compile=True),
         )
+
+
+def test_tanh_of_graphs() -> None:
+    """Relative to its value, also near 0, where many formulas lose it."""
+    sizes = torch.logspace(-37, 1.5, 20_001)
+    x = torch.cat([-sizes, sizes, torch.tensor([0.0, torch.inf, -torch.inf])])
+    torch.testing.assert_close(tanh(x).double(), x.double().tanh(), rtol=4e-7, atol=0.0)
+    assert tanh(torch.tensor(torch.nan)).isnan()
+    assert tanh(x.double()) is NotImplemented

@@ -1,9 +1,16 @@
 import itertools
+import threading
 
 import pytest
 import torch
 
-from flowfactor.data import Recordings, SequenceBatch, SequenceLoader, TransformedImages
+from flowfactor.data import (
+    BackgroundLoader,
+    Recordings,
+    SequenceBatch,
+    SequenceLoader,
+    TransformedImages,
+)
 from flowfactor.errors import DataError
 
 
@@ -216,6 +223,30 @@ def test_transformations_that_are_not_known():
     assert visited[:6].sort().values.tolist() == visited[6:].sort().values.tolist()
     some = SequenceLoader(recorded(1, None, None, 0, 1), 6)
     assert some.batch(0).labels.tolist() == [-1, -1, 0, 0, 1, 1]
+
+
+def test_batches_that_a_thread_draws_ahead(dataset: TransformedImages):
+    loader, drawn = SequenceLoader(dataset, 5, frames_per_sequence=2, seed=7), []
+
+    class Watched:
+        def batch(self, step):
+            drawn.append((step, threading.current_thread()))
+            if step == 6:
+                raise DataError("sample 17 is bad")
+            return loader.batch(step)
+
+    with BackgroundLoader(Watched(), "cpu") as ahead:
+        for step in (3, 4, 2, 3):  # in whatever order
+            assert same(ahead.batch(step), loader.batch(step))
+        ahead.wait()
+        assert [step for step, _ in drawn] == [3, 4, 5, 2, 3, 4]
+        assert len({thread for _, thread in drawn}) == 1
+        ahead.batch(5)
+        ahead.wait()  # the next one is bad, which is said where it is asked for
+        with pytest.raises(DataError, match="17"):
+            ahead.batch(6)
+        assert same(ahead.batch(7), loader.batch(7))
+    assert not drawn[0][1].is_alive()
 
 
 def test_batches_of_transformations_that_are_chosen_have_not_changed(dataset: TransformedImages):

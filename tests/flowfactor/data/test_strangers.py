@@ -312,7 +312,7 @@ def test_a_frame_of_another_size_than_announced(tmp_path):
     assert content.count(b"\x9d\x01\x2a" + size) == 1  # of the only key frame
     larger = (96).to_bytes(2, "little") + (32).to_bytes(2, "little")
     path.write_bytes(content.replace(b"\x9d\x01\x2a" + size, b"\x9d\x01\x2a" + larger))
-    with pytest.raises(DataError, match="a.webm"):
+    with pytest.raises(DataError, match=r"a\.webm"):
         Video(path).read(0, 5)
 
 

@@ -67,6 +67,19 @@ def test_from_training_to_metrics(kind, options, digits, tmp_path):
 
 
 @pytest.mark.parametrize("kind", MODELS)
+def test_a_loss_changes_no_parameter(kind, digits):
+    """Else a training that is interrupted before the optimiser's step would go on as another."""
+    model = small(kind, digits.names, digits.image_shape, digits.horizon).train()
+    data = digits if model.supervised else digits.without_labels()
+    batch = next(validation_batches(data, 6))
+    before = [parameter.clone() for parameter in model.parameters()]
+    for step in range(model.schedule_steps + 1):
+        model.on_step(step)
+        model.loss(batch)
+    assert all(map(torch.equal, before, model.parameters()))
+
+
+@pytest.mark.parametrize("kind", MODELS)
 def test_every_option_has_a_default_and_a_sentence(kind):
     for option in fields_of(MODELS[kind].Options):
         assert option.description, option.key

@@ -1,0 +1,155 @@
+"""Everything is computed on the device of the model, and without float64 where there is none."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from elsewhere import accelerator
+from small_models import small
+from torch import Tensor
+
+from flowfactor import diagnostics, machine
+from flowfactor.checkpoints import load
+from flowfactor.data import IMAGE_TRANSFORMATIONS, TransformedImages
+from flowfactor.diagnostics.explorer import Explorer
+from flowfactor.errors import ConfigError
+from flowfactor.evaluation import EvaluationOptions, evaluate
+from flowfactor.models import TraversalModel, fit_traversals
+from flowfactor.registries import METRICS, MODELS
+from flowfactor.training import TrainingOptions, make_fabric
+
+# What each model can be measured by, as far as it is quick where every operation is watched.
+MEASURED = {
+    "flow_vae": {
+        "equivariance": {},
+        "extrapolation": {},
+        "log_likelihood": {"sequences": 2, "samples": 2},
+        "paths": {},
+    },
+    "slow_vae": {"traversals": {}},
+    "sparse_flow_vae": {"activity": {}},
+}
+
+
+@pytest.fixture(scope="module")
+def data():
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (12, 1, 8, 8), generator=generator, dtype=torch.uint8)
+    few = {name: IMAGE_TRANSFORMATIONS[name] for name in ("rotation", "hue")}
+    return TransformedImages(images, horizon=2, transformations=few)
+
+
+def make(kind, data):
+    # Derivatives in forward mode cannot be played.
+    options = {"wave": 0.0, "jacobian": 0.0} if kind == "poflow" else {}
+    model = small(kind, data.names, data.image_shape, data.horizon, **options)
+    if isinstance(model, TraversalModel):
+        fit_traversals(model, [data.sample(range(12))])
+    return model
+
+
+def arrays(value):
+    """Yield all numbers in results."""
+    if isinstance(value, Tensor | np.ndarray | float):
+        yield np.asarray(value.cpu() if isinstance(value, Tensor) else value)
+    elif dataclasses.is_dataclass(value):
+        yield from arrays(vars(value))
+    elif isinstance(value, dict):
+        yield from arrays(list(value.values()))
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from arrays(each)
+
+
+def same_numbers(found, expected):
+    for ours, theirs in zip(arrays(found), arrays(expected), strict=True):
+        assert np.allclose(ours, theirs, rtol=1e-4, atol=1e-6, equal_nan=True)
+
+
+def everything(model, data):
+    """Return what a model makes of data: losses with their gradients, flows, films, facts."""
+    batch, found = data.sample([0, 1, 2, 3]), {}
+    given = batch if model.supervised else dataclasses.replace(batch, labels=None)
+    for step in {0, model.schedule_steps}:
+        torch.manual_seed(step)
+        model.train().on_step(step)
+        terms = model.loss(given)
+        torch.stack(list(terms.values())).sum().backward()
+        found |= {f"{name} {step}": value.detach() for name, value in terms.items()}
+    found |= {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    with torch.no_grad():
+        z = model.eval().represent(batch.frames[:, 0])
+        found["film"] = model.decode(model.flow(z, batch.labels, -1.0))
+    found["measured"] = model.measure(batch, [batch])
+    found["finished"] = model.finish([batch], [batch])
+    return found
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_every_model(kind, data):
+    expected = everything(make(kind, data), data)
+    with accelerator() as device:
+        found = everything(make(kind, data).to(device), data.to(device))
+        assert {x.device for x in found.values() if isinstance(x, Tensor)} == {device}
+        same_numbers(found, expected)
+
+
+@pytest.mark.parametrize("kind", MEASURED)
+def test_metrics(kind, data):
+    options = EvaluationOptions(images=2, metrics=dict.fromkeys(METRICS, False) | MEASURED[kind])
+    expected = evaluate(make(kind, data).eval(), data, options)
+    assert expected.metrics.keys() == MEASURED[kind].keys()
+    with accelerator() as device:
+        # The data may still be where it was read.
+        found = evaluate(make(kind, data).eval().to(device), data, options)
+    same_numbers(found.metrics, expected.metrics)
+
+
+def pictures(model, data):
+    """Return the numbers behind figures, and what a page of the explorer shows."""
+    batch = data.sample([0, 1])
+    images = batch.frames[:, 0]
+    yield diagnostics.film_strip_data(model, batch, identity=True)
+    yield diagnostics.landscape_data(model, images[:1], "hue", resolution=5)
+    explorer, both = Explorer(model), {"hue": 1.0, "rotation": -0.5}
+    z = explorer.encode(images[0])
+    yield explorer.view(z, both, 1.0, explorer.window(z, "hue", "rotation"))
+
+
+def test_figures(data):
+    expected = list(pictures(make("flow_vae", data).eval(), data))
+    with accelerator() as device:
+        found = list(pictures(make("flow_vae", data).eval().to(device), data))
+        same_numbers(found, expected)
+
+
+# ---- names of devices
+
+
+def test_devices_by_name(monkeypatch):
+    assert machine.devices() == ("cpu",)
+    assert machine.find_device() == machine.find_device("cpu") == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert machine.devices() == ("cuda:0", "cuda:1", "cpu")
+    assert machine.find_device("auto") == torch.device("cuda")
+    assert machine.find_device("cuda:1") == torch.device("cuda", 1)
+    with pytest.raises(ConfigError, match=r"cuda:2 .* cuda:0, cuda:1, cpu"):
+        machine.find_device("cuda:2")
+
+
+@pytest.mark.parametrize("name", ["cuda", "cuda:0", "mps", "toaster"])
+def test_a_device_that_is_not_there(name):
+    with pytest.raises(ConfigError, match="cpu"):
+        machine.find_device(name)
+    with pytest.raises(ConfigError, match="cpu"):
+        load("sprites", device=name)
+    with pytest.raises(ConfigError, match="accelerator"):
+        make_fabric(TrainingOptions(accelerator=name))
+
+
+def test_one_device_is_for_one_process(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    options = TrainingOptions(accelerator="cuda:1", devices=2, precision="32-true", threads=1)
+    with pytest.raises(ConfigError, match="cuda:1"):
+        make_fabric(options)

@@ -14,27 +14,33 @@ from torch import Tensor
 
 from flowfactor.checks import check_integer
 from flowfactor.options import Fraction, OpenFraction, PositiveFloat, options
+from solvers.checks import widest
 
 
 @options
 class ActivityPrior:
     r"""The prior of activity: few fields act at a time, they rarely switch, at speeds around 1.
 
-    .. code-block:: text
+    .. math::
 
-        p(s_1) = pi,   p(s_{t+1} | s_t) = stay [s_{t+1} = s_t] + (1 - stay) pi'(s_{t+1} | s_t)
-        g_k = 0 where field k rests,   g_k ~ N(+-1, slab^2) where it acts
+        \begin{aligned}
+        p(s_1) &= \pi(s_1), \\
+        p(s_{t+1} \mid s_t) &= \mathrm{stay}\, [s_{t+1} = s_t]
+          + (1 - \mathrm{stay})\, \pi'(s_{t+1} \mid s_t), \\
+        g_k &\sim N(\pm 1, \mathrm{slab}^2) \text{ where field } k \text{ acts}, \quad
+          g_k = 0 \text{ where it rests}
+        \end{aligned}
 
-    A state s says which fields act and in which directions: none, one, or two of them. ``pi``
+    A state s says which fields act and in which directions: none, one, or two of them. :math:`\pi`
     shares ``none`` and ``pairs`` out evenly among the states of each kind, the rest among those of
-    one field. ``pi'`` is proportional to it, but for states in which a field of ``s_t`` runs the
-    other way: they count ``reverse`` times. Fields whose direction differs from place to place
+    one field. :math:`\pi'` is proportional to it, but for states in which a field of ``s_t`` runs
+    the other way: they count ``reverse`` times. Fields whose direction differs from place to place
     would make sequences that pass the border reverse.
     """
 
     none: OpenFraction = 0.05
     """Probability that nothing happens in a step."""
-    pairs: Fraction = 0.05
+    pairs: Fraction = 0.1
     """Probability that two fields act at once; 0 leaves such states out."""
     stay: Fraction = 0.9
     """Probability that a step keeps the state of the one before; otherwise it is drawn anew, so
@@ -118,6 +124,10 @@ class Projections:
         """Return ``E[log N(D)]`` over coefficients of given first and second moments."""
         return self.base + (self.linear * first).sum(-1) - 0.5 * (self.gram * second).sum((-1, -2))
 
+    def detach(self) -> Projections:
+        """Return the same without a gradient."""
+        return Projections(self.linear.detach(), self.gram.detach(), self.base.detach())
+
     def log_density(self, coefficients: Float[Tensor, "*b n k"]) -> Float[Tensor, "*b n"]:
         """Return ``log N(D)`` of given coefficients."""
         square = ((coefficients.unsqueeze(-2) @ self.gram).squeeze(-2) * coefficients).sum(-1)
@@ -160,22 +170,23 @@ class SpikeStates:
         ]
         if prior.pairs == 0:
             pairs = []
+        wide = widest(torch.device(device or "cpu"))
         states = torch.tensor([((0, 0), (0, 0)), *singles, *pairs], device=device)
         self.field: Int[Tensor, "s two"] = states[..., 0]
-        self.sign: Float[Tensor, "s two"] = states[..., 1].double()
+        self.sign: Float[Tensor, "s two"] = states[..., 1].to(wide)
         several = prior.pairs if pairs else 0.0
         weights = [
             prior.none,
             *([(1 - prior.none - several) / len(singles)] * len(singles)),
             *([several / max(len(pairs), 1)] * len(pairs)),
         ]
-        self.start: Float[Tensor, "s"] = torch.tensor(weights, dtype=torch.float64, device=device)
-        signed = F.one_hot(self.field, fields).double() * self.sign.unsqueeze(-1)
+        self.start: Float[Tensor, "s"] = torch.tensor(weights, dtype=wide, device=device)
+        signed = F.one_hot(self.field, fields).to(wide) * self.sign.unsqueeze(-1)
         signed = signed.sum(1)
         against = (signed.unsqueeze(1) * signed < 0).any(-1)
         drawn = torch.where(against, prior.reverse * self.start, self.start)
         drawn = drawn / drawn.sum(1, keepdim=True)
-        same = torch.eye(len(states), dtype=torch.float64, device=device)
+        same = torch.eye(len(states), dtype=wide, device=device)
         self.change: Float[Tensor, "s s"] = prior.stay * same + (1 - prior.stay) * drawn
 
     def __len__(self) -> int:
@@ -186,10 +197,13 @@ class SpikeStates:
 
         With ``c`` the slots' directions, the slabs of a state integrate out in closed form:
 
-        .. code-block:: text
+        .. math::
 
-            P = I / slab^2 + G_ss,   m = P^-1 (c / slab^2 + h_s)
-            log p(D | s) = base - 1/2 log|slab^2 P| + 1/2 m^T P m - 1/2 c^T c / slab^2
+            \begin{aligned}
+            P &= I / \mathrm{slab}^2 + G_{ss}, \qquad m = P^{-1} (c / \mathrm{slab}^2 + h_s), \\
+            \log p(D \mid s) &= \mathrm{base} - \tfrac{1}{2} \log |\mathrm{slab}^2 P|
+              + \tfrac{1}{2} m^\top P m - \tfrac{1}{2} c^\top c / \mathrm{slab}^2
+            \end{aligned}
 
         and forward-backward over the steps gives the posterior of the states. It can be
         differentiated.

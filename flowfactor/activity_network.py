@@ -96,10 +96,13 @@ def _features(projections: Projections, slab: float) -> Float[Tensor, "b n k f"]
 class FactorisedPosterior:
     r"""A posterior whose fields and steps are independent, and its evidence bound.
 
-    .. code-block:: text
+    .. math::
 
-        q(s, g)  = prod_{t,k} q(s_{t,k}) N(g_{t,k} | m_{t,k}(s_{t,k}), v_{t,k})
-        evidence = E_q[sum_t log N(D_t | g_t)] - KL(q(s, g) || p(s, g))  <=  log p(D)
+        \begin{aligned}
+        q(s, g) &= \prod_{t, k} q(s_{t,k})\, N(g_{t,k} \mid m_{t,k}(s_{t,k}), v_{t,k}), \\
+        \mathrm{evidence} &= \mathbb{E}_q \Bigl[ \sum_t \log N(D_t \mid g_t) \Bigr]
+          - \mathrm{KL}(q(s, g) \parallel p(s, g)) \le \log p(D)
+        \end{aligned}
 
     Given the spikes' probabilities, the best Gaussians for the bound depend on one another only
     through their means, ``v_k = 1 / (1 / slab^2 + G_kk)`` and

@@ -9,7 +9,7 @@ import torch
 import typer
 from torch import Tensor
 
-from experiments.cli import RunFolder
+from experiments.cli import Device, RunFolder
 from experiments.console import out_console, run_script, say
 from experiments.runs import open_run
 from flowfactor.data import ActivityLaw, SequenceDataset
@@ -25,7 +25,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "solenoidal only": {"parts": "solenoidal"},
     "no temporal prior": {"prior.stay": 0.0},
     "no annealing": {"stages.anneal": 0},
-    "three times the learning rate": {"field_rate": 3.0},
     "amortised inference": {"inference": "amortised"},
     **{f"{count} fields": {"flows": count} for count in FIELD_COUNTS},
 }
@@ -39,6 +38,7 @@ def main(
     seed: Annotated[int, typer.Option(help="Of the fields and the batches.")] = 0,
     only: Annotated[list[str] | None, typer.Option(help="A row; may be repeated.")] = None,
     out: Annotated[Path | None, typer.Option(help="A JSON file; default: in the run.")] = None,
+    device: Device = None,
 ) -> None:
     """Fit other fields to the latent of a run that learned without supervision.
 
@@ -51,14 +51,14 @@ def main(
 
         python -m experiments.scripts.refit_fields runs/mnist_sparse --only "2 fields"
     """
-    opened = open_run(run)
+    opened = open_run(run, device=device)
     model, law = opened.model, opened.config.data.law
     if not isinstance(model, SparseFlowVAE) or law is None:
         raise RunError(f"{run} holds no sparse_flow_vae that was trained on drawn activity.")
     chosen = {name: change for name, change in VARIANTS.items() if name in (only or VARIANTS)}
     if only and len(chosen) < len(set(only)):
         raise typer.BadParameter(f"--only is one of {', '.join(VARIANTS)}")
-    seen = _encode(model, opened.data("train"), sequences, law)[0]
+    seen = _encode(model, opened.data("train"), sequences, law)[:-1]
     validation = opened.data("validation")
     known = {
         kind: _encode(model, validation, held_out, each)
@@ -84,76 +84,88 @@ def main(
     title = f"Fields fitted to the latent of {run.name} in {steps} steps"
     out_console.print(Table(columns, rows, title, "fields").to_rich())
     path = out or run / "refit_fields.json"
-    content = {"run": run.name, "steps": steps, "seed": seed, "sequences": len(seen), "rows": facts}
+    content = {
+        "run": run.name,
+        "steps": steps,
+        "seed": seed,
+        "sequences": len(seen[0]),
+        "rows": facts,
+    }
     path.write_text(json.dumps(content, indent=2) + "\n")
     say(f"The numbers are in {path}")
+
+
+Encoded = tuple[Tensor, Tensor]
+"""Means and standard deviations of encoded sequences, ``(N, F, D)`` each."""
 
 
 @torch.no_grad()
 def _encode(
     model: SparseFlowVAE, data: SequenceDataset, count: int, law: ActivityLaw
-) -> tuple[Tensor, Tensor]:
-    """Return the encoded means of sequences, and what happens in them."""
-    means, truth = [], []
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the encoded means of sequences, their deviations, and what happens in them."""
+    parts = []
     for part in torch.arange(min(count, len(data))).split(250):
         batch = data.draw_sequences(part, law)
-        images = batch.frames.flatten(0, 1)
-        means.append(model.represent(images).unflatten(0, batch.times.shape))
         assert batch.activity is not None
-        truth.append(batch.activity)
-    return torch.cat(means), torch.cat(truth)
+        parts.append((*model.encode_all(batch.frames.to(model.device)), batch.activity))
+    means, scales, truth = (torch.cat(each) for each in zip(*parts, strict=True))
+    return means, scales, truth
 
 
 def fit(
-    model: SparseFlowVAE, means: Tensor, change: dict[str, Any], steps: int, seed: int
+    model: SparseFlowVAE, encoded: Encoded, change: dict[str, Any], steps: int, seed: int
 ) -> SparseFlowVAE:
     """Return a model with new fields for encoded sequences.
 
     Args:
         model: whose options the new ones have but for what changes.
-        means: of encoded sequences, ``(N, F, D)``.
-        change: options by their path; ``field_rate`` is a factor.
-        steps: of 64 sequences.
+        encoded: the sequences.
+        change: options by their path.
+        steps: of 128 sequences; the learning rate follows half a cosine.
         seed: of the fields and the batches.
     """
     spec = model.spec()
     assert spec is not None
     options = spec["options"]
-    options["field_rate"] *= change.get("field_rate", 1.0)
+    options["stages"] |= {"autoencoder": 0, "fields": None}
     for path, value in change.items():
         section, _, key = path.rpartition(".")
-        if path != "field_rate":
-            (options[section] if section else options)[key] = value
+        (options[section] if section else options)[key] = value
     options["flows"] = change.get("flows", len(model.names))
     names = [f"flow {i + 1}" for i in range(options["flows"])]
     torch.manual_seed(seed)
-    other = SparseFlowVAE.from_spec(spec | {"flows": names})
-    anneal = min(other.options.stages.anneal, steps // 2)
-    optimizer = torch.optim.AdamW(other.parameter_groups(), 6e-3, (0.9, 0.99), weight_decay=0.0)
+    other = SparseFlowVAE.from_spec(spec | {"flows": names}).to(model.device)
+    learning = [*other.potentials.parameters()]
+    learning += [] if other.network is None else [*other.network.parameters()]
+    optimizer = torch.optim.Adam(learning, other.options.field_rate, (0.9, 0.99))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for step in range(steps):
-        batch = means[torch.randint(len(means), (64,))]
-        terms, _ = other.explain(batch, max(0.0, 1 - step / anneal) if anneal else 0.0)
+        other.on_step(step)
+        rows = torch.randint(len(encoded[0]), (128,)).to(model.device)
+        terms, _ = other.explain(*(each[rows] for each in encoded))
         optimizer.zero_grad()
         torch.stack(list(terms.values())).sum().backward()
         optimizer.step()
+        schedule.step()
     return other.eval()
 
 
 @torch.no_grad()
 def measure(
-    model: SparseFlowVAE, known: dict[str, tuple[Tensor, Tensor]]
+    model: SparseFlowVAE, known: dict[str, tuple[Tensor, Tensor, Tensor]]
 ) -> dict[str, float | None]:
     """Return the evidence of encoded sequences, and how right their activity is."""
-    means, truth = known["trained"]
-    activity = model.posterior(means).activity()
+    *encoded, truth = known["trained"]
+    activity = model.posterior(*encoded).activity()
     matching = match_fields(activity, truth)
     scores = score_activity(activity, truth, matching)
-    pairs, both = known["pairs"]
+    *pairs, both = known["pairs"]
     return {
         "evidence": float(activity.evidence.mean()) / truth.shape[1],
         "right": scores.accuracy,
         "direction": scores.direction,
-        "both": score_activity(model.posterior(pairs).activity(), both, matching).accuracy,
+        "both": score_activity(model.posterior(*pairs).activity(), both, matching).accuracy,
     }
 
 

@@ -134,12 +134,15 @@ def alone_error(
 ) -> dict[str, EquivarianceError]:
     r"""Return the error of every transformation along one field at a constant speed.
 
-    .. code-block:: text
+    .. math::
 
-        E_k = mean_{images} sum_{t=1..T} sum_{channels, pixels} |x_t - decode(z_t)|,
-        dz/dt = c_k v^k(z),   z_0 the encoder mean of x_0
+        \begin{aligned}
+        E_k &= \mathrm{mean}_{\text{images}} \sum_{t=1}^T \sum_{\text{channels, pixels}}
+          |x_t - \mathrm{decode}(z_t)|, \\
+        \frac{dz}{dt} &= c_k v^k(z), \qquad z_0 \text{ the encoder mean of } x_0
+        \end{aligned}
 
-    What :func:`~flowfactor.metrics.equivariance_error` is for models that were told what happens.
+    The counterpart of :func:`~flowfactor.metrics.equivariance_error`, for models without labels.
 
     Args:
         model: in evaluation mode, one that :class:`InfersActivity`.
@@ -171,7 +174,7 @@ class ActivityOptions(MetricOptions):
     random_starts: bool = True
     """Whether they start anywhere, where the data has random starts."""
     matching_sequences: PositiveInt = 500
-    """How many sequences decide which field is which transformation."""
+    """Sequences by which fields are matched to transformations."""
 
     def laws(self) -> dict[str, ActivityLaw]:
         """Return the kinds of sequences by name."""

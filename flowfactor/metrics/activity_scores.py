@@ -13,6 +13,7 @@ from flowfactor.activity import Activity
 from flowfactor.checks import check_tensor
 from flowfactor.data.activity import accumulate
 from flowfactor.matching import ActivityMatching, match_activity
+from solvers.checks import widen
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,10 +21,10 @@ class ActivityScores:
     """How well activity was inferred, over all steps of some sequences.
 
     Attributes:
-        accuracy: the part of the steps in which exactly the fields of what acts are active: of two
+        accuracy: the share of the steps in which exactly the right fields are active: for two
             transformations at once, both. A field is active whose probability is above 1/2.
-        direction: the part of what acts, and was found to, that runs the way that it should; None
-            if nothing was found.
+        direction: the share of the correctly found fields that run in the right direction; None if
+            none was found.
         correlation: between inferred and true signed speed, for each transformation over the steps
             in which it acts; None where there is none, as one of them is constant.
         speed_correlation: the same of the absolute speeds.
@@ -96,7 +97,9 @@ def score_activity(
     """
     check_tensor("truth", truth, (*activity.active.shape[:2], "M"))
     m = truth.shape[-1]
-    found = arrange(activity, matching)
+    # On the processor, for there are devices without float64.
+    found = Activity(*(part.cpu() for part in vars(arrange(activity, matching)).values()))
+    truth = truth.cpu()
     active, acts = found.active > 0.5, truth != 0
     right = (active == F.pad(acts, (0, active.shape[-1] - m))).all(-1)
     both = acts & active[..., :m]
@@ -118,9 +121,10 @@ def score_activity(
 def find_switch(active: Float[Tensor, "b n k"]) -> Int[Tensor, "b"]:
     r"""Return the frame at which one field most likely hands over to another one.
 
-    .. code-block:: text
+    .. math::
 
-        argmax_s max_{j != k} sum_{t < s} p_{t,j} + sum_{t >= s} p_{t,k},   s in 1..n-1
+        \arg\max_{1 \le s < n} \max_{j \ne k}
+        \Bigl( \sum_{t < s} p_{t,j} + \sum_{t \ge s} p_{t,k} \Bigr)
 
     Args:
         active: probability ``p`` that each field acts in each step, of at least two fields and
@@ -131,7 +135,7 @@ def find_switch(active: Float[Tensor, "b n k"]) -> Int[Tensor, "b"]:
         >>> find_switch(torch.tensor([[[0.9, 0.1], [0.8, 0.1], [0.1, 0.9]]])).tolist()
         [2]
     """
-    moved = accumulate(active.double())
+    moved = accumulate(widen(active))
     before, after = moved[:, 1:-1], moved[:, -1:] - moved[:, 1:-1]
     pairs = before.unsqueeze(-1) + after.unsqueeze(-2)
     same = torch.eye(active.shape[-1], dtype=torch.bool, device=active.device)

@@ -1,4 +1,4 @@
-"""The unsupervised flow model: nobody says what happens in a sequence, nor when."""
+"""The unsupervised flow model: no label says what happens in a sequence, or when."""
 
 from __future__ import annotations
 
@@ -17,14 +17,12 @@ from flowfactor.activity import Activity, ActivityPrior, Posterior, Projections,
 from flowfactor.activity_network import ActivityNetwork, FactorisedPosterior
 from flowfactor.checks import check_tensor
 from flowfactor.data import SequenceBatch
-from flowfactor.errors import ConfigError
 from flowfactor.matching import match_activity
 from flowfactor.models.autoencoder import (
     Autoencoder,
     AutoencoderOptions,
     Solver,
     SolverGradient,
-    diagonal_normal,
     kl_to_standard_normal,
 )
 from flowfactor.models.unnamed_flows import UnnamedFlows, flow_names
@@ -37,27 +35,26 @@ from solvers import RK4, Direct
 
 logger = logging.getLogger(__name__)
 
-# How far the residual's variance and the mean speeds follow the batch in a step.
-_FOLLOW_RESIDUAL, _FOLLOW_SPEED = 0.05, 0.05
-# The least variance of a residual.
-_LEAST = 1e-6
-# The least sum of probabilities that a field acts by which a batch tells anything of its speed.
+# The least sum of probabilities that a field acts by which sequences tell anything of its speed.
 _SEEN = 1.0
 
 
 @options
 class Stages:
-    """Stages of training a :class:`SparseFlowVAE`, in steps; then fields and decoder together."""
+    """Stages of training a :class:`SparseFlowVAE`, in steps; then fields and decoder alone."""
 
-    autoencoder: NonNegativeInt = 1500
-    """Steps in which only the autoencoder learns, on single frames."""
+    autoencoder: NonNegativeInt = 1000
+    """Steps in which only the autoencoder learns, on single frames. Few: latents that fold later
+    would make new fields run backwards in a part of them."""
     fields: NonNegativeInt | None = None
     """Steps in which only the fields learn, on encoded sequences; null: all that remain."""
-    anneal: NonNegativeInt = 200
-    """Steps, of those, in which the variance of residuals falls to what it is."""
+    together: NonNegativeInt = 5000
+    """Steps after these in which all learn, and the fields follow an encoder that goes on."""
+    anneal: NonNegativeInt = 300
+    """Steps, of those of the fields, in which the temperature falls to 1."""
     temperature: PositiveFloat = 10.0
-    """How many times the variance of displacements it is taken to be at first, so that no field
-    wins before it has learned something, and each finds one direction everywhere."""
+    """Initial temperature, a factor of the displacements' variance: so high that no field wins
+    before it has learned something, and each finds one direction everywhere."""
 
 
 @options
@@ -74,75 +71,76 @@ class SparseFlowVAEOptions(AutoencoderOptions):
     """How activity is inferred: ``exact`` enumerates all sets of at most two fields; ``amortised``
     by a network, for more fields than some ten, or more of them at a time."""
     prior: ActivityPrior = ActivityPrior()
-    """How rarely fields act and switch, and how fast they are."""
+    """Prior of the activity: how rarely fields act and switch, and how fast they are."""
     stages: Stages = Stages()
-    """When what is learned."""
+    """Schedule of the training."""
     pairs: PositiveInt | None = 3
     """Random frames of each sequence that are decoded in a training step; null: all of them."""
     beta: Weight = 1.0
     """Weight of the KL divergences."""
-    evidence: Weight = 1.0
-    """Weight of the evidence of the encoded displacements, by which fields are found."""
-    field_rate: PositiveFloat = 1e-3
-    """Peak of the learning rate of the fields. Fast ones run backwards in a part of the latent
-    space."""
+    field_rate: PositiveFloat = 2e-3
+    """Peak of the learning rate of the fields."""
+    path: Weight = 0.03
+    """How much fields learn from the frames that are decoded where they lead, besides the evidence
+    of the encoded displacements: 1 is as much as the decoder, but blurs who acts."""
     solver: Solver = RK4(steps=1)
     """Solver of the flow: its name and options; the steps of a fixed method are per frame."""
     gradient: SolverGradient = Direct()
     """How the solver is differentiated: name and options."""
 
     def check(self, config: Any) -> None:
-        """Refuse a configuration that does not show whole sequences.
-
-        Raises:
-            ConfigError: batches of some frames, of which activity cannot be inferred.
-        """
-        training = config.training
-        if training.frames_per_sequence is not None or training.encoded_frame != "first":
-            raise ConfigError(
-                "training.frames_per_sequence: must be null, and encoded_frame first: activity is "
-                "inferred from whole sequences"
-            )
+        """Accept hidden labels."""
 
 
 @MODELS.register("sparse_flow_vae")
 class SparseFlowVAE(UnnamedFlows, Autoencoder):
-    r"""An autoencoder of sequences in which a few of K fields act at a time, unknown to anybody.
+    r"""An autoencoder of sequences in which a few of K fields act at a time, without any labels.
 
-    .. code-block:: text
+    .. math::
 
-        z_0 ~ N(0, I),   (s, g) ~ ActivityPrior,   dz/dt = sum_k g_{t,k} v^k(z)  from t to t + 1,
-        x_t ~ p(x_t | z_t)
+        \begin{aligned}
+        z_0 &\sim N(0, I), \qquad (s, g) \sim \mathrm{ActivityPrior}, \\
+        \frac{dz}{dt} &= \sum_k g_{t,k} v^k(z) \text{ from } t \text{ to } t + 1, \qquad
+          x_t \sim p(x_t \mid z_t)
+        \end{aligned}
 
     Spikes s say which fields act in a step and in which direction, slabs g how fast; see
     :class:`~flowfactor.activity.ActivityPrior`. Training and validation minimise
 
-    .. code-block:: text
+    .. math::
 
-        - E_q[ sum_{t=0..T} log p(x_t | z_t) ]  +  KL(q(z_0 | x_0) || N(0, I))
-        + KL(q(s, g | x_0..x_T) || p(s, g))
+        \begin{aligned}
+        & -\mathbb{E}_q \Bigl[ \sum_{t=0}^T \log p(x_t \mid z_t) \Bigr]
+          + \mathrm{KL}(q(z_0 \mid x_0) \parallel N(0, I)) \\
+        & + \mathrm{KL}(q(s, g \mid x_0, \ldots, x_T) \parallel p(s, g))
+        \end{aligned}
 
     the negative evidence bound, for *any* ``q(s, g | x_0..x_T)``. The one here is exact inference
     in another, simpler model, that of the displacements of the encoded means ``m_t``:
 
-    .. code-block:: text
+    .. math::
 
-        m_{t+1} - m_t ~ N( sum_k g_{t,k} v^k((m_t + m_{t+1}) / 2), diag R )
-        q(s, g | x)   = p(s, g) N(m_1 - m_0, ... | g) / p(m_1 - m_0, ...)
+        \begin{aligned}
+        m_{t+1} - m_t &\sim N \Bigl( \sum_k g_{t,k} v^k \bigl( \tfrac{1}{2} (m_t + m_{t+1}) \bigr),
+          \mathrm{diag}(R_t) \Bigr), \\
+        R_t &= (T + 1) (\sigma_t^2 + \sigma_{t+1}^2), \\
+        q(s, g \mid x) &= \frac{p(s, g)\, N(m_1 - m_0, \ldots \mid g)}{p(m_1 - m_0, \ldots)}
+        \end{aligned}
 
     in which slabs integrate out in closed form and forward-backward takes care of time
     (:class:`~flowfactor.activity.SpikeStates`); or a network approximates it
     (:class:`~flowfactor.activity_network.ActivityNetwork`). Its KL to the prior is in closed form
     as well.
-    Fields and the residual's variance R also maximise the evidence of the displacements, by
-    expectation maximisation: that finds the fields, and keeps R as large as what the fields leave
-    unexplained, so that the posterior is as sure as it may be. Neither reaches the encoder, whose
-    latents would shrink.
+    Fields also maximise the evidence of the displacements, by expectation maximisation, which finds
+    them. The variances ``sigma^2`` are those of the encoder, and count ``T + 1`` times because a
+    latent explains that many frames: what is left open by a single one. A variance that is learned
+    falls far below, the posterior becomes sure, and fields divide the transformations otherwise
+    than the data do.
 
-    Training has :class:`stages <Stages>`: the autoencoder alone; fields alone; jointly, where
-    random frames are encoded, flow along the inferred activity to others, forwards or backwards,
-    and are decoded there, by a decoder that goes on learning while the encoder rests. The
-    speeds of a field are measured in its own mean speed, ``E|g_k| = 1`` where it acts.
+    Training has :class:`stages <Stages>`: the autoencoder alone, on single frames; fields alone;
+    all together, where random frames are encoded, flow along the inferred activity to others,
+    forwards or backwards, and are decoded there as well; at last the encoder rests, so that the
+    fields catch up with it. Nothing that flows teaches the encoder.
 
     Which field has learned what is known when training has ended: :meth:`finish` puts the fields in
     the order of the transformations, in their directions, and names them.
@@ -155,11 +153,8 @@ class SparseFlowVAE(UnnamedFlows, Autoencoder):
     Attributes:
         names: of the fields; ``flow 1``, ``flow 2``, ... before :meth:`finish`.
         transformations: of the data, as far as their names are known.
-        speed: what fields are multiplied with to have mean speed 1, ``(K,)``; 1 after
-            :meth:`finish`.
-        first_speed: the same when the fields began to learn.
-        residual: R, ``(D,)``.
-        unit: the variance of displacements when the fields began to learn, ``(D,)``.
+        speed: what fields are multiplied with, ``(K,)``: at first to be as fast as displacements,
+            1 after :meth:`finish`.
 
     Raises:
         ValueError: no number of fields, or sizes that do not fit.
@@ -181,6 +176,7 @@ class SparseFlowVAE(UnnamedFlows, Autoencoder):
 
     Options: ClassVar[type[Any]] = SparseFlowVAEOptions
     supervised: ClassVar[bool] = False
+    needs_all_frames: ClassVar[bool] = True
 
     potentials: RidgeField
     options: SparseFlowVAEOptions
@@ -206,14 +202,8 @@ class SparseFlowVAE(UnnamedFlows, Autoencoder):
         self.step = 0
         self.speed: Tensor
         self.register_buffer("speed", torch.ones(K))
-        self.first_speed: Tensor
-        self.register_buffer("first_speed", torch.ones(K))
-        self.residual: Tensor
-        self.register_buffer("residual", torch.ones(self.latent_dim))
         amortised = options.inference == "amortised"
         self.network = ActivityNetwork(options.prior) if amortised else None
-        self.unit: Tensor
-        self.register_buffer("unit", torch.zeros(self.latent_dim))
 
     # ---- activity
 
@@ -231,7 +221,7 @@ class SparseFlowVAE(UnnamedFlows, Autoencoder):
         check_tensor("frames", frames, shape, self._parameter(), pixels=True)
         if frames.shape[1] < 2:
             raise ValueError("frames: a single one shows no activity; give at least two")
-        return self.posterior(self._means(frames)).activity()
+        return self.posterior(*self.encode_all(frames)).activity()
 
     def trace_activity(
         self, z: Float[Tensor, "b d"], coefficients: Float[Tensor, "b n k"]
@@ -250,9 +240,11 @@ class SparseFlowVAE(UnnamedFlows, Autoencoder):
             path.append(self._move(path[-1], weights))
         return torch.stack(path)
 
-    def posterior(self, means: Float[Tensor, "b f d"]) -> Posterior | FactorisedPosterior:
-        """Return ``q(s, g)`` from the encoded means of whole sequences, ``(B, F, D)``."""
-        return self._infer(Projections.of(*self._seen(means), self.residual))
+    def posterior(
+        self, means: Float[Tensor, "b f d"], scales: Float[Tensor, "b f d"]
+    ) -> Posterior | FactorisedPosterior:
+        """Return ``q(s, g)`` from means and standard deviations of encoded sequences."""
+        return self._infer(self._project(means, scales))
 
     def _infer(self, projections: Projections) -> Posterior | FactorisedPosterior:
         if self.network is not None:
@@ -275,22 +267,34 @@ class SparseFlowVAE(UnnamedFlows, Autoencoder):
 
     def choose(self, sequences: SequenceBatch) -> Int[Tensor, "b"]:
         """Return the field that moves each sequence most, whatever its label."""
-        coefficients = self.posterior(self._means(sequences.frames)).first
+        coefficients = self.posterior(*self.encode_all(sequences.frames)).first
         return coefficients.abs().sum(1).argmax(-1)
 
-    def _means(self, frames: Float[Tensor, "b f c h w"]) -> Float[Tensor, "b f d"]:
-        images = rearrange(frames, "b f c h w -> (b f) c h w")
-        return rearrange(self.represent(images), "(b f) d -> b f d", b=len(frames))
+    def encode_all(
+        self, frames: Float[Tensor, "b f c h w"]
+    ) -> tuple[Float[Tensor, "b f d"], Float[Tensor, "b f d"]]:
+        """Return mean and standard deviation of ``q(z | x)`` of every frame of sequences."""
+        mean, log_scale = self.posterior_parameters(rearrange(frames, "b f c h w -> (b f) c h w"))
+        mean, scale = (
+            rearrange(each, "(b f) d -> b f d", b=len(frames)) for each in (mean, log_scale.exp())
+        )
+        return mean, scale
 
-    def _seen(
-        self, means: Float[Tensor, "b f d"]
-    ) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b n k d"]]:
-        """Return displacements of encoded means, and the fields' velocities at their middles."""
+    def _project(
+        self,
+        means: Float[Tensor, "b f d"],
+        scales: Float[Tensor, "b f d"],
+        temperature: float = 1.0,
+    ) -> Projections:
+        """Return the projections of displacements on the fields at their middles."""
         middles = rearrange((means[:, 1:] + means[:, :-1]) / 2, "b n d -> (b n) d")
-        # A copy, as the buffer changes before gradients are computed.
-        speed = self.speed.clone().unsqueeze(-1)
-        velocities = speed * self.potentials.velocities(middles, 0.0)
-        return means.diff(dim=1), rearrange(velocities, "(b n) k d -> b n k d", b=len(means))
+        velocities = self.speed.unsqueeze(-1) * self.potentials.velocities(middles, 0.0)
+        variances = scales.square()
+        return Projections.of(
+            means.diff(dim=1),
+            rearrange(velocities, "(b n) k d -> b n k d", b=len(means)),
+            temperature * (self.horizon + 1) * (variances[:, 1:] + variances[:, :-1]),
+        )
 
     def _move(self, z: Float[Tensor, "b d"], weights: Float[Tensor, "b k"]) -> Tensor:
         """Return where latents are after one step at these speeds."""
@@ -329,7 +333,7 @@ class SparseFlowVAE(UnnamedFlows, Autoencoder):
         training mode :meth:`on_step` says which stage it is.
 
         Args:
-            sequences: whole ones; labels and activity are not looked at.
+            sequences: complete ones; their labels and activity are ignored.
 
         Raises:
             ValueError: frames are missing, or out of order.
@@ -340,60 +344,64 @@ class SparseFlowVAE(UnnamedFlows, Autoencoder):
         if not self.training:
             return self._bound(sequences)
         if self.step < stages.autoencoder:
-            return self._autoencode(sequences)
+            return self._fit_autoencoder(sequences)
         if stages.fields is None or self.step < self.schedule_steps:
             return self._fit_fields(sequences)
         return self._fit_all(sequences)
 
-    def _autoencode(self, sequences: SequenceBatch) -> dict[str, Float[Tensor, ""]]:
+    def _fit_autoencoder(self, sequences: SequenceBatch) -> dict[str, Float[Tensor, ""]]:
         """Take some frames, each for itself."""
         rows, chosen = self._draw_frames(sequences)
         x = sequences.frames[rows, chosen].flatten(0, 1)
+        rest = *self.potentials.parameters(), *self._network_parameters
+        return self._autoencode(x, sequences)[0] | {"evidence": _zero(x, *rest)}
+
+    def _autoencode(
+        self, x: Float[Tensor, "n c h w"], sequences: SequenceBatch
+    ) -> tuple[dict[str, Float[Tensor, ""]], Float[Tensor, "n d"]]:
+        """Return the costs of frames, each for itself, and a latent of each."""
         posterior = self.encode(x)
-        logits = self.decode_logits(posterior.rsample())
-        return {
-            "reconstruction": self._cost(logits, x, sequences),
+        z = posterior.rsample()
+        terms = {
+            "reconstruction": self._cost(self.decode_logits(z), x, sequences),
             "kl": self.options.beta * kl_to_standard_normal(posterior).mean(),
-            "evidence": _zero(
-                self.residual, *self.potentials.parameters(), *self._network_parameters
-            ),
         }
+        return terms, z
 
     def _fit_fields(self, sequences: SequenceBatch) -> dict[str, Float[Tensor, ""]]:
         """Fit the fields to the displacements of the encoded frames."""
         with torch.no_grad():
-            means = self._means(sequences.frames)
-        stages, passed = self.options.stages, self.step - self.options.stages.autoencoder
-        warmth = max(0.0, 1 - passed / stages.anneal) if stages.anneal else 0.0
-        terms, _ = self.explain(means, warmth)
+            means, scales = self.encode_all(sequences.frames)
+        terms, _ = self.explain(means, scales)
+        autoencoder = *self.encoder.parameters(), *self.decoder.parameters()
         return {
             **terms,
-            "reconstruction": _zero(
-                self.residual, *self.encoder.parameters(), *self.decoder.parameters()
-            ),
-            "kl": _zero(self.residual, *self.observation.parameters()),
+            "reconstruction": _zero(means, *autoencoder),
+            "kl": _zero(means, *self.observation.parameters()),
         }
 
     def _fit_all(self, sequences: SequenceBatch) -> dict[str, Float[Tensor, ""]]:
-        """Decode frames where others arrive."""
+        """Decode frames where others arrive, while the encoder goes on or rests."""
         x = sequences.frames
         rows, chosen = self._draw_frames(sequences)
+        rests = self.step >= self.schedule_steps + self.options.stages.together
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not rests):
+            terms, z = self._autoencode(x[rows, chosen].flatten(0, 1), sequences)
         with torch.no_grad():
-            mean, log_scale = self.posterior_parameters(x.flatten(0, 1))
-        encoded = diagonal_normal(mean, log_scale.exp())
-        terms, posterior = self.explain(mean.unflatten(0, sequences.times.shape))
-        z = encoded.sample().unflatten(0, sequences.times.shape)[rows, chosen].flatten(0, 1)
+            means, scales = self.encode_all(x)
+        fitted, posterior = self.explain(means, scales)
         start = chosen.flatten()
         end = torch.randint(x.shape[1], start.shape, device=x.device)
-        coefficients = posterior.draw()[0].repeat_interleave(chosen.shape[1], 0)
-        reached = self._reach(z, coefficients, start, end)
+        coefficients = posterior.first.repeat_interleave(chosen.shape[1], 0)
+        reached = self._reach(z.detach(), coefficients, start, end)
+        reached = torch.lerp(reached.detach(), reached, self.options.path)
         seen = x[rows.expand_as(chosen).flatten(), end]
-        frozen = _zero(self.residual, *self.encoder.parameters())
+        resting = _zero(means, *self.encoder.parameters())
         return {
-            "reconstruction": self._cost(self.decode_logits(reached), seen, sequences) + frozen,
-            "kl": self.options.beta * kl_to_standard_normal(encoded).mean(),
-            "activity": self.options.beta * posterior.kl.mean(),
             **terms,
+            **fitted,
+            "prediction": self._cost(self.decode_logits(reached), seen, sequences) + resting,
+            "activity": self.options.beta * posterior.kl.mean(),
         }
 
     def _draw_frames(
@@ -413,68 +421,35 @@ class SparseFlowVAE(UnnamedFlows, Autoencoder):
         return -(batch.horizon + 1) * self.observation.log_prob(logits, x).mean()
 
     @torch.no_grad()
-    def _fold_speed(self) -> None:
-        """Let the fields themselves change, and their unit of speed stay what it was at first.
-
-        Beside parameters that grow, a factor that shrinks would freeze them.
-        """
-        self.potentials.scale_(self.speed / self.first_speed)
-        self.speed.copy_(self.first_speed)
-
     def _start(self, means: Float[Tensor, "b f d"]) -> None:
-        """Begin with a residual as large as displacements, and with fields as fast as they."""
-        if bool(self.unit.any()):
-            return
-        with torch.no_grad():
-            velocities = self.potentials.velocities(means[:, 0], 0.0)
-            self.unit.copy_(means.diff(dim=1).square().mean((0, 1)))
-            self.residual.copy_(self.unit)
-            squares = velocities.square().sum(-1).mean(0)
-            self.first_speed.copy_((self.residual.sum() / squares).sqrt())
-            self.speed.copy_(self.first_speed)
+        """Make fields as fast as displacements."""
+        squares = self.potentials.velocities(means[:, 0], 0.0).square().sum(-1).mean(0)
+        self.speed.copy_((means.diff(dim=1).square().sum(-1).mean() / squares).sqrt())
 
     def explain(
-        self, means: Float[Tensor, "b f d"], warmth: float = 0.0
+        self, means: Float[Tensor, "b f d"], scales: Float[Tensor, "b f d"]
     ) -> tuple[dict[str, Float[Tensor, ""]], Posterior | FactorisedPosterior]:
         """Return the costs of one step of expectation maximisation, and the posterior.
 
-        The residual's variance and the fields' mean speeds follow what is seen.
+        The first step after those of the autoencoder gives the fields their speed.
 
         Args:
             means: of encoded sequences.
-            warmth: between 1, where the residual's variance is taken to be ``temperature`` times
-                that of displacements, and 0, where it is what it is.
+            scales: standard deviations.
         """
-        self._start(means)
-        self._fold_speed()
-        displacements, velocities = self._seen(means)
-        warm = self.options.stages.temperature * self.unit
-        variance = self.residual ** (1 - warmth) * warm**warmth
-        projections = Projections.of(displacements, velocities, variance)
+        stages = self.options.stages
+        passed = self.step - stages.autoencoder
+        if passed == 0:
+            self._start(means)
+        warmth = max(0.0, 1 - passed / stages.anneal) if stages.anneal else 0.0
+        projections = self._project(means, scales, stages.temperature**warmth)
         with torch.no_grad():
             posterior = self._infer(projections)
-            self._follow(displacements, velocities, posterior)
         expected = projections.expected(posterior.first, posterior.second)
-        terms = {"evidence": -self.options.evidence * expected.sum(1).mean()}
+        terms = {"evidence": -expected.sum(1).mean()}
         if self.network is not None:
-            fixed = Projections.of(displacements, velocities.detach(), variance)
-            terms["inference"] = -self.network(fixed).evidence.mean()
+            terms["inference"] = -self.network(projections.detach()).evidence.mean()
         return terms, posterior
-
-    def _follow(
-        self,
-        displacements: Float[Tensor, "b n d"],
-        velocities: Float[Tensor, "b n k d"],
-        posterior: Posterior | FactorisedPosterior,
-    ) -> None:
-        """Let the residual's variance and the fields' unit of speed follow what is seen."""
-        moved = (posterior.first.unsqueeze(-1) * velocities).sum(2)
-        spread = (posterior.second @ velocities * velocities).sum(2)
-        residual = displacements.square() - 2 * displacements * moved + spread
-        self.residual.lerp_(residual.mean((0, 1)).clamp(min=_LEAST), _FOLLOW_RESIDUAL)
-        speed, acts = posterior.speed.sum((0, 1)), posterior.activity().active.sum((0, 1))
-        mean = torch.where(acts > _SEEN, speed / acts.clamp(min=_SEEN), 1.0)
-        self.speed.mul_(mean.clamp(0.5, 2.0) ** _FOLLOW_SPEED)
 
     def _reach(
         self,
@@ -500,7 +475,7 @@ class SparseFlowVAE(UnnamedFlows, Autoencoder):
     def _bound(self, sequences: SequenceBatch) -> dict[str, Float[Tensor, ""]]:
         """Return the terms of the negative evidence bound, from one sample of each sequence."""
         encoded = self.encode(sequences.frames[:, 0])
-        posterior = self.posterior(self._means(sequences.frames))
+        posterior = self.posterior(*self.encode_all(sequences.frames))
         path = self.trace_activity(encoded.rsample(), posterior.draw()[0])
         log_likelihood = self.log_likelihood(rearrange(path, "f b d -> (b f) d"), sequences)
         return {
@@ -532,7 +507,7 @@ class SparseFlowVAE(UnnamedFlows, Autoencoder):
         observe = observation or self.observation
         encoded = self.encode(frames[:, 0])
         mean, scale = encoded.mean, encoded.stddev
-        posterior = self.posterior(self._means(frames))
+        posterior = self.posterior(*self.encode_all(frames))
         weights = []
         for _ in range(samples):
             noise = torch.randn(
@@ -590,7 +565,6 @@ class SparseFlowVAE(UnnamedFlows, Autoencoder):
             signs, names = torch.ones_like(often), flow_names(len(order))
         self.potentials.scale_(self.speed * unit * signs.to(self.speed))
         self.speed.fill_(1.0)
-        self.first_speed.fill_(1.0)
         self._arrange(order, names)
         facts["flows"] = list(names)
         facts["active"] = often[list(order)].tolist()

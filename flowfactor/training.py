@@ -730,6 +730,15 @@ class _Trainer:
             states[kind] = getattr(torch, kind).get_rng_state()
         return states
 
+    @contextlib.contextmanager
+    def _random_as_before(self) -> Iterator[None]:
+        """Set the generators to where they were, whatever happens within."""
+        states = self._random_state()
+        try:
+            yield
+        finally:
+            self._set_random_state(states)
+
     def _set_random_state(self, states: Mapping[str, Tensor]) -> None:
         """Set the generators of the processor and of this device."""
         for kind, value in states.items():
@@ -760,16 +769,16 @@ class _Trainer:
         """Show the loggers what the model makes of some sequences."""
         if not self.fabric.is_global_zero:
             return
-        random, model = self._random_state(), self._evaluated()
+        model = self._evaluated()
         try:
-            files = draw_media(
-                model.eval(), sequences.to(self.fabric.device), self.run / MEDIA_FOLDER
-            )
+            with self._random_as_before():
+                files = draw_media(
+                    model.eval(), sequences.to(self.fabric.device), self.run / MEDIA_FOLDER
+                )
         except (FlowFactorError, ValueError) as error:
             logger.warning("no pictures: %s", " ".join(str(error).split())[:300])
             return
         finally:
-            self._set_random_state(random)
             self.model.train()
         for name, file in files.items():
             log.show(name, file, self.step)
@@ -867,21 +876,17 @@ class _Trainer:
         count = 0
         # The samples of the posterior are the same at every validation, and training's own
         # sequence of random numbers is not disturbed.
-        random = self._random_state()
-        try:
-            with torch.no_grad():
-                torch.manual_seed(0)
-                model.eval()
-                for batch in validation:
-                    self._end_if_asked()
-                    with self.fabric.autocast():
-                        terms = _as_floats(model.loss(batch.to(self.fabric.device)))
-                    for name, value in terms.items():
-                        totals[name] = totals.get(name, 0.0) + value * len(batch)
-                    count += len(batch)
-                measured = {} if self.measure is None else self.measure(model)
-        finally:
-            self._set_random_state(random)
+        with self._random_as_before(), torch.no_grad():
+            torch.manual_seed(0)
+            model.eval()
+            for batch in validation:
+                self._end_if_asked()
+                with self.fabric.autocast():
+                    terms = _as_floats(model.loss(batch.to(self.fabric.device)))
+                for name, value in terms.items():
+                    totals[name] = totals.get(name, 0.0) + value * len(batch)
+                count += len(batch)
+            measured = {} if self.measure is None else self.measure(model)
         self.model.train()
         means = {name: total / max(count, 1) for name, total in totals.items()}
         if means and means["loss"] < self.best:

@@ -355,51 +355,34 @@ def stress(minutes: float, seed: int) -> dict[str, Any]:
 
 def tables(result: dict[str, Any]) -> dict[str, list[list[str]]]:
     """Return how many disturbances were survived of those tried, as tables of the documentation."""
-    kinds, moments = [*KINDS, COMMAND_LINE], list(MOMENTS)
-    kills, faults = result["kills by signal and kind"], result["faults by kind and moment"]
-    by_moment = result["kills by signal and moment"]
+    faults = result["faults by kind and moment"]
+
+    def cell(counts: list[dict[str, int]]) -> str:
+        tried, survived = (sum(each[key] for each in counts) for key in ("tried", "survived"))
+        return f"{survived} of {tried}" if tried else "-"
+
+    def killed(table: str, signal: str, other: str) -> str:
+        return cell([found] if (found := result[table].get(f"{signal}, {other}")) else [])
+
+    def failed(name: str, part: int) -> str:
+        return cell([row for key, row in faults.items() if key.split(", ")[part] == name])
+
+    kinds = [*KINDS, COMMAND_LINE]
+    by_kind, by_moment = "kills by signal and kind", "kills by signal and moment"
     return {
-        "kinds": _cross(
-            "ended by",
-            [*SIGNALS, "exception"],
-            kinds,
-            {
-                f"{signal}, {kind}": kills.get(f"{signal}, {kind}")
-                for kind in kinds
-                for signal in SIGNALS
-            }
-            | {f"exception, {kind}": _sum(faults, kind, 0) for kind in kinds},
-        ),
-        "moments": _cross(
-            "moment",
-            moments,
-            [*SIGNALS, "exception"],
-            {
-                f"{moment}, {signal}": by_moment.get(f"{signal}, {moment}")
-                for moment in moments
-                for signal in SIGNALS
-            }
-            | {f"{moment}, exception": _sum(faults, moment, 1) for moment in moments},
-        ),
+        "kinds": [
+            ["ended by", *kinds],
+            *([signal, *(killed(by_kind, signal, kind) for kind in kinds)] for signal in SIGNALS),
+            ["exception", *(failed(kind, 0) for kind in kinds)],
+        ],
+        "moments": [
+            ["moment", *SIGNALS, "exception"],
+            *(
+                [moment, *(killed(by_moment, each, moment) for each in SIGNALS), failed(moment, 1)]
+                for moment in MOMENTS
+            ),
+        ],
     }
-
-
-def _sum(counts: dict[str, dict[str, int]], name: str, part: int) -> dict[str, int]:
-    rows = [row for key, row in counts.items() if key.split(", ")[part] == name]
-    return {each: sum(row[each] for row in rows) for each in ("tried", "survived")}
-
-
-def _cross(
-    title: str,
-    rows: Sequence[str],
-    columns: Sequence[str],
-    counts: dict[str, dict[str, int] | None],
-) -> list[list[str]]:
-    def cell(row: str, column: str) -> str:
-        found = counts[f"{row}, {column}"]
-        return f"{found['survived']} of {found['tried']}" if found and found["tried"] else "-"
-
-    return [[title, *columns], *([row, *(cell(row, each) for each in columns)] for row in rows)]
 
 
 def _arguments() -> list[str]:

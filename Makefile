@@ -42,6 +42,9 @@ test-cluster: $(VENV)/.dev
 	$(BIN)/python -m pip install --quiet $(PIP) --editable '.[mlflow,ray,search,slurm,wandb]' 'distributed>=2025'
 	$(BIN)/python -m pytest -n 0 -m cluster tests
 
+# As many workers as cores: each computes with one thread.
+test test-lowest check-types: export OMP_NUM_THREADS = 1
+
 # Needs Chromium, which the system's packages have.
 test-app: $(VENV)/.dev
 	$(BIN)/python -m pip install --quiet $(PIP) --editable '.[app]' playwright

@@ -58,16 +58,10 @@ def show_stage(verb: str) -> Iterator[Callable[[str], None]]:
     Args:
         verb: comes before each stage.
     """
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import TextColumn, TimeElapsedColumn
 
-    with Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}", markup=False),
-        TimeElapsedColumn(),
-        console=error_console,
-        disable=not error_console.is_terminal,
-        transient=True,
-    ) as progress:
+    columns = TextColumn("{task.description}", markup=False), TimeElapsedColumn()
+    with _progress(*columns, transient=True) as progress:
         task = progress.add_task(verb, total=None)
 
         def show(stage: str) -> None:
@@ -255,16 +249,20 @@ def log_to_console() -> None:
 
 
 def _bar(*columns: str) -> Any:
-    from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn
+    from rich.progress import BarColumn, TaskProgressColumn, TextColumn
 
     first, *others = (TextColumn(column, markup="[" in column) for column in columns)
+    last = TextColumn("{task.fields[text]}", markup=False)
+    return _progress(first, BarColumn(bar_width=None), TaskProgressColumn(), *others, last)
+
+
+def _progress(*columns: Any, transient: bool = False) -> Any:
+    """Return a display of progress that prints nothing but on a terminal."""
+    from rich.progress import Progress, SpinnerColumn
+
+    shown = error_console.is_terminal
+    # A disabled one ends with an empty line in some versions of rich, but on a quiet console.
+    console = error_console if shown else Console(quiet=True)
     return Progress(
-        SpinnerColumn(),
-        first,
-        BarColumn(bar_width=None),
-        TaskProgressColumn(),
-        *others,
-        TextColumn("{task.fields[text]}", markup=False),
-        console=error_console,
-        disable=not error_console.is_terminal,
+        SpinnerColumn(), *columns, console=console, disable=not shown, transient=transient
     )

@@ -10,6 +10,8 @@ from collections.abc import Container, Iterator
 from pathlib import Path
 
 import pytest
+import typer
+from packaging.version import Version
 
 ROOT = Path(__file__).parents[1]
 FORBIDDEN = {"solvers": {"flowfactor", "experiments"}, "flowfactor": {"experiments"}}
@@ -109,6 +111,8 @@ def test_importing_the_library_has_no_side_effects(untouched_process):
 @pytest.mark.parametrize("page", ["configuration", "commands"])
 def test_generated_pages_are_up_to_date(untouched_process, page):
     """As they are where no test has registered anything."""
+    if page == "commands" and Version(typer.__version__) < Version("0.29"):
+        pytest.skip("the page is written with typer 0.29; earlier ones write other usage lines")
     text = (ROOT / "docs" / f"{page}.md").read_text()
     assert text == untouched_process[page], "run `make generate`"
 

@@ -234,6 +234,15 @@ class Guard:
 
 # ---- the page
 
+_BUTTONS = {
+    "play": "Play",
+    "rest": "Reset",
+    "back": "There and back",
+    "order": "Either order",
+    "gif": "Record a GIF",
+    "python": "Record as Python",
+}
+
 
 def _blocks(gradio: Any, session: Session) -> Any:
     names, models = session.names, [each.model for each in session.explorers.values()]
@@ -262,6 +271,13 @@ def _blocks(gradio: Any, session: Session) -> Any:
                         elem_classes="ff-slider",
                         interactive=True,
                     )
+            with gradio.Column(scale=3, min_width=320, elem_id="ff-views"):
+                several = len(session.explorers) > 1
+                views = [
+                    _model_html(i, name, explorer.strip_times.int().tolist(), headed=several)
+                    for i, (name, explorer) in enumerate(session.explorers.items())
+                ]
+                gradio.HTML(f"<div class='ff-models'>{''.join(views)}</div>")
                 gradio.Slider(
                     -horizon / 2,
                     1.5 * horizon,
@@ -272,27 +288,10 @@ def _blocks(gradio: Any, session: Session) -> Any:
                     elem_classes="ff-slider",
                     interactive=True,
                 )
-                for row in (
-                    (("play", "Play"), ("rest", "Reset")),
-                    (
-                        ("back", "There and back"),
-                        ("order", "Either order"),
-                    ),
-                    (("gif", "Record a GIF"), ("python", "Record as Python")),
-                ):
-                    with gradio.Row():
-                        for name, label in row:
-                            gradio.Button(label, elem_id=f"ff-{name}", size="sm", min_width=100)
-            with gradio.Column(scale=3, min_width=320, elem_id="ff-views"):
-                several = len(session.explorers) > 1
-                views = [
-                    _model_html(i, name, explorer.strip_times.int().tolist(), headed=several)
-                    for i, (name, explorer) in enumerate(session.explorers.items())
-                ]
-                gradio.HTML(
-                    f"<div class='ff-models'>{''.join(views)}</div>"
-                    "<div id='ff-result' class='ff-result' aria-live='polite'></div>"
-                )
+                with gradio.Row():
+                    for name, label in _BUTTONS.items():
+                        gradio.Button(label, elem_id=f"ff-{name}", size="sm", min_width=120)
+                gradio.HTML("<div id='ff-result' class='ff-result' aria-live='polite'></div>")
     return blocks
 
 

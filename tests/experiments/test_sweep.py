@@ -163,8 +163,16 @@ def test_a_sweep_that_is_killed_goes_on(tmp_path):
     plan = sweep.plan(str(table), out=out)
     (cell,) = plan.cells
 
+    def is_free() -> bool:
+        """Forked cells hold the lock of their command too, with some versions of filelock."""
+        try:
+            with sweep.lock_table(out):
+                return not is_busy(cell)
+        except RunError:
+            return False
+
     def check_stopped_after(before: int) -> int:
-        wait_for(lambda: not is_busy(cell), "the cell lets its folder go")
+        wait_for(is_free, "the cell and its command let their folders go")
         assert state_of(cell.run, cell.config) == "begun"
         step = read_metrics(cell.run)[-1]["step"]
         assert before < step < steps
@@ -271,7 +279,7 @@ def test_any_executor_of_the_standard_library_or_with_its_interface(tmp_path):
     options.write_text("{kind: slurm, partition: gpu, minutes: 5, threads: 2}")
     chosen = sweep.choose_executor(str(options), plan.options.executor)
     assert (chosen.partition, chosen.minutes, chosen.threads) == ("gpu", 5, 2)
-    for name, message in (("slrum", "did you mean 'slurm'"), ("ray", "processes")):
+    for name, message in (("slrum", "did you mean 'slurm'"), ("ray", "processes: .* ray")):
         with pytest.raises(ConfigError, match=message):
             sweep.choose_executor(name, plan.options.executor, processes=2)
 
@@ -293,6 +301,8 @@ def test_status_says_what_runs_where(tmp_path):
     assert "runs, seed 0: running: on node7, job 3_4" in output
     assert "failed, seed 0: failed: no disk" in output
     assert "4 cells: 1 new, 1 running, 1 failed, 1 stopped" in output
+    output = fill(table, "--status", "--only", "new", "--only", "failed")[1]
+    assert "2 cells: 1 new, 1 failed" in output
 
 
 # ---- what may be written

@@ -369,7 +369,7 @@ def fill_table(
     processes: Processes = None,
     only: Annotated[
         list[str] | None,
-        typer.Option(metavar="METHOD", help="Run this method only; may be repeated."),
+        typer.Option(metavar="METHOD", help="Run, or look at, this method only; may be repeated."),
     ] = None,
     render_only: Annotated[
         bool, typer.Option("--render-only", help="Run nothing; write the table as it is so far.")
@@ -384,10 +384,11 @@ def fill_table(
     changes = _changes(overrides, device)
     sweep = sweeps.plan(table, out=out, overrides=changes, plugin_names=plugin or ())
     chosen = sweeps.choose_executor(executor, sweep.options.executor, processes=processes)
+    some = sweep.only(only)
     if status:
-        _show_status(sweeps.status(sweep))
+        _show_status(sweeps.status(some))
         return
-    cells = [] if render_only else sweep.unfinished(only)
+    cells = [] if render_only else some.unfinished()
     if cells:
         try:
             with cells_bar(len(cells)) as show:

@@ -56,6 +56,11 @@ class ExecutorOptions:
     threads: PositiveInt = 1
     """Threads of a cell. Times are comparable only if cells do not share processors."""
 
+    @property
+    def fitting(self) -> int:
+        """How many cells the processors of this machine carry at the same time."""
+        return max(1, count_processors() // self.threads)
+
     def open(self, folder: Path) -> Executor:
         """Return the executor, whose logs go into a folder."""
         raise NotImplementedError
@@ -79,7 +84,7 @@ class LocalOptions(ExecutorOptions):
     @property
     def count(self) -> int:
         """How many cells run at the same time."""
-        return self.processes or max(1, count_processors() // self.threads)
+        return self.processes or self.fitting
 
 
 class LocalExecutor(ThreadPoolExecutor):
@@ -192,7 +197,8 @@ class SlurmOptions(ExecutorOptions):
     sbatch: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Other options of sbatch by name, such as ``{account: vision, constraint: a100}``."""
     cluster: Literal["slurm", "local"] = "slurm"
-    """``local`` does without Slurm: each job is a process of this machine."""
+    """``local`` does without Slurm: each job is a process of this machine, which runs no more of
+    them at the same time than its processors carry."""
 
     def open(self, folder: Path) -> SlurmExecutor:
         """Return the executor, whose files are in ``slurm/``."""
@@ -274,9 +280,10 @@ class SlurmExecutor(Executor):
                     self._sent.pop(future, None)
 
     def _send(self) -> None:
-        room = self._options.array
-        if self._options.cluster == "local":
-            room = min(room, self._options.processes - len(self._sent))
+        own = self._options
+        room = own.array
+        if own.cluster == "local":
+            room = min(room, own.processes, own.fitting) - len(self._sent)
         taken = [self._new.popleft() for _ in range(min(room, len(self._new)))]
         if new := [each for each in taken if each[0].set_running_or_notify_cancel()]:
             try:

@@ -40,6 +40,13 @@ _COMPARISONS: dict[str, tuple[str | dict[str, str], tuple[str, ...]]] = {
         },
         ("accuracy", "errors", "mean_error", "steps"),
     ),
+    "unsupervised": (
+        {"seed 0": "mnist_sparse", "seed 1": "mnist_sparse_seed1"},
+        (
+            *(f"right_{kind}" for kind in ("single", "speed", "switch", "pairs")),
+            *("direction", "speed_r", "switch_error", "inferred_activity", "field_alone"),
+        ),
+    ),
     "recipes": (
         {
             "mnist": "mnist",

@@ -7,11 +7,11 @@ import dataclasses
 import math
 import shlex
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from experiments import runs
+from experiments import environment, runs
 from experiments.config import Config, on_device, read_config
 from flowfactor.errors import RunError
 from flowfactor.evaluation import EvaluationOptions
@@ -31,10 +31,12 @@ class Reproduction:
     Attributes:
         table: each number, stated and now, with the distance that is allowed.
         outside: the names of those that are further away, or were not measured.
+        reason: what is another now than when the result was made, if anything is known to be.
     """
 
     table: Table
     outside: tuple[str, ...]
+    reason: str = ""
 
 
 def reproduce(
@@ -173,7 +175,24 @@ def compare(
         else f"{tolerance:.1%} of each number"
     )
     title = f"{stated.source}, {stated.images} {stated.split} samples; allowed: {spread}"
-    return Reproduction(Table(columns, rows, title, "number"), tuple(outside))
+    return Reproduction(
+        Table(columns, rows, title, "number"), tuple(outside), _changes(stated, now)
+    )
+
+
+def _changes(stated: Evaluation, now: Evaluation) -> str:
+    """Return which code and versions two evaluations rest on, as far as they differ."""
+    old, new = stated.environment, now.environment
+    pairs = {"commit": [_commit(each) for each in (old, new)]}
+    for name in environment.MAIN:
+        pairs[name] = [str(each.get("versions", {}).get(name, "unknown")) for each in (old, new)]
+    return ", ".join(f"{name} {a} -> {b}" for name, (a, b) in pairs.items() if a != b)
+
+
+def _commit(described: Mapping[str, Any]) -> str:
+    source = described.get("source") or {}
+    changed = "" if source.get("clean", True) else " with changes"
+    return f"{str(source.get('commit', 'unknown'))[:10]}{changed}"
 
 
 def _allowed(stated: float, others: Sequence[float], tolerance: float) -> float:
@@ -183,8 +202,9 @@ def _allowed(stated: float, others: Sequence[float], tolerance: float) -> float:
 
 
 def summary(found: Reproduction) -> str:
-    """Return what was found, in one sentence."""
+    """Return what was found, in a sentence or two."""
     count = len(found.table.rows)
     if found.outside:
-        return f"Not reproduced: {', '.join(found.outside)} of {count} numbers."
+        reason = f" What has changed since: {found.reason}." if found.reason else ""
+        return f"Not reproduced: {', '.join(found.outside)} of {count} numbers.{reason}"
     return f"Reproduced: all {count} numbers are within what is allowed."

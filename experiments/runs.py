@@ -115,6 +115,8 @@ def train(
     if model.supervised:
         for data in splits.values():
             data.require_labels()
+    for split, data in splits.items():
+        model.check_rate(data, split)
     check_frames(config, training.horizon)
     check_options(model, config.training)
     check_metrics(model, validation, config.evaluation)

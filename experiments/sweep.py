@@ -113,11 +113,11 @@ class Sweep:
     out: Path
     cells: tuple[Cell, ...]
 
-    def unfinished(self, methods: Sequence[str] | None = None) -> list[Cell]:
-        """Return the cells in which something is left to do.
+    def only(self, methods: Sequence[str] | None = None) -> Sweep:
+        """Return the sweep with the cells of some methods.
 
         Args:
-            methods: labels of the methods to take; None for all.
+            methods: their labels; None or none for all.
 
         Raises:
             ConfigError: there is no such method.
@@ -126,8 +126,12 @@ class Sweep:
         for method in methods or ():
             if method not in labels:
                 raise ConfigError(f"--only {method}: no such method; {suggest(method, labels)}")
-        chosen = [cell for cell in self.cells if not methods or cell.label in methods]
-        return [cell for cell in chosen if not cell.finished]
+        cells = tuple(cell for cell in self.cells if not methods or cell.label in methods)
+        return dataclasses.replace(self, cells=cells)
+
+    def unfinished(self) -> list[Cell]:
+        """Return the cells in which something is left to do."""
+        return [cell for cell in self.cells if not cell.finished]
 
 
 def plan(
@@ -282,7 +286,8 @@ def choose_executor(name: str | None, own: ExecutorOptions, **changes: Any) -> E
     known = [field.name for field in dataclasses.fields(own)]
     for key in given:
         if key not in known:
-            raise ConfigError(f"--{key}: {type(own).__name__} has no such option")
+            kind = EXECUTORS.name_of(type(own))
+            raise ConfigError(f"--{key}: the executor {kind} has no such option")
     return dataclasses.replace(own, **given)
 
 

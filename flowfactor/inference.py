@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 from einops import rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Float, Real
 from torch import Tensor, nn
 
 from flowfactor.networks import (
@@ -105,13 +105,13 @@ class TransformationPosterior(nn.Module):
             self.logits.bias.zero_()
 
     def forward(
-        self, frames: Float[Tensor, "b f c h w"], times: Int[Tensor, "b f"]
+        self, frames: Float[Tensor, "b f c h w"], times: Real[Tensor, "b f"]
     ) -> Float[Tensor, "b k"]:
         """Return the logits.
 
         Args:
             frames: at least two of each sequence.
-            times: the number of every frame.
+            times: of every frame.
 
         Raises:
             ValueError: there is no frame beside the first.

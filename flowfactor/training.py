@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import numpy as np
 import pydantic
 import torch
 from torch import Tensor, nn
@@ -70,14 +71,15 @@ MAY_CHANGE = (
     "validate_every",
     "checkpoint_every",
     "accelerator",
+    "devices",
+    "num_nodes",
+    "strategy",
     "loggers",
     "media",
     "threads",
     "compile",
 )
 """Options that may be others when a training is resumed."""
-_PROCESSES = ("devices", "num_nodes", "strategy")
-"""Options of which only the number of processes matters to a resumed training."""
 
 # What the backends of torch.distributed say when another process does not answer.
 _LOST_PROCESS = re.compile(r"gloo|NCCL|closed by peer|Connection reset", re.IGNORECASE)
@@ -149,7 +151,7 @@ class TrainingOptions:
     accelerator if there is one, else the processor."""
     devices: PositiveInt | Literal["auto"] = 1
     """Number of devices of that kind, one process each. Under ``torchrun`` its numbers hold
-    instead."""
+    instead. When a training is resumed by more or fewer processes, these share its batches."""
     num_nodes: PositiveInt = 1
     """Number of machines."""
     strategy: Literal["auto", "ddp"] = "auto"
@@ -243,7 +245,8 @@ def fit(
         fabric: device, precision and processes; by default those of the options. Its loggers are
             used beside those of the options.
         resume: continue from ``checkpoint.pt``: the same training, as far as the batches are the
-            same functions of the step.
+            same functions of the step. Other numbers of processes share the sequences of a data
+            set's batches; their random numbers begin anew.
         seed: of the batches and of the posterior's samples.
         on_progress: called after every log and validation.
         measure: called with the model, in evaluation mode, at every validation; what it returns
@@ -292,9 +295,12 @@ def fit(
     if isinstance(validation, SequenceDataset):
         validation = list(validation_batches(validation, options.validation_sequences))
     if isinstance(training, SequenceDataset):
+        size = options.batch_size
+        if resume:
+            identity["processes"], size = _share(size, Path(run), fabric)
         training = SequenceLoader(
             training,
-            options.batch_size,
+            size,
             frames_per_sequence=options.frames_per_sequence,
             encoded_frame=options.encoded_frame,
             seed=seed,
@@ -344,13 +350,34 @@ def _identify(
     identity |= {f"model.{key}": value for key, value in spec.pop("options", {}).items()}
     identity |= {f"model.{key}": value for key, value in spec.items()}
     identity |= {
-        f"training.{key}": value
-        for key, value in dump(options).items()
-        if key not in (*MAY_CHANGE, *_PROCESSES)
+        f"training.{key}": value for key, value in dump(options).items() if key not in MAY_CHANGE
     }
     identity["training.precision"] = fabric.strategy.precision.precision
     plain: dict[str, Any] = json.loads(json.dumps(identity, default=str))
     return plain
+
+
+def _share(batch_size: int, run: Path, fabric: Fabric) -> tuple[int, int]:
+    """Return how many processes began a training, and the sequences of a step for each of these.
+
+    Raises:
+        ConfigError: as many cannot have equally many sequences.
+    """
+    before, now = _identity_of(run).get("processes"), fabric.world_size
+    if type(before) is not int or before < 1 or before == now:  # damage is reported later
+        return now, batch_size
+    total = batch_size * before
+    if total % now:
+        raise ConfigError(
+            f"training.devices: {now} processes cannot share the {total} sequences of a step "
+            f"equally, which were those of {before} when the training began"
+        )
+    if fabric.is_global_zero:
+        logger.info(
+            "%d sequences of a step, by %d processes when the training began, by %d now",
+            total, before, now,
+        )  # fmt: skip
+    return before, total // now
 
 
 def _check_fit(
@@ -486,12 +513,17 @@ def decide(
 
 def _precision_of(run: Path) -> str | None:
     """Return the precision of the training in a folder, None if there is none that can be read."""
-    try:
-        state = checkpoints.read(run / checkpoints.STATE_FILE)
-        precision = json.loads(state["identity"])["training.precision"]
-    except (RunError, LookupError, TypeError, ValueError):
-        return None  # which is reported where the training is resumed
+    precision = _identity_of(run).get("training.precision")
     return precision if precision in ("32-true", "bf16-mixed") else None
+
+
+def _identity_of(run: Path) -> dict[str, Any]:
+    """Return what identifies the training in a folder; empty if that cannot be read."""
+    try:
+        identity = json.loads(checkpoints.read(run / checkpoints.STATE_FILE)["identity"])
+    except (RunError, LookupError, TypeError, ValueError):
+        return {}  # which is reported where the training is resumed
+    return identity if isinstance(identity, dict) else {}
 
 
 def make_fabric(options: TrainingOptions) -> Fabric:
@@ -578,6 +610,7 @@ class _Trainer:
         self.run = run
         self.fabric = fabric
         self.model = model
+        self.seed = seed
         groups = model.parameter_groups()
         # A group may have a peak of its own; the schedule is the same for all.
         self.peaks = [group.get("lr", options.learning_rate) for group in groups]
@@ -666,13 +699,22 @@ class _Trainer:
         self.seconds, _ = self._agree()
         ends = self._fraction() >= 1
         if self.step % self.options.log_every == 0 or ends:
-            self.due["train"] = {**_as_floats(terms), "learning_rate": rate}
+            self.due["train"] = {**self._mean_terms(terms), "learning_rate": rate}
         if self.step % self.options.validate_every == 0 or ends:
             self.due["validation"] = {}
         self._take()
         self._compare_with_clock()
         if self._is_quiet():
             self._tell(_as_floats(terms))
+
+    def _mean_terms(self, terms: Mapping[str, Tensor]) -> dict[str, float]:
+        """Return the terms as numbers, over the sequences of all processes."""
+        count = self.fabric.world_size
+        if count > 1:
+            values = torch.stack([value.detach() for value in terms.values()])
+            torch.distributed.all_reduce(values)
+            terms = dict(zip(terms, values / count, strict=True))
+        return _as_floats(terms)
 
     def _compare_with_clock(self) -> None:
         """Warn once if the clock will end the training before or soon after the schedule."""
@@ -998,16 +1040,10 @@ class _Trainer:
         if self.average is not None:
             checkpoints.check_tensors(self.average.state_dict(), state["average"])
         self._check_optimizer(state["optimizer"])
-        if len(state["random"]) != self.fabric.world_size:
+        if not state["random"]:
             raise ValueError("random states are missing")
-        checkpoints.check_tensors(
-            {"cpu": torch.get_rng_state()},
-            {
-                kind: value
-                for kind, value in state["random"][self.fabric.global_rank].items()
-                if kind == "cpu"
-            },
-        )
+        for each in state["random"]:
+            checkpoints.check_tensors({"cpu": torch.get_rng_state()}, {"cpu": each["cpu"]})
 
     def _check_optimizer(self, saved: dict[str, Any]) -> None:
         mine = self.optimizer.state_dict()["param_groups"]
@@ -1031,7 +1067,12 @@ class _Trainer:
             self.average.load_state_dict(state["average"])
         self.step, self.seconds, self.best = state["step"], state["seconds"], state["best"]
         self.due = state["due"]
-        self._set_random_state(state["random"][self.fabric.global_rank])
+        rank, count = self.fabric.global_rank, self.fabric.world_size
+        if len(state["random"]) == count:
+            self._set_random_state(state["random"][rank])
+        else:  # other processes than before: numbers that none of them has drawn
+            key = np.random.SeedSequence([self.seed, self.step, rank, count])
+            torch.manual_seed(int(key.generate_state(1, np.uint64)[0]))
 
     def _log(self) -> _Log:
         if not self.fabric.is_global_zero:
@@ -1253,7 +1294,7 @@ def check_samples(data: SequenceDataset, indices: Iterable[int] | Tensor) -> Non
             raise DataError(f"Sample {index} is bad: {error}") from error
 
 
-def _as_floats(terms: dict[str, Tensor]) -> dict[str, float]:
+def _as_floats(terms: Mapping[str, Tensor]) -> dict[str, float]:
     """Return the terms as numbers, and their sum as ``loss`` first."""
     values = {name: float(value.detach()) for name, value in terms.items()}
     return {"loss": sum(values.values()), **values}

@@ -3,8 +3,9 @@
     python -m experiments.benchmarks.gpu_check [--device NAME] [--steps N] [--out FILE]
 
 ``make gpu-check`` runs it. The table has a row for a training step of ``mnist`` in each precision,
-compiled or not; for the loss and the gradient, the flow and the decoder of every model; for an
-evaluation, figures, and a training that is resumed. Exit code 1: something differs by more than it
+compiled or not; for the loss and the gradient, the flow and the decoder of every model; for the
+loss and the gradient by compiled flows; for an evaluation, figures, and a training that is resumed.
+Exit code 1: something differs by more than it
 may. 2: there is no accelerator.
 """
 
@@ -44,6 +45,9 @@ from flowfactor.training import Progress, TrainingOptions, fit
 
 TOLERANCE = 1e-3
 """By how much results may differ, as a fraction of the largest number of each tensor."""
+
+INTERVALS = ("flow_vae", "weak_flow_vae")
+"""Models that are trained on intervals of frames, whose flow ``training.compile`` compiles."""
 
 CPU = torch.device("cpu")
 _NETWORKS: dict[str, Any] = {
@@ -191,9 +195,19 @@ def check_speed(
 # ---- equality
 
 
-def loss_and_gradient(model: SequenceModel, data: SequenceDataset) -> dict[str, Tensor]:
-    """Return the terms of the loss in each stage of a training, and the gradient."""
+def loss_and_gradient(
+    model: SequenceModel, data: SequenceDataset, frames: int | None = None
+) -> dict[str, Tensor]:
+    """Return the terms of the loss in each stage of a training, and the gradient.
+
+    Args:
+        model: whose.
+        data: of six sequences.
+        frames: how many of each beside the first, as in a training; None: all of them.
+    """
     batch = data.sample(range(6))
+    if frames is not None:
+        batch = SequenceLoader(data, 6, frames_per_sequence=frames).batch(0)
     found: dict[str, Tensor] = {}
     if not model.supervised:
         batch = dataclasses.replace(batch, labels=None)
@@ -266,10 +280,34 @@ def check_equality(
                 _wait_for(place)
                 times.append(1e3 * (time.perf_counter() - began))
         except Exception as error:  # whatever the device lacks is what the table is for
-            yield Check(name, problem=f"{type(error).__name__}: {' '.join(str(error).split())}")
+            yield Check(name, problem=_one_line(error))
             continue
         here, there = times
         yield Check(name, here, there, _most_memory(device), largest_difference(*results))
+
+
+def check_compiled(
+    device: torch.device, kinds: Sequence[str], data: SequenceDataset
+) -> Iterator[Check]:
+    """Yield whether compiled flows give models the loss and the gradient that others do.
+
+    Args:
+        device: that computes both.
+        kinds: of models.
+        data: that is looked at.
+    """
+    for kind in kinds:
+        name = f"loss and gradient, flow compiled or not: {kind}"
+        results: list[list[np.ndarray]] = []
+        try:
+            for compiled in (False, True):
+                model, seen = make_model(kind, data).to(device), data.to(device)
+                with compiled_flows(compiled):
+                    results.append(list(numbers(loss_and_gradient(model, seen, frames=2))))
+        except Exception as error:  # whatever the compiler lacks
+            yield Check(name, problem=_one_line(error))
+        else:
+            yield Check(name, difference=largest_difference(*results))
 
 
 class _EndedError(Exception):
@@ -373,11 +411,16 @@ def run(device: torch.device, steps: int) -> Iterator[Check]:
         data, flows = make_data(), ("flow_vae", "slow_vae")
         yield from check_equality(device, "loss and gradient", loss_and_gradient, [*MODELS], data)
         yield from check_equality(device, "flow and decoder", flow_and_film, [*MODELS], data)
+        yield from check_compiled(device, INTERVALS, data)
         yield from check_equality(device, "evaluation", measured, flows, data)
         yield from check_equality(device, "figures", drawn, flows, data)
         yield check_training(device, data)
     finally:
         torch.backends.cudnn.allow_tf32 = allowed
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def _wait_for(device: torch.device) -> None:

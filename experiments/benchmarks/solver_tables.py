@@ -72,10 +72,18 @@ def tabulate_precision(result: dict[str, Any]) -> dict[str, Rows]:
 def tabulate_fuzz(result: dict[str, Any]) -> dict[str, Rows]:
     """Return how many problems there were, and how bad the worst."""
     statuses, worst = result["status"], max(result["worst_error_in_tolerances"].values())
-    head = ["problems", "solved", "given up, and said so", "wrong", "worst error, in tolerances"]
+    head = [
+        "problems",
+        "solved",
+        "given up, and said so",
+        "wrong",
+        "worst error, in tolerances",
+        "above 100 of them, with the growth",
+    ]
     solved = statuses.get("success", 0)
     counts = (result["problems"], solved, sum(statuses.values()) - solved, len(result["wrong"]))
-    return {"summary": [head, [*(f"{count:,}" for count in counts), f"{worst:.1f}"]]}
+    grown = result["above_allowed_without_growth"]
+    return {"summary": [head, [*(f"{count:,}" for count in counts), f"{worst:.1f}", f"{grown:,}"]]}
 
 
 def _between(case: dict[str, Any], error: float) -> str:

@@ -21,16 +21,18 @@ class Animation:
 
     Args:
         path: the file.
+        as_stamped: take each frame once, and say when it is.
 
     Attributes:
         size: height and width.
         shown: the number of the frame in the file for each frame of the film.
+        times: if ``as_stamped``, when each frame is, in seconds from the first one, else None.
 
     Raises:
         DataError: a file that cannot be read, or whose frames are too large.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, as_stamped: bool = False) -> None:
         self.path = path
         with open_film_picture(path) as picture, reading(path):
             self.size = (picture.height, picture.width)
@@ -40,7 +42,11 @@ class Animation:
             ]
         # Viewers take a tenth of a second for a frame that is shown for none.
         times = np.cumsum([0.0, *(duration or 100.0 for duration in durations[:-1])])
-        self.shown = constant_rate(np.rint(times).astype(np.int64), path)
+        self.times = times / 1000 if as_stamped else None
+        if as_stamped:
+            self.shown = np.arange(len(times))
+        else:
+            self.shown = constant_rate(np.rint(times).astype(np.int64), path)
 
     def __len__(self) -> int:
         return len(self.shown)

@@ -11,12 +11,17 @@ from typing import ClassVar, Literal, Self
 
 import torch
 from einops import rearrange
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Real
 from torch import Tensor
 
 from flowfactor.checks import check_tensor
 from flowfactor.data.activity import ActivityLaw, PathRange, accumulate
-from flowfactor.data.checks import check_choice, check_distinct, check_range
+from flowfactor.data.checks import (
+    check_choice,
+    check_distinct,
+    check_frame_times,
+    check_range,
+)
 from flowfactor.data.coverage import Coverage
 from flowfactor.data.known_factors import KnownFactors
 from flowfactor.errors import DataError
@@ -40,16 +45,18 @@ _ROUNDING = 1e-4
 class SequenceBatch:
     """Frames ``x_t`` of ``b`` sequences and the transformation that each of them undergoes.
 
-    A sequence has frames at ``t = 0..T``. A batch holds all of them, or some, as many for each
-    sequence; ``times`` says which. The first of a row is the frame that a model encodes, the others
-    are those that it explains from there, in any order.
+    A sequence has frames number 0 to T, at times that increase from 0. On the *grid*, where most
+    data are, frame n is at time n; recordings may bring any others. A batch holds all of them, or
+    some, as many for each sequence; ``times`` says when. The first of a row is the frame that a
+    model encodes, the others are those that it explains from there, in any order.
 
     The constructor trusts its arguments, because it runs at every training step. :meth:`full`
     checks them.
 
     Attributes:
         frames: pixels in [0, 1], ``(b, f, c, h, w)``.
-        times: frame numbers ``(b, f)`` in ``0..T``.
+        times: of the frames, ``(b, f)``, in the unit of the flow's time; on the grid the numbers
+            ``0..T`` of the frames.
         labels: index of the transformation of each sequence, ``(b,)``, :data:`UNLABELLED` where it
             is unknown; None if it is unknown of all of them, or if several transformations act.
         horizon: ``T``, number of the last frame of the whole sequence.
@@ -63,11 +70,14 @@ class SequenceBatch:
         >>> import torch
         >>> batch = SequenceBatch.full(torch.rand(4, 9, 3, 28, 28), torch.tensor([0, 0, 1, 2]))
         >>> len(batch), batch.horizon, batch.times[0].tolist()
-        (4, 8, [0, 1, 2, 3, 4, 5, 6, 7, 8])
+        (4, 8, [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0])
+        >>> uneven = SequenceBatch.full(torch.rand(4, 3, 1, 8, 8), times=torch.tensor([0, 0.5, 2]))
+        >>> uneven.times[0].tolist(), uneven.is_complete
+        ([0.0, 0.5, 2.0], False)
     """
 
     frames: Float[Tensor, "b f c h w"]
-    times: Int[Tensor, "b f"]
+    times: Real[Tensor, "b f"]
     labels: Int[Tensor, "b"] | None
     horizon: int
     first_weight: float = 1.0
@@ -75,13 +85,16 @@ class SequenceBatch:
     activity: Float[Tensor, "b n k"] | None = None
 
     @classmethod
-    def full(cls, frames: Tensor, labels: Tensor | None = None) -> SequenceBatch:
-        """Return complete sequences, with every frame of ``t = 0..T``, after checking them.
+    def full(
+        cls, frames: Tensor, labels: Tensor | None = None, times: Tensor | None = None
+    ) -> SequenceBatch:
+        """Return whole sequences, with each of their frames ``0..T``, after checking them.
 
         Args:
             frames: floating point ``(b, T+1, c, h, w)``, in [0, 1].
             labels: integers ``(b,)``, the index of each sequence's transformation,
                 :data:`UNLABELLED` where it is unknown; None if all are unknown.
+            times: of the frames, ``(T+1,)`` or ``(b, T+1)``, increasing from 0; 0 to T by default.
 
         Raises:
             DataError: a wrong type, shape or value; the message names the first bad pixel.
@@ -106,7 +119,17 @@ class SequenceBatch:
                 raise DataError(f"labels must be at least 0, or {UNLABELLED} where unknown.")
             labels = labels.to(frames.device).long()
         count = frames.shape[1]
-        times = torch.arange(count, device=frames.device).expand(len(frames), count)
+        if times is None:
+            times = torch.arange(count)
+        if times.shape not in ((count,), (len(frames), count)):
+            raise DataError(
+                f"times must be of shape ({count},) or ({len(frames)}, {count}), but they are "
+                f"{tuple(times.shape)}."
+            )
+        for row in torch.atleast_2d(times):
+            check_frame_times("times", row.tolist(), count)
+        dtype = torch.promote_types(frames.dtype, torch.float)
+        times = times.to(frames.device, dtype).expand(len(frames), count)
         return cls(frames, times, labels, count - 1)
 
     @property
@@ -135,8 +158,20 @@ class SequenceBatch:
         )
 
     @property
+    def shared_times(self) -> Real[Tensor, "*b f"]:
+        """The times as a flow takes them: ``(f,)`` if all sequences have the same, else ``(b, f)``.
+
+        Example:
+            >>> import torch
+            >>> SequenceBatch.full(torch.rand(2, 3, 1, 4, 4)).shared_times
+            tensor([0., 1., 2.])
+        """
+        first = self.times[0]
+        return first if bool((self.times == first).all()) else self.times
+
+    @property
     def is_complete(self) -> bool:
-        """Whether every row has the frames ``0..T`` in their order."""
+        """Whether every row has the frames ``0..T`` in their order, on the grid."""
         count = self.times.shape[1]
         if count != self.horizon + 1:
             return False
@@ -285,6 +320,22 @@ class SequenceDataset(ABC):
         """The largest horizon that the data set can have, infinity if there is no limit."""
         return math.inf
 
+    @property
+    def is_regular(self) -> bool:
+        """Whether frame n of every sequence is at time n."""
+        return True
+
+    def times_of(
+        self, indices: Int[Tensor, "b"], numbers: Int[Tensor, "b f"]
+    ) -> Real[Tensor, "b f"]:
+        """Return when frames of samples are, unchecked; at their numbers if data are regular.
+
+        Args:
+            indices: numbers of the samples.
+            numbers: of the frames.
+        """
+        return numbers
+
     def known_factors(self, bins: int = 10) -> KnownFactors:
         """Return images drawn together with the factors that made them.
 
@@ -325,8 +376,9 @@ class SequenceDataset(ABC):
             indices: numbers of the samples, ``(b,)``.
             labels: the transformation, an index or a name for all or an index each ``(b,)``; by
                 default what was recorded, or :meth:`round_robin`.
-            times: frame numbers in ``0..T`` of shape ``(b, f)``, all of ``0..T`` by default; the
-                costs of those after the first count ``T / (f - 1)`` times.
+            times: numbers in ``0..T`` of the frames, ``(b, f)``, all of ``0..T`` by default; the
+                costs of those after the first count ``T / (f - 1)`` times. The batch says when
+                these frames are, see :meth:`times_of`.
             starts: from :meth:`random_starts`; canonical by default.
 
         Raises:
@@ -365,7 +417,7 @@ class SequenceDataset(ABC):
         shown: Tensor | None = None if self._hidden else labels
         if shown is not None and self._labelled is not None:
             shown = torch.where(self._labelled[indices], shown, UNLABELLED)
-        return SequenceBatch(frames, times, shown, self.horizon, later_weight=self._weight(times))
+        return self._batch(frames, indices, times, shown)
 
     def compose(
         self,
@@ -428,7 +480,7 @@ class SequenceDataset(ABC):
             self._checked_starts(starts, count),
         )
         self._check_frames(frames, times)
-        return SequenceBatch(frames, times, None, self.horizon, later_weight=self._weight(times))
+        return self._batch(frames, indices, times)
 
     def move(
         self,
@@ -495,10 +547,7 @@ class SequenceDataset(ABC):
         else:
             clocks = clocks.gather(2, times.expand(len(clocks), -1, -1))
             frames = self._render(indices, clocks, active.T, None)
-        weight = self._weight(times)
-        return SequenceBatch(
-            frames, times, None, self.horizon, later_weight=weight, activity=activity
-        )
+        return self._batch(frames, indices, times, activity=activity)
 
     def path_starts(
         self,
@@ -786,9 +835,21 @@ class SequenceDataset(ABC):
                 f"{int(unknown.sum())} of {len(self)} have none; the first is {first!r}."
             )
 
-    def _weight(self, times: Tensor) -> float:
-        """Return how often each of n frames counts that stand for the T after the first."""
-        return self.horizon / max(times.shape[1] - 1, 1)
+    def _batch(
+        self,
+        frames: Tensor,
+        indices: Tensor,
+        numbers: Tensor,
+        labels: Tensor | None = None,
+        activity: Tensor | None = None,
+    ) -> SequenceBatch:
+        """Return frames of samples as a batch; those after the first stand for all T."""
+        dtype = self._dtype or torch.get_default_dtype()
+        times = self.times_of(indices, numbers).to(dtype).to(self.device)
+        weight = self.horizon / max(numbers.shape[1] - 1, 1)
+        return SequenceBatch(
+            frames, times, labels, self.horizon, later_weight=weight, activity=activity
+        )
 
     # ---- checks
 
@@ -832,6 +893,10 @@ class SequenceDataset(ABC):
             raise DataError(
                 f"activity: what happens in recordings cannot be chosen, so that {law.kind!r} is "
                 "not possible. 'single' plays them at whole speeds, if all have a label."
+            )
+        if not self.is_regular:
+            raise DataError(
+                "activity: needs frames at a constant rate, but these have their times."
             )
         whole = self.moves_by_whole_steps
         law.check(len(self.names), self.horizon, whole=whole)
@@ -882,6 +947,9 @@ class SequenceDataset(ABC):
     def _checked_times(self, times: Tensor | None, count: int) -> Tensor:
         if times is None:
             return torch.arange(self.horizon + 1, device=self.device).expand(count, -1)
+        # The times of a batch on the grid are numbers of frames.
+        if self.is_regular and times.is_floating_point() and bool((times == times.round()).all()):
+            times = times.long()
         check_integers("times", times, (count, None))
         for t in (int(times.min()), int(times.max())):
             check_range("times", t, 0, self.horizon)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -42,3 +43,23 @@ def check_distinct(name: str, values: Sequence[Any]) -> None:
         raise DataError(
             f"{name} must be one or more, no two equal, but they are {shorten(str(list(values)))}."
         )
+
+
+def check_frame_times(name: str, times: Sequence[float], count: int) -> None:
+    """Require a time of each frame of a sequence, finite, the first 0 and each after the last one.
+
+    Raises:
+        DataError: they are not; the message names the argument and the first bad time.
+    """
+    bad = f"there are {len(times)}"
+    if len(times) == count:
+        wrong = (
+            number
+            for number, time in enumerate(times)
+            if not math.isfinite(time) or (time <= times[number - 1] if number else time != 0)
+        )
+        if (number := next(wrong, None)) is None:
+            return
+        before = f", after {times[number - 1]:g}" if number else ""
+        bad = f"number {number} is {times[number]:g}{before}"
+    raise DataError(f"{name} must be {count} finite numbers that increase from 0, but {bad}.")

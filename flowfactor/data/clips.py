@@ -52,17 +52,20 @@ _CHUNK, _CHUNK_BYTES = 64, 1 << 28
 
 @dataclasses.dataclass(frozen=True)
 class Preparation:
-    """What every frame undergoes: to grey, and to one size.
+    """What every frame undergoes: to grey, and to one size; and which frames a film has.
 
     Attributes:
         crop: top, left, height and width of the part that is taken, before all else.
         size: height and width that frames are resized to cover; the middle is cut out.
         grey: whether colours become their luminance.
+        as_stamped: whether films have the frames of their files, at their time stamps, and not at
+            a constant rate.
     """
 
     size: tuple[int, int] | None = None
     grey: bool = False
     crop: tuple[int, int, int, int] | None = None
+    as_stamped: bool = False
 
     def shape(self, shape: tuple[int, int, int], name: str) -> tuple[int, int, int]:
         """Return what becomes of the shape of the frames of a recording.
@@ -119,6 +122,8 @@ class Clips(ABC):
         lengths: how many frames each has.
         labels: what was found with them that says how they differ, one value each, if anything.
         groups: what was found with them that says what belongs together, one value each.
+        times: what was found with them that says when their frames are, a list of numbers for all
+            of them or one for each.
         image_shape: of a prepared frame.
     """
 
@@ -133,6 +138,7 @@ class Clips(ABC):
     ) -> None:
         self.names, self.lengths, self.labels = list(names), list(lengths), labels
         self.groups: Labels | None = None
+        self.times: Array | list[Any] | None = None
         self.prepare, self.memory = prepare, memory
         self._kept: OrderedDict[tuple[int, int], Tensor] = OrderedDict()
         self._bytes = 0
@@ -311,7 +317,8 @@ class VideoClips(Clips):
         memory: int,
     ) -> None:
         self.videos = [
-            Video(path) if path.suffix.lower() in VIDEOS else Animation(path) for path in paths
+            (Video if path.suffix.lower() in VIDEOS else Animation)(path, prepare.as_stamped)
+            for path in paths
         ]
         super().__init__(
             [_name(path, root) for path in paths],
@@ -321,6 +328,8 @@ class VideoClips(Clips):
             prepare,
             memory,
         )
+        if prepare.as_stamped:
+            self.times = [video.times for video in self.videos]
 
     def read(self, clip: int, first: int, count: int) -> UInt8[Tensor, "f c h w"]:
         """Return consecutive frames of a clip."""
@@ -377,6 +386,8 @@ def _open_array(file: ArrayFile, prepare: Preparation, memory: int, frames_first
     else:
         clips = ArrayClips(file, labels, prepare, memory, frames_first)
     clips.groups = groups
+    length = clips.lengths[0]
+    clips.times = file.array_beside("times", (count, length), (length,))
     return clips
 
 

@@ -42,6 +42,8 @@ PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".pgm", ".
 ANIMATED = (".gif", ".webp", ".png", ".apng")
 HDF5 = (".h5", ".hdf5")
 ZARR = ".zarr"
+BESIDE = ("labels", "groups", "times")
+"""Arrays that a file may have beside its frames."""
 METADATA = "metadata.csv"
 """In a folder, the file that lists what it holds: a column ``file_name``, and others."""
 LAYOUTS = ("auto", "nhwc", "nchw")
@@ -447,16 +449,25 @@ class ArrayFile:
 
     def read_beside(self, name: str, count: int) -> list[Any] | None:
         """Return the values of another array, one for each recording, None if there is none."""
+        array = self.array_beside(name, (count,))
+        if array is None:
+            return None
+        with reading(self.path):
+            values = to_list(array)
+        return [value.decode() if isinstance(value, bytes) else value for value in values]
+
+    def array_beside(self, name: str, *shapes: tuple[int, ...]) -> Array | None:
+        """Return another array of one of some shapes, None if there is none."""
         with reading(self.path), self._container() as file:
             if file is None or hasattr(file, "dtype") or name not in file:
                 return None
             array = _member(file, name, self.path)
-            if array.shape != (count,):
+            if array.shape not in shapes:
                 raise DataError(
-                    f"{name}: {self.path} has {name} of shape {array.shape} for {count} recordings."
+                    f"{name}: {self.path} has {name} of shape {tuple(array.shape)}, where "
+                    f"{' or '.join(map(str, shapes))} fits the frames."
                 )
-            values = to_list(np.asarray(array[()]))
-        return [value.decode() if isinstance(value, bytes) else value for value in values]
+            return np.asarray(array[()])
 
     @property
     def is_held(self) -> bool:
@@ -505,7 +516,7 @@ class ArrayFile:
         # Looking at an array of an archive would read it.
         archive = self.path.suffix == ".npz"
         known = [name for name in file if archive or _is_dataset(file, name)]
-        others = [name for name in known if name != "labels"]
+        others = [name for name in known if name not in BESIDE]
         key = self.key or (others[0] if len(others) == 1 else self.usual)
         if key not in known:
             listed = shorten(", ".join(known), 400)

@@ -16,7 +16,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Real
 from PIL import Image
 from pydantic import Field, model_validator
 from torch import Tensor
@@ -28,13 +28,13 @@ from flowfactor.data.base import (
     SequenceDataset,
     check_names,
 )
-from flowfactor.data.checks import check_choice, check_range
-from flowfactor.data.clips import Clips, Labels, Preparation, open_clips
+from flowfactor.data.checks import check_choice, check_frame_times, check_range
+from flowfactor.data.clips import Clips, Labels, Preparation, VideoClips, open_clips
 from flowfactor.data.io import Array, local_path, map_npy, natural_key, read_text, reading, to_list
 from flowfactor.data.options import DataOptions, Horizon, Name, Side
 from flowfactor.data.splits import SPLITS, Part, split_indices
 from flowfactor.errors import DataError
-from flowfactor.options import NonNegativeInt, PositiveInt, options, shorten
+from flowfactor.options import NonNegativeInt, PositiveFloat, PositiveInt, options, shorten
 from flowfactor.registries import DATA
 
 # What marks pixels or samples to be ignored in many data sets.
@@ -64,6 +64,10 @@ class Recordings(SequenceDataset):
     are cut to sequences of ``T + 1`` frames: one from the beginning of each, or with ``stride`` as
     many as it has.
 
+    Frames are a unit of time apart, unless the recordings bring times. The time of a frame is then
+    that since frame 0 of its sequence, in such a unit that the longest sequence lasts T of them:
+    ``0..T`` as ever where the frames are at a constant rate.
+
     Args:
         frames: the array, file or folder.
         labels: the transformation of each recording, names or indices into ``names``: a list, an
@@ -77,6 +81,12 @@ class Recordings(SequenceDataset):
         groups: what belongs together, for instance the film that a recording is cut from: a name
             or number of each recording, given like ``labels``; by default what the file says, the
             array ``groups``, else each recording is a group of its own. See :meth:`split`.
+        times: when the frames are, in any unit: numbers that increase from 0, ``(T+1,)`` for all
+            recordings or ``(N, T+1)``, given like ``labels``; by default what the file says, the
+            array ``times``.
+        stamps: whether the times are the time stamps of videos and animated pictures; else those
+            at a variable rate become films at a constant one.
+        time_unit: how much of the times is one unit of the flow's.
         frames_first: whether arrays are ``(T+1, N, ...)``, as that of Moving MNIST.
         horizon: ``T``, the number of the last frame of a sequence; by default all that the shortest
             recording has.
@@ -90,9 +100,13 @@ class Recordings(SequenceDataset):
         memory_limit: bytes of frames that were read to keep; clips that fit are read only once.
         device: where the frames are taken to.
 
+    Attributes:
+        time_unit: how much of the times that were given is one unit of the flow's time, None if
+            there are none.
+
     Raises:
         DataError: something that is missing, cannot be read, has another type, shape or value;
-            recordings that are too short; labels that do not fit.
+            recordings that are too short; labels or times that do not fit.
 
     Example:
         >>> import numpy as np
@@ -104,6 +118,9 @@ class Recordings(SequenceDataset):
         (2, 9, 3, 16, 16)
         >>> {name: len(part) for name, part in recordings.split(test=0.2).items()}
         {'train': 14, 'validation': 2, 'test': 4}
+        >>> uneven = Recordings(clips, times=[0, 0.1, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 1.6])  # seconds
+        >>> uneven.sample([0]).times[0].tolist(), round(uneven.time_unit, 3)
+        ([0.0, 0.5, 1.0, 2.0, 2.5, 3.0, 3.5, 4.0, 8.0], 0.2)
     """
 
     per_sample: ClassVar[tuple[str, ...]] = (
@@ -118,6 +135,9 @@ class Recordings(SequenceDataset):
         names: Sequence[str] | None = None,
         *,
         groups: Tensor | Array | Sequence[Any] | Mapping[str, Any] | str | Path | None = None,
+        times: Tensor | Array | Sequence[Any] | Mapping[str, Any] | str | Path | None = None,
+        stamps: bool = False,
+        time_unit: float | None = None,
         frames_first: bool = False,
         horizon: int | None = None,
         crop: Sequence[int] | None = None,
@@ -144,7 +164,7 @@ class Recordings(SequenceDataset):
             top, left, height, width = crop
             check_range("crop", min(top, left, height - 1, width - 1), 0)
             part = (top, left, height, width)
-        prepare = Preparation(sides, grey, part)
+        prepare = Preparation(sides, grey, part, stamps)
         clips = open_clips(frames, prepare, memory_limit, frames_first=frames_first)
         labels = clips.labels if labels is None else labels
         names, numbers = _number_labels(clips, labels, names)
@@ -165,6 +185,24 @@ class Recordings(SequenceDataset):
         self._end = np.array(clips.lengths)[self._clip]
         belongs = clips.groups if groups is None else groups
         self._group = _number_groups(clips, belongs)[self._clip]
+        if stamps and (times is not None or not isinstance(clips, VideoClips)):
+            raise DataError(
+                "stamps: only videos and animated pictures have time stamps, which go without "
+                "`times`."
+            )
+        # Of all recordings in a row, None on the grid.
+        self._times = _frame_times(clips, times)
+        self._rows = np.cumsum([0, *clips.lengths[:-1]])
+        self.time_unit = time_unit
+        if self._times is not None:
+            first = self._rows[self._clip] + self._begin
+            lasting = self._times[first + horizon * every] - self._times[first]
+            self.time_unit = time_unit or float(lasting.max()) / horizon
+            numbers = np.concatenate([np.arange(length) for length in clips.lengths]) / every
+            if np.allclose(self._times / self.time_unit, numbers, rtol=0, atol=1e-6):
+                self._times = None
+        elif time_unit is not None:
+            raise DataError("time_unit: the recordings bring no times; see `times` and `stamps`.")
 
     def __len__(self) -> int:
         return len(self._clip)
@@ -178,6 +216,22 @@ class Recordings(SequenceDataset):
     def groups(self) -> Int[Tensor, "n"]:
         """The number of the group of each sequence: sequences of one group belong together."""
         return torch.from_numpy(self._group)
+
+    @property
+    def is_regular(self) -> bool:
+        """Whether frames are at a constant rate."""
+        return self._times is None
+
+    def times_of(
+        self, indices: Int[Tensor, "b"], numbers: Int[Tensor, "b f"]
+    ) -> Real[Tensor, "b f"]:
+        """Return when frames of sequences are, since frame 0; see :class:`SequenceDataset`."""
+        if self._times is None:
+            return numbers
+        chosen = indices.cpu().numpy()
+        first = (self._rows[self._clip[chosen]] + self._begin[chosen])[:, None]
+        since = self._times[first + self._every * numbers.cpu().numpy()] - self._times[first]
+        return torch.from_numpy(since / self.time_unit)
 
     def warn_range(self) -> None:
         """Log a warning if frames in the middle of some recordings hardly look like pictures."""
@@ -281,6 +335,32 @@ def _number_groups(clips: Clips, groups: Any) -> Numbers:
     values = [_plain(value, "groups") for value in _in_order(clips.names, groups, "groups")]
     keys = [f"\0{k}" if value is None else str(value) for k, value in enumerate(values)]
     return np.array([known.setdefault(key, len(known)) for key in keys])
+
+
+def _frame_times(clips: Clips, times: Any) -> Float[np.ndarray, "n"] | None:
+    """Return the times of the frames of all clips in a row, None if nobody says any.
+
+    Raises:
+        DataError: those of a clip are not as many as its frames, or do not increase from 0.
+    """
+    given = clips.times if times is None else times
+    if isinstance(given, str | Path):
+        given = _read_labels(local_path(given), "times")
+    if given is None:
+        return None
+    if isinstance(given, Mapping) or (len(given) and np.ndim(given[0])):
+        rows = _in_order(clips.names, given, "times")
+    else:
+        rows = [given] * len(clips.names)
+    found = []
+    for name, row, length in zip(clips.names, rows, clips.lengths, strict=True):
+        what = f"times: those of recording {name!r}"
+        try:
+            found.append(np.asarray(row, dtype=np.float64).reshape(-1))
+        except (TypeError, ValueError):
+            raise DataError(f"{what} are no numbers.") from None
+        check_frame_times(what, found[-1].tolist(), length)
+    return np.concatenate(found)
 
 
 def _number_labels(
@@ -445,7 +525,10 @@ class RecordingsOptions(DataOptions):
 
     irrelevant: ClassVar[frozenset[str]] = DataOptions.irrelevant | {"memory_limit"}
 
-    paths: ClassVar[tuple[str, ...]] = ("path", "labels", "groups", "test_path", "test_labels")
+    paths: ClassVar[tuple[str, ...]] = (
+        *("path", "labels", "groups", "times"),
+        *("test_path", "test_labels", "test_times"),
+    )
 
     path: str = dataclasses.field(kw_only=True)
     """The file or folder."""
@@ -458,11 +541,27 @@ class RecordingsOptions(DataOptions):
     the film each is cut from: those of one group are in one split. By default the array ``groups``
     of the file, or the column ``group`` of ``metadata.csv``, else each is on its own."""
 
+    times: str | None = None
+    """A ``.npy``, ``.json`` or ``.csv`` file that says when the frames are, in any unit, increasing
+    from 0: T + 1 numbers for all recordings, or as many for each. By default the array ``times`` of
+    the file, else frames are at a constant rate."""
+
+    stamps: bool = False
+    """Whether frames of videos and animated pictures are taken as they are, at their time stamps;
+    else a variable rate becomes constant by repeating frames or leaving them out."""
+
+    time_unit: PositiveFloat | None = None
+    """How much of the times is one unit of the flow's, such as 0.04 for seconds at 25 frames a
+    second; by default so much that the longest sequence lasts T of them."""
+
     test_path: str | None = None
     """A file or folder of recordings for the test; by default a part of ``path`` is held out."""
 
     test_labels: str | None = None
     """The labels of ``test_path``, as ``labels``."""
+
+    test_times: str | None = None
+    """When the frames of ``test_path`` are, as ``times``."""
 
     names: Annotated[tuple[Name, ...], Field(max_length=MAX_TRANSFORMATIONS)] | None = None
     """Names of the transformations; by default the different labels. Without labels a single name
@@ -511,14 +610,27 @@ class RecordingsOptions(DataOptions):
 
     def load(self, split: str, seed: int) -> Recordings:
         """Return the recordings of a split, drawn by the seed."""
-        whole = self._open(self.path, self.labels, self.groups, self.horizon)
+        whole = self._open(
+            self.path,
+            self.labels,
+            groups=self.groups,
+            times=self.times,
+            time_unit=self.time_unit,
+            horizon=self.horizon,
+        )
         if split == "train":
             whole.warn_range()
         if self.test_path is None:
             return whole.split(self.validation, self.test, seed)[split]
         if split != "test":
             return whole.split(self.validation, 0, seed)[split]
-        test = self._open(self.test_path, self.test_labels, None, whole.horizon)
+        test = self._open(
+            self.test_path,
+            self.test_labels,
+            times=self.test_times,
+            time_unit=whole.time_unit,
+            horizon=whole.horizon,
+        )
         if unknown := [name for name in test.names if name not in whole.names]:
             raise DataError(f"test_path: {unknown[0]!r} is no label of {self.path}.")
         if test.names == whole.names:
@@ -527,16 +639,14 @@ class RecordingsOptions(DataOptions):
         assert test.labels is not None
         return test.relabel(whole.names, own[test.labels])
 
-    def _open(
-        self, path: str, labels: str | None, groups: str | None, horizon: int | None
-    ) -> Recordings:
+    def _open(self, path: str, labels: str | None, **own: Any) -> Recordings:
         return Recordings(
             path,
             labels,
             self.names,
-            groups=groups,
+            **own,
+            stamps=self.stamps,
             frames_first=self.frames_first,
-            horizon=horizon,
             crop=self.crop,
             size=self.size,
             grey=self.grey,

@@ -39,6 +39,10 @@ from flowfactor.errors import DataError
 
 # Frames that are in memory at once.
 _FRAMES = 32
+# Grey values that noise of a camera and of compression makes of twice a difference.
+_NOISE = 6
+# Grey values of a background at least, for a ratio that is more than noise.
+_DARK = 20
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -258,7 +262,8 @@ def follow_things(
 ) -> list[Track]:
     """Return the tracks of all things that move before a background that does not.
 
-    Where two touch, their tracks end, and others begin when they part.
+    Where two touch, their tracks end, and others begin when they part. Each frame is brought to the
+    brightness of the background first, so that light that flickers is no motion.
 
     Args:
         film: from :func:`open_film`.
@@ -283,7 +288,7 @@ def follow_things(
         ([(10+12.5j), (18+12.5j)], [0.0, 0.0], [8.0, 8.0])
     """
     still = median_background(film) if background is None else background
-    found = [find_blobs(frame, still, threshold) for frame in _each_frame(film)]
+    found = [find_blobs(_steady(frame, still), still, threshold) for frame in _each_frame(film)]
     sizes = np.concatenate([blobs.areas for blobs in found])
     if not len(sizes):
         raise DataError(f"threshold: nothing in {film.names[0]} differs by {threshold}. Lower it.")
@@ -361,7 +366,9 @@ def cut_sequences(
         centre: put the thing into the middle of the ``first`` frame, of ``each``, or ``no`` for
             the middle between first and last place.
         alone: leave out sequences with another thing in or near the window.
-        background: if given, frames are grey, bright on black: twice the difference from it.
+        background: if given, frames are grey, bright on black: twice the difference from it, less
+            6 of 255. Each frame is brought to its brightness before. So neither light that flickers
+            nor noise of the camera shows.
 
     Raises:
         DataError: no track is long enough; a number or choice that is not possible.
@@ -442,8 +449,9 @@ def _cut(
         if background is None:
             frame = film.frames(np.array([0]), np.array([[number]]))[0, 0].float() / 255
         else:
-            difference = 2 / 255 * np.abs(_grey(film, int(number), 1) - background)
-            frame = torch.from_numpy(difference).clamp(max=1).float()
+            steady = _steady(_grey(film, int(number), 1)[0], background)
+            difference = 2 / 255 * np.abs(steady - background)
+            frame = torch.from_numpy(difference)[None].clamp(max=1).float()
         which = np.argwhere(numbers == number)
         corner = np.rint(np.stack([middles[tuple(w)] for w in which])).astype(complex)
         pictures = []
@@ -459,8 +467,10 @@ def _cut(
             torch.from_numpy((turns * side / size).astype(np.complex64))[:, None],
             size,
         )
-        pixels = rearrange(cut[:, 0], "n c h w -> n h w c").mul(255).round().to(torch.uint8)
-        windows[which[:, 0], which[:, 1]] = pixels.numpy()
+        pixels = rearrange(cut[:, 0], "n c h w -> n h w c").mul(255).round()
+        if background is not None:
+            pixels = pixels.sub(_NOISE).clamp(min=0)
+        windows[which[:, 0], which[:, 1]] = pixels.to(torch.uint8).numpy()
     return windows
 
 
@@ -501,6 +511,17 @@ def write_sequences(path: str | Path, cut: CutSequences, labels: Sequence[str]) 
 def _each_frame(film: Clips) -> Iterator[Float[np.ndarray, "h w"]]:
     for first in range(0, film.lengths[0], _FRAMES):
         yield from _grey(film, first, min(_FRAMES, film.lengths[0] - first))
+
+
+def _steady(
+    frame: Float[np.ndarray, "h w"], background: Float[np.ndarray, "h w"]
+) -> Float[np.ndarray, "h w"]:
+    """Return a frame at the brightness of the background, by the median of their ratios."""
+    some = slice(None, None, max(1, min(frame.shape) // 250))
+    seen, still = frame[some, some], background[some, some]
+    lit = still > _DARK
+    ratio = float(np.median(seen[lit] / still[lit])) if lit.any() else 1.0
+    return frame / ratio if ratio > 0 else frame
 
 
 def _grey(film: Clips, first: int, count: int) -> Float[np.ndarray, "f h w"]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from jaxtyping import Int, UInt8
+from jaxtyping import Float, Int, UInt8
 
 from flowfactor.data.io import MAX_PIXELS, import_extra, reading
 from flowfactor.errors import DataError
@@ -37,23 +37,27 @@ class Video:
 
     Args:
         path: the file.
+        as_stamped: take each frame once, whatever the rate, and say when it is.
 
     Attributes:
         size: height and width, as shown.
         stamps: the time stamps of its frames in order, None if any lacks one.
         shown: the number of the frame in the file for each frame of the film.
+        times: if ``as_stamped``, when each frame is, in seconds from the first one, else None.
 
     Raises:
-        DataError: PyAV is not installed; a file that cannot be read or holds no video.
+        DataError: PyAV is not installed; a file that cannot be read or holds no video, or of which
+            a frame has no time stamp of its own that it should have.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, as_stamped: bool = False) -> None:
         self.path = path
         # Frames are counted, for what a container announces is often wrong.
         with _open(path) as container:
             stream = _stream(container, path)
             ratio = stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio
             self._aspect = float(ratio or 1)
+            second = float(stream.time_base or 1)
             stamps: list[int | None]
             if stream.codec_context.name in _FRAME_PER_PACKET:
                 packets = container.demux(stream)
@@ -65,9 +69,15 @@ class Video:
             raise DataError(f"{path} holds no video frames.")
         self.stamps: Int[np.ndarray, "f"] | None = None
         self.shown = np.arange(len(stamps))
+        self.times: Float[np.ndarray, "f"] | None = None
         if None not in stamps and len(set(stamps)) == len(stamps):
             self.stamps = np.unique(np.array(stamps, dtype=np.int64))
-            self.shown = constant_rate(self.stamps, path)
+            if as_stamped:
+                self.times = (self.stamps - self.stamps[0]) * second
+            else:
+                self.shown = constant_rate(self.stamps, path)
+        elif as_stamped:
+            raise DataError(f"stamps: a frame of {path} has no time stamp of its own.")
         with _open(path) as container:
             first = next(container.decode(_stream(container, path)), None)
             if first is None:

@@ -85,7 +85,8 @@ class FilmStrips:
 
     Attributes:
         labels: what happens in each sequence.
-        times: in frames, ``(N,)``; negative ones run the flow backwards.
+        times: in frames, ``(N,)``, or of each sequence ``(B, N)``; negative ones run the flow
+            backwards.
         truth: true frames ``(B, N, C, H, W)``; NaN at times of which no truth is known, None if
             there is none at all.
         flows: decoded frames ``(B, N, C, H, W)`` by the name of their row, such as a model's.
@@ -95,7 +96,7 @@ class FilmStrips:
     """
 
     labels: tuple[str, ...]
-    times: Float[np.ndarray, "n"]
+    times: Float[np.ndarray, "*b n"]
     truth: Float[Tensor, "b n c h w"] | None
     flows: Mapping[str, Float[Tensor, "b n c h w"]]
     horizon: int
@@ -124,7 +125,7 @@ def film_strip_data(
         sequences: all frames of each sequence; those after the model's horizon show how far the
             flow extrapolates.
         before: how many frames before the first to decode; there is no truth for these.
-        beyond: how many frames after those given to decode, without truth.
+        beyond: how many frames after those given to decode, a unit of time apart, without truth.
         identity: add a row of a latent that stays where it is, ``decode(z_0)``.
 
     Raises:
@@ -145,7 +146,10 @@ def film_strip_data(
     frames = sequences.frames.float().cpu()
     with evaluating(model):
         z0 = encode_images(model, _first_frames(sequences))
-        times = torch.arange(-before, frames.shape[1] + beyond).to(z0)
+        given = sequences.shared_times.to(z0)
+        earlier = torch.arange(-before, 0).to(z0).expand(*given.shape[:-1], -1)
+        later = given[..., -1:] + torch.arange(1, beyond + 1).to(z0)
+        times = torch.cat([earlier, given, later], -1)
         path = trace_latents(model, z0, labels.to(z0.device), times)
         flow = decode_latents(model, rearrange(path, "n b d -> b n d"))
         rows = {"flow": flow}
@@ -262,13 +266,14 @@ def composition_data(
         raise ValueError(f"turn must be in 1..{count - 2}, within the sequences; it is {turn}")
     with evaluating(model):
         z0 = encode_images(model, _first_frames(sequences))
-        times = torch.arange(count).to(z0)
+        times = sequences.shared_times.to(z0)
         first, second = model.potentials[a], model.potentials[b]
         if turn is None:
             path = trace_latents(model, z0, first + second, times)
         else:
-            path = trace_latents(model, z0, first, times[: turn + 1])
-            rest = trace_latents(model, path[-1], second, times[: count - turn])
+            path = trace_latents(model, z0, first, times[..., : turn + 1])
+            after = times[..., turn:] - times[..., turn : turn + 1]
+            rest = trace_latents(model, path[-1], second, after)
             path = torch.cat([path, rest[1:]])
         flow = decode_latents(model, rearrange(path, "n b d -> b n d"))
     label = f"{a} + {b}" if turn is None else f"{a}, then {b}"
@@ -283,10 +288,10 @@ def composition_data(
 
 
 def _first_frames(sequences: SequenceBatch) -> Float[Tensor, "b c h w"]:
-    """Return frame 0 of sequences of which all frames are given."""
-    expected = torch.arange(sequences.frames.shape[1], device=sequences.times.device)
-    if not len(sequences) or not bool((sequences.times == expected).all()):
-        raise ValueError("a film strip needs at least one sequence, with all frames from t = 0 on")
+    """Return frame 0 of sequences whose frames are given in their order."""
+    times = sequences.times
+    if not len(sequences) or bool(times[:, 0].any() | (times.diff(dim=1) <= 0).any()):
+        raise ValueError("a film strip needs at least one sequence, with frames from t = 0 on")
     return sequences.frames[:, 0]
 
 
@@ -386,7 +391,7 @@ def draw_film_strips(
     if not strips:
         raise ValueError("there are no strips to draw")
     first = parts[0]
-    times = first.times
+    times, columns = first.times, first.times.shape[-1]
     for part, strip in zip(parts, strips, strict=False):
         same_rows = strip.rows.keys() == strips[0].rows.keys() and strip.shape == strips[0].shape
         if not np.array_equal(part.times, times) or not same_rows:
@@ -397,14 +402,15 @@ def draw_film_strips(
     if side_by_side:
         seen = [strip.label for strip in strips]
         strips.sort(key=lambda strip: seen.index(strip.label))
-        across = _count_beside(seen, len(times))
+        across = _count_beside(seen, columns)
     names = [_break_lines(name, _LINE) for name in strips[0].rows]
     labels = [_break_lines(strip.label, _LABEL) for strip in strips]
+    alike = all(np.array_equal(strip.times, strips[0].times) for strip in strips)
     letters = max(len(line) for name in names for line in name.split("\n"))
     left = 0.36 + _LETTER * letters + 0.14 * any("\n" in label for label in labels)
-    right, between, beside = 0.05, 0.07, 0.12
+    right, between, beside = 0.05, 0.07 if alike else 0.24, 0.12
     if side_by_side:
-        width = min(width, left + right + beside + _LARGEST * len(times) * across)
+        width = min(width, left + right + beside + _LARGEST * columns * across)
 
     handles: list[Artist] = [*make_rim_handles(times, first.horizon)]
     if any(strip.turn is not None for strip in strips):
@@ -421,7 +427,7 @@ def draw_film_strips(
     lines = -(-len(strips) // across)
     bottom = 0.4 + 0.22 * bool(handles)
     pixels_high, pixels_wide = strips[0].shape[-2:]
-    cell_width = (width - left - right - beside * (across - 1)) / across / len(times)
+    cell_width = (width - left - right - beside * (across - 1)) / across / columns
     frame_height = cell_width * pixels_high / pixels_wide
     cell = cell_width, frame_height + _ROOM * bool(fields)
     tall = len(names) * cell[1]
@@ -432,21 +438,22 @@ def draw_film_strips(
     for i, (strip, label) in enumerate(zip(strips, labels, strict=True)):
         line, place = divmod(i, across)
         low = height - (tall + between) * (line + 1) + between / 2
-        corner = left + (cell_width * len(times) + beside) * place, low
-        axes = add_frame_axes(figure, corner, len(times), len(names), cell)
-        rim = 1.5 if len(times) <= _MANY else 0.9
+        corner = left + (cell_width * columns + beside) * place, low
+        axes = add_frame_axes(figure, corner, columns, len(names), cell)
+        rim = 1.5 if columns <= _MANY else 0.9
         frames = torch.stack([*strip.rows.values()])
-        draw_rows(axes, frames, times, first.horizon, rim=rim, pitch=cell[1] / cell_width)
+        draw_rows(axes, frames, strip.times, first.horizon, rim=rim, pitch=cell[1] / cell_width)
         for row, name in enumerate(strip.rows):
             if name in strip.speeds:
                 top = -(row * cell[1] + frame_height) / cell_width
                 colours = [style.colour for style in styles.values()]
                 _draw_arrows(axes, strip.speeds[name] / fastest, colours, top, _ROOM / cell_width)
         if strip.turn is not None:
-            axes.axvline(int((times <= strip.turn).sum()), **_TURN, zorder=4)
-        axes.set_xticks(np.arange(len(times)) + 0.5, [format_number(t) for t in times.tolist()])
+            axes.axvline(int((strip.times <= strip.turn).sum()), **_TURN, zorder=4)
+        shown = [format_number(round(t, 2)) for t in strip.times.tolist()]
+        axes.set_xticks(np.arange(columns) + 0.5, shown)
         last = i + across >= len(strips)
-        axes.tick_params(labelbottom=last)
+        axes.tick_params(labelbottom=last or not alike)
         if last:
             axes.set_xlabel("time $t$ (frames)")
         if place:
@@ -464,6 +471,7 @@ class _Strip:
     """The rows of one sequence, by their names."""
 
     label: str
+    times: Float[np.ndarray, "n"]
     rows: dict[str, Float[Tensor, "n c h w"]]
     turn: int | None
     speeds: dict[str, Float[np.ndarray, "m k"]]
@@ -476,6 +484,7 @@ class _Strip:
 
 def _split(data: FilmStrips, difference: bool) -> Iterator[_Strip]:
     """Yield the strip of each sequence."""
+    every = np.broadcast_to(data.times, (len(data.labels), data.times.shape[-1]))
     for i, label in enumerate(data.labels):
         rows = {} if data.truth is None else {"truth": data.truth[i]}
         for name, flow in data.flows.items():
@@ -484,15 +493,16 @@ def _split(data: FilmStrips, difference: bool) -> Iterator[_Strip]:
                 suffix = f" of {name}" if len(data.flows) > 1 else ""
                 rows[f"|difference|{suffix}"] = (data.truth[i] - flow[i]).abs()
         speeds = {} if data.marks is None else data.marks.speeds
-        yield _Strip(label, rows, data.turn, {name: each[i] for name, each in speeds.items()})
+        acting = {name: each[i] for name, each in speeds.items()}
+        yield _Strip(label, every[i], rows, data.turn, acting)
 
 
 def _thin(data: FilmStrips) -> FilmStrips:
     """Return strips of at most so many frames as can be seen, at equal distances."""
-    step = -(-len(data.times) // _MOST)
+    step = -(-data.times.shape[-1] // _MOST)
     return dataclasses.replace(
         data,
-        times=data.times[::step],
+        times=data.times[..., ::step],
         truth=None if data.truth is None else data.truth[:, ::step],
         flows={name: flow[:, ::step] for name, flow in data.flows.items()},
         marks=data.marks if step == 1 else None,

@@ -120,7 +120,7 @@ def add_frame_axes(
     return axes
 
 
-def make_rim_handles(times: Float[np.ndarray, "n"], horizon: int) -> list[Rectangle]:
+def make_rim_handles(times: Float[np.ndarray, "*b n"], horizon: int) -> list[Rectangle]:
     """Return what a legend shows for the rims that frames at some times have."""
     handles = []
     if times.min() < 0:

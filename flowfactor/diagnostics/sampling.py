@@ -48,7 +48,7 @@ def trace_latents(
     model: SequenceModel,
     z: Float[Tensor, "b d"],
     k: VectorField | Selector,
-    times: Float[Tensor, "t"],
+    times: Float[Tensor, "*b t"],
 ) -> Float[Tensor, "t b d"]:
     """Return where latents that are at ``z`` at time 0 are at each time.
 
@@ -56,16 +56,18 @@ def trace_latents(
         model: gives the fields and the solver.
         z: the latents at time 0.
         k: the transformation.
-        times: increasing; negative ones are reached by running backwards from 0.
+        times: increasing, for all or of each latent, with as many below 0; those are reached by
+            running backwards from 0.
     """
-    zero = times.new_zeros(1)
-    before, after = times[times < 0], times[times >= 0]
+    first = times.reshape(-1, times.shape[-1])[0]
+    before, after = times[..., first < 0], times[..., first >= 0]
+    zero = torch.zeros_like(times[..., :1])
     parts = []
-    if len(before):
-        parts.append(model.flow(z, k, torch.cat([zero, before.flip(0)]))[1:].flip(0))
-    if len(after):
-        skip = int(after[0] > 0)
-        parts.append(model.flow(z, k, torch.cat([zero[:skip], after]))[skip:])
+    if before.shape[-1]:
+        parts.append(model.flow(z, k, torch.cat([zero, before.flip(-1)], -1))[1:].flip(0))
+    if after.shape[-1]:
+        skip = int(first[first >= 0][0] > 0)
+        parts.append(model.flow(z, k, torch.cat([zero[..., :skip], after], -1))[skip:])
     return torch.cat(parts)
 
 

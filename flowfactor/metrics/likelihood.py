@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from einops import rearrange, repeat
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal
 
@@ -25,6 +25,9 @@ from flowfactor.tables import Column, Row, Table
 
 _DECODED = 2**18
 """Frames that the metric decodes for each bound, at most."""
+
+Follow = Callable[[Float[Tensor, "n d"]], Iterable[Float[Tensor, "n d"]]]
+"""Returns the latents at each frame from those at the first one."""
 
 # What tables call the observation models.
 _NAMES = {
@@ -92,22 +95,48 @@ def log_likelihood(
     observe = (observation or model.observation).to(x_all)
     chunk = _chunk(samples, frames, batch_size)
     bounds = []
-    for x, k in zip(x_all.split(chunk), labels.split(chunk), strict=True):
-        posterior = model.encode(x[:, 0])
-        mean, scale = posterior.mean, posterior.stddev
-        noise = torch.randn(samples, *mean.shape, generator=generator, dtype=mean.dtype)
-        z0 = mean + scale * noise.to(mean.device)
-        log_weight = _normal(torch.zeros_like(mean), torch.ones_like(scale)).log_prob(z0)
-        log_weight = log_weight - _normal(mean, scale).log_prob(z0)
-        times = torch.arange(frames, dtype=mean.dtype, device=mean.device)
-        starts = rearrange(z0, "s b d -> (s b) d")
-        path = model.flow(starts, repeat(k, "b -> (s b)", s=samples), times)
-        for t in range(frames):
-            logits = model.decode_logits(path[t])
-            logits = rearrange(logits, "(s b) c h w -> s b c h w", s=samples)
-            log_weight = log_weight + observe.log_prob(logits, x[:, t].expand_as(logits))
-        bounds.append(torch.logsumexp(log_weight, dim=0) - math.log(samples))
+    shared, every = sequences.shared_times.to(x_all), sequences.times.to(x_all)
+    for x, k, own in zip(*(each.split(chunk) for each in (x_all, labels, every)), strict=True):
+        flows = repeat(k, "b -> (s b)", s=samples)
+        times = shared if shared.ndim == 1 else repeat(own, "b f -> (s b) f", s=samples)
+        follow = _along(model, flows, times)
+        bounds.append(bound_along(model, x, follow, samples, observe, generator))
     return torch.cat(bounds)
+
+
+def bound_along(
+    model: SequenceModel,
+    frames: Float[Tensor, "b f c h w"],
+    follow: Follow,
+    samples: int,
+    observation: Observation,
+    generator: torch.Generator | None = None,
+) -> Float[Tensor, "b"]:
+    """Return the bound of :func:`log_likelihood` for latents that follow any path.
+
+    Args:
+        model: in evaluation mode.
+        frames: of the sequences.
+        follow: the path; it is given S times all sequences in a row.
+        samples: S.
+        observation: what the frames are like, given the logits.
+        generator: of the samples, on the CPU.
+    """
+    posterior = model.encode(frames[:, 0])
+    mean, scale = posterior.mean, posterior.stddev
+    noise = torch.randn(samples, *mean.shape, generator=generator, dtype=mean.dtype)
+    z0 = mean + scale * noise.to(mean.device)
+    log_weight = _normal(torch.zeros_like(mean), torch.ones_like(scale)).log_prob(z0)
+    log_weight = log_weight - _normal(mean, scale).log_prob(z0)
+    path = follow(rearrange(z0, "s b d -> (s b) d"))
+    for x, z in zip(frames.unbind(1), path, strict=True):
+        logits = rearrange(model.decode_logits(z), "(s b) c h w -> s b c h w", s=samples)
+        log_weight = log_weight + observation.log_prob(logits, x.expand_as(logits))
+    return torch.logsumexp(log_weight, dim=0) - math.log(samples)
+
+
+def _along(model: SequenceModel, k: Int[Tensor, "n"], times: Float[Tensor, "*n f"]) -> Follow:
+    return lambda z: model.flow(z, k, times)
 
 
 def _chunk(samples: int, frames: int, batch_size: int = 2000) -> int:

@@ -95,12 +95,15 @@ class MeanFilmMetric(Metric):
     default = True
     order = 15
     description = "mean training films"
-    needs = "recordings with labels, and their training split"
+    needs = "recordings with labels, at a constant rate, and their training split"
 
     def applies(self, context: MetricContext) -> bool:
-        """Return whether there are recordings with labels on both sides."""
+        """Return whether there are recordings with labels on both sides, at a constant rate."""
         return all(
-            each is not None and each.labels is not None and bool((each.labels >= 0).any())
+            each is not None
+            and each.labels is not None
+            and each.is_regular
+            and bool((each.labels >= 0).any())
             for each in (context.training, context.recorded)
         )
 

@@ -203,7 +203,8 @@ def equivariance_error(
         E_k = \mathrm{mean}_{\text{images}} \sum_{t=1}^T \sum_{\text{channels, pixels}}
           |x_t - \mathrm{decode}(\mathrm{flow}(z_0, k, t))|
 
-    with ``z_0`` the mean of ``q(z_0 | x_0)``. ``T = 7`` and a training to ``t = 8`` is the protocol
+    with ``z_0`` the mean of ``q(z_0 | x_0)``; recordings may have their frames at other times than
+    1..T, to which the flow then leads. ``T = 7`` and a training to ``t = 8`` is the protocol
     of Song et al., arXiv:2309.13167.
 
     Args:
@@ -237,12 +238,13 @@ def equivariance_error(
     # To choose a flow takes the whole sequence.
     last = frames if flows is None else data.horizon
     for k, batch in batches(data, indices, batch_size, last):
-        times = torch.arange(last + 1).expand(len(batch), -1)
-        sequences = data.sample(batch, k, times).to(model.device)
+        numbers = torch.arange(last + 1).expand(len(batch), -1)
+        sequences = data.sample(batch, k, numbers).to(model.device)
         x = sequences.frames[:, : frames + 1]
         z0 = model.represent(x[:, 0])
         followed = k if flows is None else flows(sequences)
-        path = model.flow(z0, followed, frame_times(frames, z0), method=method)
+        times = sequences.shared_times[..., : frames + 1].to(z0)
+        path = model.flow(z0, followed, times, method=method)
         parts[data.names[k]].append(frame_errors(model, x, path))
     return {name: concatenate_errors(errors) for name, errors in parts.items()}
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flowfactor.data import SequenceDataset
 from flowfactor.metrics.base import Metric, MetricContext
-from flowfactor.metrics.pixel_errors import batches, check_comparable, frame_times, mean_of
+from flowfactor.metrics.pixel_errors import batches, check_comparable, mean_of
 from flowfactor.models import SequenceModel
 from flowfactor.records import Evaluation
 from flowfactor.registries import METRICS
@@ -76,10 +76,11 @@ def relative_sharpness(
     check_comparable(model, data, frames)
     energies: dict[str, Tensor] = {}
     for k, batch in batches(data, indices, batch_size, frames):
-        times = torch.arange(frames + 1).expand(len(batch), -1)
-        x = data.sample(batch, k, times).frames.to(model.device)
+        numbers = torch.arange(frames + 1).expand(len(batch), -1)
+        sequences = data.sample(batch, k, numbers).to(model.device)
+        x = sequences.frames
         z0 = model.represent(x[:, 0])
-        path = model.flow(z0, k, frame_times(frames, z0))
+        path = model.flow(z0, k, sequences.shared_times.to(z0))
         decoded = model.decode(path.flatten(0, 1)).unflatten(0, path.shape[:2])
         pair = torch.stack([_energy(decoded).sum(1), _energy(x).sum(0)])
         energies[data.names[k]] = energies.get(data.names[k], 0) + pair.cpu().double()

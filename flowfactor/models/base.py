@@ -27,10 +27,11 @@ from flowfactor.checks import (
     kind_of,
 )
 from flowfactor.data import SequenceBatch, SequenceDataset
+from flowfactor.errors import ConfigError
 from flowfactor.observation import Observation
 from flowfactor.options import dump, parse
 from flowfactor.potentials import FieldBank, Selector, VectorField
-from solvers import Gradient, Method
+from solvers import Direct, Gradient, Method
 
 ERROR_FRAMES = 7
 """The last frame of the equivariance error in the published protocol."""
@@ -74,6 +75,7 @@ class SequenceModel(nn.Module, ABC):
         needs_all_frames: whether the loss takes whole sequences only.
         encodes_any_frame: whether the loss takes sequences of which another frame than frame 0 is
             the first, and is encoded.
+        real_times: whether the loss takes frames at any times; else at 0, 1, 2, ... only.
         names, image_shape, horizon, options: as given.
         latent_dim: the size D of the latent that moves.
         observation: the model of the pixels given the decoder's output.
@@ -83,6 +85,7 @@ class SequenceModel(nn.Module, ABC):
     supervised: ClassVar[bool] = True
     needs_all_frames: ClassVar[bool] = False
     encodes_any_frame: bool = False
+    real_times: bool = False
 
     options: Any
     names: tuple[str, ...]
@@ -223,27 +226,43 @@ class SequenceModel(nn.Module, ABC):
         if anywhere and like is not None and isinstance(frames, Tensor):
             like = torch.empty((), dtype=like.dtype, device=frames.device)
         check_tensor("sequences.frames", frames, shape, like, pixels=True, values=values)
-        kinds = {"times": (times, frames.shape[:2], sequences.horizon)}
+        kinds = {"times": (times, frames.shape[:2], "numbers")}
         if labels is not None:
-            kinds["labels"] = (labels, frames.shape[:1], len(self.names) - 1)
-        for name, (tensor, sizes, last) in kinds.items():
-            whole = isinstance(tensor, Tensor) and not (
-                tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool
+            kinds["labels"] = (labels, frames.shape[:1], "integers")
+        for name, (tensor, sizes, kind) in kinds.items():
+            fits = isinstance(tensor, Tensor) and not (
+                tensor.is_complex()
+                or tensor.dtype == torch.bool
+                or (tensor.is_floating_point() and kind == "integers")
             )
-            if not whole or tensor.shape != sizes or tensor.device != frames.device:
+            if not fits or tensor.shape != sizes or tensor.device != frames.device:
                 raise ValueError(
-                    f"sequences.{name} must be integers {tuple(sizes)} on {frames.device}; it is "
+                    f"sequences.{name} must be {kind} {tuple(sizes)} on {frames.device}; it is "
                     f"{kind_of(tensor)}"
                 )
-            if values and not -1 <= int(tensor.min()) <= int(tensor.max()) <= last:
-                raise ValueError(
-                    f"sequences.{name} must be in 0..{last}; they are in "
-                    f"{int(tensor.min())}..{int(tensor.max())}"
-                )
-        if values and not self.encodes_any_frame and bool((times[:, 0] != 0).any()):
+        if not values:
+            return
+        if labels is not None and not -1 <= int(labels.min()) <= int(labels.max()) < len(
+            self.names
+        ):
             raise ValueError(
-                f"sequences.times must begin with 0: a {type(self).__name__} encodes frame 0"
+                f"sequences.labels must be in 0..{len(self.names) - 1}; they are in "
+                f"{int(labels.min())}..{int(labels.max())}"
             )
+        self._check_times(times, sequences.horizon)
+
+    def _check_times(self, times: Tensor, horizon: int) -> None:
+        """Require times of frames that the model takes."""
+        kind = type(self).__name__
+        if not bool(times.isfinite().all()) or float(times.min()) < 0:
+            raise ValueError("sequences.times must be finite and at least 0")
+        if not self.real_times and bool(((times != times.round()) | (times > horizon)).any()):
+            raise ValueError(
+                f"sequences.times must be whole numbers in 0..{horizon}: a {kind} knows frames at "
+                f"a constant rate only"
+            )
+        if not self.encodes_any_frame and bool((times[:, 0] != 0).any()):
+            raise ValueError(f"sequences.times must begin with 0: a {kind} encodes frame 0")
 
     def check_data(self, data: Any, name: str = "data", *, names: bool = True) -> None:
         """Require a data set with the transformations and the image shape of the model.
@@ -256,9 +275,11 @@ class SequenceModel(nn.Module, ABC):
 
         Raises:
             TypeError: no data set.
-            ValueError: other transformations, or images of another shape.
+            ValueError: other transformations, images of another shape, or frames that are not at
+                a constant rate and should be.
         """
         check_type(name, data, SequenceDataset)
+        self.check_rate(data, name)
         known = self.names if self.supervised else self.names[: len(data.names)]
         if names and data.names != known:
             raise ValueError(
@@ -269,6 +290,18 @@ class SequenceModel(nn.Module, ABC):
             raise ValueError(
                 f"{name}: its image_shape is {tuple(data.image_shape)}, the model takes "
                 f"{self.image_shape}"
+            )
+
+    def check_rate(self, data: SequenceDataset, name: str = "data") -> None:
+        """Require frames at a constant rate, unless the model takes them at any times.
+
+        Raises:
+            ConfigError: the frames of the data have times of their own.
+        """
+        if not (data.is_regular or self.real_times):
+            raise ConfigError(
+                f"{name}: its frames have times of their own (data.times or data.stamps), but a "
+                f"{type(self).__name__} knows frames at a constant rate only"
             )
 
     def _parameter(self) -> Tensor | None:
@@ -379,8 +412,8 @@ class SequenceModel(nn.Module, ABC):
         """
         sequences = sequences.to(self.device)
         z0 = self.represent(sequences.frames[:, 0])
-        times = torch.arange(sequences.frames.shape[1], dtype=z0.dtype, device=z0.device)
-        return {"error": self.path_error(sequences, self.flow(z0, self.choose(sequences), times))}
+        path = self.flow(z0, self.choose(sequences), sequences.shared_times.to(z0))
+        return {"error": self.path_error(sequences, path)}
 
     @torch.no_grad()
     def path_error(self, sequences: SequenceBatch, path: Float[Tensor, "f b d"]) -> float:
@@ -502,7 +535,8 @@ class PotentialModel(SequenceModel):
             z: latents ``(B, D)``.
             k: a field, or the name or index of a transformation, one index per sample ``(B,)``
                 or weights ``(B, K)`` of a mixture.
-            t: a number: from time 0 to t. Or times ``(T,)``: from ``t[0]`` through all of them.
+            t: a number: from time 0 to t. Or times ``(T,)``: from ``t[0]`` through all of them;
+                ``(B, T)`` are those of each latent, see :func:`flowfactor.trace`.
             method: of another solver than the model's.
             gradient: of another solver than the model's.
             options: others of :func:`flowfactor.trace`.
@@ -514,10 +548,7 @@ class PotentialModel(SequenceModel):
             KeyError, IndexError: no such transformation.
             ValueError, TypeError, solvers.SolverError: as :func:`flowfactor.trace`.
         """
-        solver: dict[str, Any] = {
-            "method": method or self.method,
-            "gradient": gradient or self.gradient,
-        }
+        solver = self._solver(t, method, gradient)
         return flows.flow(z, self.select(k), t, **solver, **options)
 
     def trace(
@@ -531,11 +562,14 @@ class PotentialModel(SequenceModel):
         **options: Any,
     ) -> flows.Path:
         """Return the whole path of :meth:`flow`, with its log-density if that is asked for."""
-        solver: dict[str, Any] = {
-            "method": method or self.method,
-            "gradient": gradient or self.gradient,
-        }
+        solver = self._solver(t, method, gradient)
         return flows.trace(z, self.select(k), t, **solver, **options)
+
+    def _solver(self, t: Any, method: Method | None, gradient: Gradient | None) -> dict[str, Any]:
+        """Return the solver's options; times of each latent need its direct gradient."""
+        own = isinstance(t, Tensor) and t.ndim == 2
+        usual = Direct() if own else self.gradient
+        return {"method": method or self.method, "gradient": gradient or usual}
 
 
 def flow(

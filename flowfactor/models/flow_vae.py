@@ -157,7 +157,7 @@ class FlowVAE(PotentialAutoencoder):
         super().__init__(options, names, image_shape, horizon)
         self.objective = options.objective
         # The discrete density is that of steps on a grid from frame 0.
-        self.encodes_any_frame = options.density != "discrete"
+        self.encodes_any_frame = self.real_times = options.density != "discrete"
         if self.objective["commutator"] > 0 and len(names) < 2:
             raise ValueError("objective.commutator needs at least two transformations")
         learned = options.force == "learned"

@@ -194,9 +194,9 @@ def _validate(weights: dict[str, Any]) -> dict[str, float]:
 class Context:
     """What the terms of one loss are computed from; each part is computed when first read, once.
 
-    A batch of whole sequences is followed from frame 0 through all frames in turn. Of other
-    batches every later frame is reached from the encoded one over its own interval, in the same
-    number of steps whatever its length.
+    A batch of whole sequences on the grid is followed from frame 0 through all frames in turn. Of
+    other batches every later frame is reached from the encoded one over its own interval, in the
+    same number of steps whatever its length.
 
     Args:
         model: whose loss it is.
@@ -376,9 +376,10 @@ class Context:
         else:
             frames = torch.arange(batch.horizon + 1, dtype=z0.dtype, device=z0.device)
             path = trace(z0, self.field, frames, **solver)
-        places = batch.times.unsqueeze(-1).expand(-1, -1, z0.shape[-1])
+        numbers = batch.times.long()
+        places = numbers.unsqueeze(-1).expand(-1, -1, z0.shape[-1])
         z = rearrange(path.z, "t b d -> b t d").gather(1, places)
-        log_det = None if path.log_det is None else path.log_det.mT.gather(1, batch.times)
+        log_det = None if path.log_det is None else path.log_det.mT.gather(1, numbers)
         return _Reached(z, log_det, between)
 
     def _follow_intervals(self) -> _Reached:

@@ -117,7 +117,7 @@ class PoFlow(PotentialAutoencoder):
         path, between = trace_with_random_times(
             z0, potential, sequences.horizon, method=self.method, gradient=self.gradient
         )
-        places = sequences.times.unsqueeze(-1).expand(-1, -1, z0.shape[-1])
+        places = sequences.times.long().unsqueeze(-1).expand(-1, -1, z0.shape[-1])
         z = rearrange(path.z, "t b d -> b t d").gather(1, places)
         log_likelihood = self.log_likelihood(rearrange(z, "b f d -> (b f) d"), sequences)
         costs = {

@@ -37,6 +37,8 @@ logger = logging.getLogger(__name__)
 
 # The least sum of probabilities that a field acts by which sequences tell anything of its speed.
 _SEEN = 1.0
+# Sequences that fields settle on, and of each step of fitting them.
+_SETTLED, _FITTED = 2000, 128
 
 
 @options
@@ -55,6 +57,9 @@ class Stages:
     temperature: PositiveFloat = 10.0
     """Initial temperature, a factor of the displacements' variance: so high that no field wins
     before it has learned something, and each finds one direction everywhere."""
+    settle: NonNegativeInt = 0
+    """Steps after the training in which the fields alone are fitted to the encoded sequences, by
+    displacements and by where they lead; see :meth:`SparseFlowVAE.fit_fields`."""
 
 
 @options
@@ -142,8 +147,9 @@ class SparseFlowVAE(UnnamedFlows, Autoencoder):
     forwards or backwards, and are decoded there as well; at last the encoder rests, so that the
     fields catch up with it. Nothing that flows teaches the encoder.
 
-    Which field has learned what is known when training has ended: :meth:`finish` puts the fields in
-    the order of the transformations, in their directions, and names them.
+    When training has ended, :meth:`finish` lets the fields settle (:meth:`fit_fields`), finds out
+    what each has learned, puts them in the order of the transformations, in their directions, and
+    names them.
 
     Args:
         options: :class:`SparseFlowVAEOptions`.
@@ -459,7 +465,7 @@ class SparseFlowVAE(UnnamedFlows, Autoencoder):
         end: Int[Tensor, "b"],
     ) -> Float[Tensor, "b d"]:
         """Follow each latent from a frame to another, forwards or backwards, one step at a time."""
-        order = (end - start).abs().argsort(descending=True)
+        order = (end - start).abs().argsort(descending=True, stable=True)
         z, coefficients, start, end = (each[order] for each in (z, coefficients, start, end))
         ahead, count = end > start, (end - start).abs()
         sign = torch.where(ahead, 1.0, -1.0).to(z).unsqueeze(-1)
@@ -469,6 +475,98 @@ class SparseFlowVAE(UnnamedFlows, Autoencoder):
             weights = coefficients[torch.arange(left, device=z.device), at] * sign[:left]
             z = torch.cat([self._move(z[:left], weights), z[left:]])
         return z[order.argsort()]
+
+    # ---- fields for a latent that rests
+
+    @torch.enable_grad()
+    def fit_fields(
+        self,
+        means: Float[Tensor, "b f d"],
+        scales: Float[Tensor, "b f d"],
+        steps: int,
+        *,
+        first: int = 0,
+        rate: float | None = None,
+        path: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        r"""Fit the fields, as far as they may learn, to encoded sequences.
+
+        Besides the evidence of the displacements, the cost has how far latents are from the
+        encoded ones where the inferred activity leads them, from a random frame i to another one j:
+
+        .. math::
+
+            \tfrac{n}{2} \sum_d \frac{(z_{i \to j} - m_j)_d^2}{R_{ij,d}}, \qquad
+            R_{ij} = (T + 1) (\sigma_i^2 + \sigma_j^2), \qquad
+            z_i \sim N(m_i, \mathrm{diag}(\sigma_i^2))
+
+        Displacements alone leave open what fields do beside the encoded latents, where a path gets
+        by its own errors; decoded frames would teach it, too, but blur who acts.
+
+        Args:
+            means: of the encoded sequences.
+            scales: standard deviations.
+            steps: of 128 sequences each; the learning rate follows half a cosine.
+            first: the step of the training that the first one stands for, of the :class:`Stages`.
+            rate: the first learning rate; None is that of the fields.
+            path: weight of where the activity leads.
+            generator: of the sequences and frames.
+        """
+        parameters = [*self.potentials.parameters(), *self._network_parameters]
+        learning = [each for each in parameters if each.requires_grad]
+        optimizer = torch.optim.Adam(learning, rate or self.options.field_rate, (0.9, 0.99))
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(steps, 1))
+        for step in range(first, first + steps):
+            self.on_step(step)
+            rows = torch.randint(len(means), (_FITTED,), generator=generator).to(means.device)
+            chosen = means[rows], scales[rows]
+            terms, posterior = self.explain(*chosen)
+            if path:
+                terms["path"] = path * self._miss(*chosen, posterior.first, generator)
+            optimizer.zero_grad()
+            torch.stack(list(terms.values())).sum().backward()
+            optimizer.step()
+            schedule.step()
+
+    def _miss(
+        self,
+        means: Float[Tensor, "b f d"],
+        scales: Float[Tensor, "b f d"],
+        coefficients: Float[Tensor, "b n k"],
+        generator: torch.Generator | None,
+    ) -> Float[Tensor, ""]:
+        """Return how far from encoded frames the activity leads from others, in nats."""
+        b, f, d = means.shape
+        start, end = torch.randint(f, (2, b), generator=generator).to(means.device)
+        noise = torch.randn(b, d, generator=generator, dtype=means.dtype).to(means.device)
+        rows = torch.arange(b, device=means.device)
+        before, after = scales[rows, start], scales[rows, end]
+        z = means[rows, start] + before * noise
+        reached = self._reach(z, coefficients, start, end)
+        variance = (self.horizon + 1) * (before.square() + after.square())
+        missed = (reached - means[rows, end]).square() / variance
+        return 0.5 * (f - 1) * missed.sum(-1).mean()
+
+    @torch.no_grad()
+    def _settle(self, training: Iterable[SequenceBatch]) -> None:
+        """Fit the fields once more, to training sequences as they are encoded in the end."""
+        stages, encoded, count = self.options.stages, [], 0
+        for batch in training if stages.settle else ():
+            encoded.append(self.encode_all(batch.frames.to(self.device)))
+            count += len(batch)
+            if count >= _SETTLED:
+                break
+        if encoded:
+            means, scales = (torch.cat(each) for each in zip(*encoded, strict=True))
+            self.fit_fields(
+                means,
+                scales,
+                stages.settle,
+                first=stages.autoencoder + stages.anneal + 1,
+                rate=self.options.field_rate / 4,
+                generator=torch.Generator().manual_seed(0),
+            )
 
     # ---- the bound
 
@@ -530,17 +628,18 @@ class SparseFlowVAE(UnnamedFlows, Autoencoder):
     def finish(
         self, training: Iterable[SequenceBatch], validation: Iterable[SequenceBatch]
     ) -> dict[str, Any]:
-        """Order, direct and name the fields by what they have learned; speeds get their unit.
+        """Let the fields settle; order, direct and name them by what they have learned.
 
-        Fields are matched to the transformations of validation sequences of which labels or the
-        activity are known (Hungarian method on the steps in which both act); the rest follow, by
-        how often they act.
+        Speeds get their unit. Fields are matched to the transformations of validation sequences of
+        which labels or the activity are known (Hungarian method on the steps in which both act);
+        the rest follow, by how often they act.
 
         Returns:
             ``matching``: for each field its name, the part of the steps in which it acts and its
             mean speed then; where the truth is known also the part of the steps whose set of
             fields is right.
         """
+        self._settle(training)
         batches = [batch.to(self.device) for batch in validation]
         found = [self.infer_activity(batch.frames) for batch in batches]
         coefficients = torch.cat([each.coefficients for each in found])

@@ -91,21 +91,31 @@ def test_the_options_of_slurm_reach_sbatch(tmp_path, monkeypatch):
     pytest.importorskip("submitit")
     for name in ("sbatch", "srun", "sacct", "scancel"):
         program = tmp_path / name
-        program.write_text(f'#!/bin/sh\ncp "$1" {tmp_path}/script; echo Submitted batch job 7\n')
+        program.write_text(
+            f'#!/bin/sh\ncp "$1" {tmp_path}/script; grep array= "$1" >> {tmp_path}/arrays\n'
+            f"echo Submitted batch job $(wc -l < {tmp_path}/arrays)\n"
+        )
         program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     options = SlurmOptions(
-        partition="gpu", gpus=1, memory_gb=32, minutes=240, threads=8, sbatch={"account": "vision"}
-    )
+        partition="gpu", gpus=1, memory_gb=32, minutes=240, threads=8, sbatch={"account": "vision"},
+        array=3, processes=2,
+    )  # fmt: skip
     executor = options.open(tmp_path / "out")
-    futures = [executor.submit(abs, number) for number in (1, 2, 3)]
-    wait_for((tmp_path / "script").is_file, "the jobs are sent")
+    futures = [executor.submit(abs, number) for number in range(6)]
+    wait_for(lambda: len(arrays_of(tmp_path)) == 2, "the jobs are sent")
     executor.interrupt()
     executor.shutdown()
     script = (tmp_path / "script").read_text()
     for line in (
-        "account=vision", "array=0-2%3", "cpus-per-task=8", "gpus-per-node=1", "mem=32GB",
+        "account=vision", "array=0-2%2", "cpus-per-task=8", "gpus-per-node=1", "mem=32GB",
         "partition=gpu", "signal=USR2@90", "time=240",
     ):  # fmt: skip
         assert f"#SBATCH --{line}\n" in script
+    assert len(arrays_of(tmp_path)) == 2
     assert not any(future.done() for future in futures)
+
+
+def arrays_of(folder):
+    path = folder / "arrays"
+    return path.read_text().splitlines() if path.is_file() else []

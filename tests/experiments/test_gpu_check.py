@@ -1,6 +1,7 @@
 """The list that compares an accelerator with the processor, which stands in for one here."""
 
 import dataclasses
+import shutil
 
 import pytest
 import torch
@@ -50,6 +51,18 @@ def test_noise_is_that_of_the_processor():
     with gpu_check.SameNoise():
         found = torch.randn(3), torch.empty(2).uniform_(), torch.randperm(5)
     assert all(map(torch.equal, found, expected))
+
+
+@pytest.mark.cluster  # compiling takes long
+def test_compiled_flows_compute_the_same(data):
+    if shutil.which("c++") is None:
+        pytest.skip("there is no compiler")
+    made = torch._dynamo.utils.counters["stats"]
+    before = made["unique_graphs"]
+    (check,) = gpu_check.check_compiled(CPU, ["flow_vae"], data)
+    assert check.good, check.problem
+    assert check.difference < 1e-5
+    assert made["unique_graphs"] > before
 
 
 def test_a_training_is_resumed(data):

@@ -10,7 +10,7 @@ from tiny import sets
 
 from experiments import environment, runs
 from experiments.publish import find_run
-from experiments.reproduce import compare
+from experiments.reproduce import compare, summary
 from flowfactor import checkpoints, pretrained
 from flowfactor.metrics import Equivariance
 from flowfactor.records import Evaluation
@@ -114,6 +114,12 @@ def test_what_a_number_may_differ_by(evaluated):
     missing = dataclasses.replace(stated, metrics={})
     assert "mean_error" in compare(stated, missing).outside
     assert not compare(missing, stated).outside
+    old = {"source": {"commit": 40 * "a", "clean": True}, "versions": {"torch": "1.0"}}
+    found = compare(dataclasses.replace(stated, environment=old), changed(1.1))
+    assert "commit aaaaaaaaaa -> " in found.reason
+    assert "torch 1.0 -> " in found.reason
+    assert found.reason in summary(found)
+    assert not compare(stated, stated).reason
 
 
 def test_where_an_evaluation_comes_from(evaluated):

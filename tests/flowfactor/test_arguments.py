@@ -1,5 +1,6 @@
 """Wrong arguments from Python: an exception of ours that names the argument, for every function."""
 
+import dataclasses
 import inspect
 
 import numpy as np
@@ -159,8 +160,9 @@ BAD_BATCHES = {
     "empty": ({"frames": GOOD.frames[:0]}, "sequences.frames"),
     "array": ({"frames": GOOD.frames.numpy()}, "sequences.frames"),
     "times": ({"times": GOOD.times[:, :2]}, "sequences.times"),
-    "later times": ({"times": GOOD.times + 1}, "sequences.times"),
-    "float times": ({"times": GOOD.times.float()}, "sequences.times"),
+    "negative times": ({"times": GOOD.times - 1}, "sequences.times"),
+    "infinite times": ({"times": GOOD.times / 0}, "sequences.times"),
+    "true times": ({"times": GOOD.times > 0}, "sequences.times"),
     "labels": ({"labels": torch.tensor([0, 2])}, "sequences.labels"),
     "float labels": ({"labels": torch.tensor([0.0, 1.0])}, "sequences.labels"),
     "label count": ({"labels": torch.tensor([0])}, "sequences.labels"),
@@ -181,6 +183,19 @@ def test_only_some_models_take_sequences_from_another_frame_on(models):
     batch = choose_frames(GOOD, [1, 0, 2])
     for model in models.values():
         if model.encodes_any_frame:
+            assert all(torch.isfinite(term) for term in model.loss(batch).values())
+        else:
+            refuses(lambda m=model: m.loss(batch), "sequences.times")
+
+
+@pytest.mark.parametrize("change", [0.5, 1.0])
+def test_only_some_models_take_frames_off_the_grid(models, change):
+    """Those between whole numbers, and those after the last one."""
+    times = GOOD.times.clone()
+    times[:, -1] += change
+    batch = dataclasses.replace(GOOD, times=times)
+    for model in models.values():
+        if model.real_times:
             assert all(torch.isfinite(term) for term in model.loss(batch).values())
         else:
             refuses(lambda m=model: m.loss(batch), "sequences.times")

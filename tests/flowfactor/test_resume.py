@@ -371,6 +371,31 @@ def test_another_training_is_not_resumed(ended, what, changes):
             type(data).__len__ = length
 
 
+def test_by_fewer_processes_which_share_the_batches(ended, tmp_path, monkeypatch):
+    """What is played is the state of two: how that of real ones goes on is a test of clusters."""
+    state = checkpoints.read(ended / "checkpoint.pt")
+    state["identity"] = state["identity"].replace('"processes": 1', '"processes": 2')
+    state["random"] *= 2
+    del state["format"]
+    checkpoints.write(state, tmp_path / "checkpoint.pt")
+    batch, seen = SequenceLoader.batch, []
+
+    def watch(self, step):
+        seen.append((step, torch.get_rng_state()))
+        drawn = batch(self, step)
+        assert len(drawn) == 2 * OPTIONS.batch_size
+        return drawn
+
+    monkeypatch.setattr(SequenceLoader, "batch", watch)
+    options = dataclasses.replace(OPTIONS, steps=5, average=0.9)
+    train("flow_vae", tmp_path, options, resume=True)
+    ((step, random),) = seen
+    assert step == 4
+    assert not torch.equal(random, state["random"][0]["cpu"])
+    train("flow_vae", tmp_path, dataclasses.replace(options, steps=6), resume=True)
+    assert [step for step, _ in seen] == [4, 5]
+
+
 def put(*path):
     """Return a function that puts a value into nested dictionaries and lists."""
     *parents, last, value = path

@@ -14,7 +14,10 @@ OPTIONS = {
     "flow_vae": {"width": 8},
     "weak_flow_vae": {"width": 8, "inference": {"warmup": 1, "anneal": 0}},
     "poflow": {"width": 8},
-    "sparse_flow_vae": {"width": 8, "stages": {"autoencoder": 1, "fields": 0, "anneal": 0}},
+    "sparse_flow_vae": {
+        "width": 8,
+        "stages": {"autoencoder": 1, "fields": 0, "anneal": 0, "settle": 2},
+    },
     "factor_vae": {"discriminator_width": 16, "discriminator_layers": 2},
     "topographic_vae": {"latent_dim": 12, "capsules": 2, "window": 1},
 }

@@ -42,7 +42,7 @@ def settings(config: str, folder: Path | None = None) -> dict[str, object]:
     if isinstance(options.get("inference"), dict):
         model["model.inference"] = options["inference"] | {"warmup": 1, "anneal": 0}
     if "stages" in options:
-        model["model.stages"] = {"autoencoder": 1, "fields": 0, "anneal": 0}
+        model["model.stages"] = {"autoencoder": 1, "fields": 0, "anneal": 0, "settle": 2}
     for network in ("encoder", "decoder"):
         if network in options:
             shipped = options[network]

@@ -136,7 +136,7 @@ TIMES = torch.zeros(2, 1, dtype=torch.long)
         ("times", {"times": TIMES + 9}),
         ("times", {"times": TIMES - 1}),
         ("times", {"times": TIMES[:1]}),
-        ("times", {"times": TIMES.float()}),
+        ("times", {"times": TIMES + 0.5}),
         ("starts", {"starts": torch.zeros(2, 3)}),
         ("starts", {"starts": torch.full((2, 4), 2.0)}),
     ],

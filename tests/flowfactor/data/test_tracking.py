@@ -175,3 +175,23 @@ def test_a_mirror_shows_left_turns_as_right_ones(film, tracks):
     assert labels[n:] == [other.get(label, label) for label in labels[:n]]
     assert set(other) & set(labels)
     assert both.tracks[:n].tolist() == both.tracks[n:].tolist()
+
+
+def test_light_that_flickers_does_not_show(film, tracks):
+    """A lamp on the mains beside a camera: whole frames are brighter or darker by a few percent."""
+    light = 1 + 0.08 * np.sin(2.4 * np.arange(FRAMES))
+    flickering = (film * light[:, None, None]).round().astype(np.uint8)
+    opened = open_film(flickering)
+    still = median_background(opened)
+    found = follow_things(opened, threshold=15, background=still)
+    assert len(found) == len(tracks)
+    for track, usual in zip(found, tracks, strict=True):
+        assert len(track) == len(usual) == FRAMES
+        assert np.abs(track.places - usual.places).max() < 0.5
+    options = {"horizon": 8, "side": 40, "size": 20}
+    cut = cut_sequences(opened, tracks, background=still, **options).frames.astype(float)
+    steady = open_film(film)
+    usual = cut_sequences(steady, tracks, background=median_background(steady), **options).frames
+    assert np.abs(cut - usual).mean() < 3
+    dark = usual < 40  # what is no thing in either
+    assert abs(cut[dark].mean() - usual[dark].mean()) < 2

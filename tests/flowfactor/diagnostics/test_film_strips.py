@@ -114,9 +114,9 @@ def test_grey_images_are_shown_as_grey():
 
 
 def test_sequences_that_do_not_fit_are_refused(model, data, simultaneous):
-    some = data.sample([0], "hue", torch.tensor([[0, 3]]))
-    with pytest.raises(ValueError, match="all frames"):
-        film_strip_data(model, some)
+    for numbers in ([3, 4], [0, 3, 2]):
+        with pytest.raises(ValueError, match="t = 0"):
+            film_strip_data(model, data.sample([0], "hue", torch.tensor([numbers])))
     with pytest.raises(ValueError, match="labels"):
         film_strip_data(model, simultaneous)
     with pytest.raises(ValueError, match="before"):

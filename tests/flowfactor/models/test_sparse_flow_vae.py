@@ -181,9 +181,9 @@ def seer(**options):
     )
 
 
-def informed():
+def informed(**options):
     """A model whose fields are the axes of the world, the second one backwards and first."""
-    model = seer().eval()
+    model = seer(**options).eval()
     with torch.no_grad():
         for parameter in model.potentials.parameters():
             parameter.zero_()
@@ -255,6 +255,27 @@ def test_fields_are_found_that_nobody_told():
     found = model.infer_activity(frames).coefficients
     assert float(torch.corrcoef(torch.stack([found.flatten(), activity.flatten()]))[0, 1]) > 0.9
     assert torch.equal(found[activity != 0].sign(), activity[activity != 0].sign())
+
+
+@pytest.mark.parametrize("inference", ["exact", "amortised"])
+def test_fields_settle_where_the_encoder_came_to_rest(inference):
+    frames, _ = world(60)
+    batch = SequenceBatch.full(frames)
+    missed = []
+    for settle in (0, 20):
+        stages = {"autoencoder": 5, "anneal": 0, "settle": settle}
+        model = informed(stages=stages, inference=inference, field_rate=0.04, prior={"pairs": 0.0})
+        with torch.no_grad():  # the axes are not quite right
+            model.potentials.coefficients[:, 0, 16:18] += torch.tensor([[0.02, 0.0], [0.0, 0.02]])
+        others = [*model.encoder.parameters(), *model.decoder.parameters()]
+        before = [each.clone() for each in others]
+        model.finish([batch], [batch])
+        assert all(map(torch.equal, others, before))
+        found = model.infer_activity(frames)
+        with torch.no_grad():
+            path = model.trace_activity(model.represent(frames[:, 0]), found.coefficients)
+        missed.append(float((path.transpose(0, 1) - frames[:, :, 0, 0, :2]).norm()))
+    assert missed[1] < 0.5 * missed[0]
 
 
 def test_a_path_of_one_field_is_its_flow_and_runs_back():

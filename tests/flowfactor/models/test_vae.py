@@ -57,7 +57,7 @@ def test_a_frame_that_does_not_count_costs_nothing(kind):
     model, batch = small(kind), films()
     found = []
     for first in (0, 2):
-        every = torch.cat([torch.full((6, 1), first), batch.times], dim=1)
+        every = torch.cat([torch.full((6, 1), first), batch.times.long()], dim=1)
         torch.manual_seed(1)
         found.append(model.loss(choose_frames(batch, every, first_weight=0.0)))
     torch.manual_seed(1)

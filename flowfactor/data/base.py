@@ -583,7 +583,7 @@ class SequenceDataset(ABC):
 
     def path_ends(
         self, indices: Int[Tensor, "b"]
-    ) -> tuple[Float[Tensor, "b k"], Float[Tensor, "b k"]]:
+    ) -> tuple[Real[Tensor, "b k"], Real[Tensor, "b k"]]:
         """Return the ends of :meth:`path_range` of samples."""
         ranges = [self.path_range(k)[:2] for k in range(len(self.names))]
         low, high = torch.tensor(ranges, device=self.device).T

@@ -15,8 +15,6 @@ import argparse
 import json
 import os
 import random
-import shutil
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +24,7 @@ import torch
 
 from experiments import environment
 from experiments.benchmarks.timing import positive
-from experiments.explorer import page
+from experiments.explorer.browser import open_page, serve
 from experiments.explorer.runs import open_runs
 from experiments.explorer.session import Session
 from experiments.runs import write_json
@@ -90,22 +88,10 @@ def time_server(session: Session, count: int, seed: int) -> dict[str, dict[str, 
 
 def time_browser(new_session: Callable[[], Session], count: int) -> dict[str, dict[str, float]]:
     """Return milliseconds from the event of a slider until the new image is drawn."""
-    import uvicorn
-    from playwright.sync_api import sync_playwright
-
-    sock = page.listen("127.0.0.1", 0)
-    app = page.make_app(new_session)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
-    threading.Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True).start()
-    chromium = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))))
     session = new_session()
     horizon = next(iter(session.explorers.values())).model.horizon
     results = {}
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        tab = browser.new_page(viewport={"width": 1280, "height": 900})
-        tab.goto(f"http://127.0.0.1:{sock.getsockname()[1]}")
-        tab.wait_for_function("document.querySelector('#ff-image-0')?.src.startsWith('data:')")
+    with serve(new_session) as url, open_page(url) as tab:
         tab.wait_for_timeout(2000)
 
         def drag(slider: str, low: float, high: float) -> dict[str, float]:
@@ -119,8 +105,6 @@ def time_browser(new_session: Callable[[], Session], count: int) -> dict[str, di
             tab.evaluate(_MOVE, [f"ff-weight-{k}", 0.5])
         results["time, all flows"] = drag("ff-time", 0, horizon)
         results["weight, all flows"] = drag("ff-weight-0", -2, 2)
-        browser.close()
-    server.should_exit = server.force_exit = True
     return results
 
 

@@ -14,7 +14,6 @@ import argparse
 import json
 import os
 import shlex
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -25,6 +24,7 @@ from pathlib import Path
 import torch
 
 from experiments import environment
+from experiments.explorer.browser import open_page
 from experiments.runs import write_json
 
 RESULT = Path(__file__).parent / "results" / "first_digit.json"
@@ -46,18 +46,10 @@ def wait_for_page(server: subprocess.Popen[bytes], url: str) -> None:
 
 def turn_digit(url: str) -> None:
     """Choose rotation, drag the slider of time with the mouse, wait until the image changes."""
-    from playwright.sync_api import sync_playwright
-
-    chromium = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))))
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        tab = browser.new_page(viewport={"width": 1280, "height": 900})
-        tab.goto(url)
-        tab.wait_for_function("document.querySelector('#ff-image-0')?.src.startsWith('data:')")
+    with open_page(url) as tab:
         for slider, fraction in (("ff-weight-0", 0.5), ("ff-weight-1", 0.75), ("ff-time", 0.7)):
             before = tab.get_attribute("#ff-image-0", "src")
             box = tab.locator(f"#{slider} input[type=range]").bounding_box()
-            assert box is not None
             y = box["y"] + box["height"] / 2
             tab.mouse.move(box["x"] + 0.45 * box["width"], y)
             tab.mouse.down()
@@ -66,7 +58,6 @@ def turn_digit(url: str) -> None:
         tab.wait_for_function(
             "before => document.querySelector('#ff-image-0').src !== before", arg=before
         )
-        browser.close()
 
 
 def main() -> None:

@@ -11,7 +11,6 @@ other one says is kept, the run is resumed, and its weights are compared with th
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import signal
 import statistics
@@ -179,7 +178,7 @@ def main() -> None:
     print(killed)
     result = {**environment.origin(), "batch": BATCH, "by": by, "killed": killed}
     result["tables"] = tabulate(result)
-    args.out.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    runs.write_json(args.out, result)
 
 
 if __name__ == "__main__":

@@ -196,7 +196,7 @@ def main() -> None:
         results[name]["same_numbers"] = results[name].pop("numbers") == first
         print(name, results[name]["same_numbers"])
     found = {**environment.origin(), "workers": WORKERS, "results": results}
-    args.out.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    runs.write_json(args.out, found)
 
 
 if __name__ == "__main__":

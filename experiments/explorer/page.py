@@ -113,14 +113,19 @@ def make_app(new_session: Callable[[], Session], *, local: bool = True) -> Any:
 
 def serve(app: Any, sock: socket.socket) -> None:
     """Answer requests on a socket until Ctrl-C."""
+    # Small tensors: more threads would wait for each other.
+    torch.set_num_threads(1)
+    make_server(app).run(sockets=[sock])
+
+
+def make_server(app: Any) -> Any:
+    """Return a server of uvicorn for the page."""
     import uvicorn
 
     config = uvicorn.Config(
         app, log_level="warning", lifespan="on", timeout_graceful_shutdown=1, access_log=False
     )
-    # Small tensors: more threads would wait for each other.
-    torch.set_num_threads(1)
-    uvicorn.Server(config).run(sockets=[sock])
+    return uvicorn.Server(config)
 
 
 def listen(host: str, port: int | None) -> socket.socket:

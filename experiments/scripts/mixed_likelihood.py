@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +16,7 @@ from experiments import environment
 from experiments.cli import Device
 from experiments.console import out_console, run_script, say
 from experiments.publish import find_run
-from experiments.runs import open_run, write_text
+from experiments.runs import open_run, write_json
 from flowfactor.data import ActivityLaw, SequenceBatch
 from flowfactor.data.activity import ActivityKind
 from flowfactor.metrics.likelihood import Follow, bound_along, log_likelihood
@@ -90,7 +89,7 @@ def main(
             "models": facts,
             **environment.origin(),
         }
-        write_text(out, json.dumps(content, indent=2) + "\n")
+        write_json(out, content)
         say(f"The numbers are in {out}")
 
 

@@ -6,7 +6,6 @@ The errors are those that a perfect autoencoder with perfect flows would have, u
 and finer resampling: they are for judging a model's errors, not for a comparison with other models.
 """
 
-import json
 import math
 from pathlib import Path
 from typing import Annotated
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from experiments import environment
 from experiments.console import run_script, say
-from experiments.runs import write_text
+from experiments.runs import write_json
 from flowfactor.data import Photos
 from flowfactor.data.photos import PHOTO_TRANSFORMATIONS, follow, recolour
 
@@ -82,7 +81,7 @@ def main(
     if out is not None:
         facts = {"split": split, "images": images, "frames": frames, "seed": seed}
         content = {**facts, "errors": errors, "mean": mean, **environment.origin()}
-        write_text(out, json.dumps(content, indent=2) + "\n")
+        write_json(out, content)
 
 
 if __name__ == "__main__":

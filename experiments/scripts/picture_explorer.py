@@ -1,7 +1,5 @@
 """Take the documentation's pictures of the explorer: on a screen, and on a phone in dark mode."""
 
-import shutil
-import threading
 from pathlib import Path
 from typing import Annotated
 
@@ -23,22 +21,12 @@ def main(
     test: Annotated[bool, typer.Option(help="Press *Either order*.")] = True,
 ) -> None:
     """Serve the runs, open the page in Chromium, set its sliders and take pictures."""
-    import uvicorn
     from PIL import Image
-    from playwright.sync_api import sync_playwright
 
-    from experiments.explorer import page
+    from experiments.explorer.browser import open_page, serve
     from experiments.explorer.runs import open_runs
 
-    sock = page.listen("127.0.0.1", 0)
-    app = page.make_app(open_runs(runs))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
-    threading.Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True).start()
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        tab = browser.new_page(viewport={"width": 1280, "height": 900})
-        tab.goto(f"http://127.0.0.1:{sock.getsockname()[1]}")
+    with serve(open_runs(runs)) as url, open_page(url) as tab:
         tab.wait_for_function(_READY)
         tab.locator(".ff-samples button").nth(sample).click()
         for k, weight in enumerate(weights.split(",")):
@@ -58,11 +46,9 @@ def main(
             tab.evaluate("scrollTo(0, 0)")
             tab.wait_for_timeout(500)
             tab.screenshot(path=files[1])
-        browser.close()
     for file in files:
         Image.open(file).convert("RGB").save(file, optimize=True)
         say(f"Picture: {file}")
-    server.should_exit = server.force_exit = True
 
 
 if __name__ == "__main__":

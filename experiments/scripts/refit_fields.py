@@ -1,7 +1,6 @@
 """Fit other fields to the latent of a run that learned without supervision: which, and how many."""
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +12,7 @@ from torch import Tensor
 from experiments import environment
 from experiments.cli import Device, RunFolder
 from experiments.console import out_console, run_script, say
-from experiments.runs import open_run, write_text
+from experiments.runs import open_run, write_json
 from flowfactor.data import ActivityLaw, SequenceDataset
 from flowfactor.errors import RunError
 from flowfactor.metrics.activity_scores import match_fields, score_activity
@@ -118,7 +117,7 @@ def main(
     if len(best) > 1:
         say(f"Evidence chooses {content['number_of_fields']} fields of {sorted(best)}")
     path = out or run / "refit_fields.json"
-    write_text(path, json.dumps(content, indent=2) + "\n")
+    write_json(path, content)
     say(f"The numbers are in {path}")
 
 

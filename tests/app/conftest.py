@@ -1,13 +1,12 @@
 """A browser, and what it takes to have one."""
 
 import importlib.util
-import shutil
 
 import pytest
 
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
+from experiments.explorer.browser import find_chromium, open_browser
+
+CHROMIUM = find_chromium()
 LACKING = [name for name in ("gradio", "playwright") if importlib.util.find_spec(name) is None]
 
 
@@ -20,9 +19,5 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session")
 def browser():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with open_browser() as browser:
         yield browser
-        browser.close()

@@ -2,7 +2,6 @@
 
 import base64
 import io
-import threading
 
 import numpy as np
 import pytest
@@ -10,6 +9,7 @@ import torch
 from PIL import Image
 
 import flowfactor
+from experiments.explorer.browser import serve
 from experiments.explorer.session import Samples, Session
 from flowfactor.diagnostics.explorer import Explorer
 
@@ -32,10 +32,6 @@ def small(names, seed):
 @pytest.fixture(scope="module")
 def site():
     """Serve two small models; yield the address, and the sessions of the pages that are opened."""
-    import uvicorn
-
-    from experiments.explorer.page import listen, make_app
-
     images = torch.rand(5, 3, 12, 12, generator=torch.Generator().manual_seed(0))
     samples = Samples([0, 2, 4], images[::2], 5, lambda number: images[number], "")
     explorers = {"runs/a": small(NAMES, 0), "runs/b": small(NAMES, 1)}
@@ -45,14 +41,8 @@ def site():
         sessions.append(Session(explorers, samples))
         return sessions[-1]
 
-    sock = listen("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn.Config(make_app(new_session), log_level="warning"))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{sock.getsockname()[1]}", sessions
-    server.should_exit = True
-    server.force_exit = True
-    thread.join(10)
+    with serve(new_session) as url:
+        yield url, sessions
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from elsewhere import accelerator
 from small_models import small
 from torch import Tensor
 
+from experiments.benchmarks.gpu_check import numbers
 from flowfactor import diagnostics, machine
 from flowfactor.checkpoints import load
 from flowfactor.data import IMAGE_TRANSFORMATIONS, TransformedImages
@@ -49,21 +50,8 @@ def make(kind, data):
     return model
 
 
-def arrays(value):
-    """Yield all numbers in results."""
-    if isinstance(value, Tensor | np.ndarray | float):
-        yield np.asarray(value.cpu() if isinstance(value, Tensor) else value)
-    elif dataclasses.is_dataclass(value):
-        yield from arrays(vars(value))
-    elif isinstance(value, dict):
-        yield from arrays(list(value.values()))
-    elif isinstance(value, list | tuple):
-        for each in value:
-            yield from arrays(each)
-
-
 def same_numbers(found, expected):
-    for ours, theirs in zip(arrays(found), arrays(expected), strict=True):
+    for ours, theirs in zip(numbers(found), numbers(expected), strict=True):
         assert np.allclose(ours, theirs, rtol=1e-4, atol=1e-6, equal_nan=True)
 
 

@@ -47,9 +47,11 @@ def describe(device: torch.device | None = None) -> dict[str, Any]:
 
 
 def command() -> str:
-    """Return the command line of this process, the program by its bare name."""
-    program = sys.argv[0].rsplit("/", maxsplit=1)[-1]
-    return shlex.join([program, *sys.argv[1:]])
+    """Return the command line of this process: ``python -m`` of a module, or a program's name."""
+    main = sys.modules["__main__"]
+    if main.__spec__ is not None and sys.argv[0] == getattr(main, "__file__", None):
+        return shlex.join(["python", "-m", main.__spec__.name, *sys.argv[1:]])
+    return shlex.join([sys.argv[0].rsplit("/", maxsplit=1)[-1], *sys.argv[1:]])
 
 
 def origin(device: torch.device | None = None) -> dict[str, Any]:

@@ -19,7 +19,9 @@ import torch
 from scipy.integrate import solve_ivp
 from torch import Tensor
 
+from experiments import environment
 from experiments.benchmarks.solver_tables import tabulate_fuzz
+from experiments.runs import write_json
 from solvers import (
     RK4,
     AdaptiveHeun,
@@ -173,9 +175,8 @@ def main() -> None:
     result = run(options.problems, options.seed)
     result["tables"] = tabulate_fuzz(result)
     print(f"{time.perf_counter() - start:.0f} s")
-    text = json.dumps(result, indent=2) + "\n"
-    print(text)
-    options.out.write_text(text)
+    print(json.dumps(result, indent=2))
+    write_json(options.out, result | environment.origin())
 
 
 if __name__ == "__main__":

@@ -125,10 +125,7 @@ def main(argv: list[str] | None = None) -> None:
             if isinstance(gradient, Checkpoint) and gradient.every > n:
                 continue  # one segment, as with all larger ones
             row[str(n)] = measure(n, gradient, arguments.threads)
-    result["command"] = " ".join(
-        ["python -m experiments.benchmarks.solver_memory", *(argv or sys.argv[1:])]
-    )
-    result["environment"] = environment.describe()
+    result |= environment.origin()
     write_json(arguments.out, result)
     print(table(result))
     print(f"written: {arguments.out}")

@@ -10,7 +10,6 @@ from a reference of order 8 at 1e-12. Cases take turns, as in ``solver_speed``.
 from __future__ import annotations
 
 import argparse
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -83,10 +82,7 @@ def main(argv: list[str] | None = None) -> None:
     rounds = 1 if arguments.quick else arguments.rounds
     result: dict[str, Any] = {"tolerances": TOLERANCES, "rounds": rounds, "cases": measure(rounds)}
     result["tables"] = tabulate_precision(result)
-    result["command"] = " ".join(
-        ["python -m experiments.benchmarks.solver_precision", *(argv or sys.argv[1:])]
-    )
-    result["environment"] = environment.describe()
+    result |= environment.origin()
     result["peers"] = peers.versions()
     write_json(arguments.out, result)
     for row in result["tables"]["precision"]:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -98,10 +97,7 @@ def main(argv: list[str] | None = None) -> None:
             "values": values,
             "milliseconds": {case: [row[case] for row in rows] for case in NAMES},
         }
-    result["command"] = " ".join(
-        ["python -m experiments.benchmarks.solver_scaling", *(argv or sys.argv[1:])]
-    )
-    result["environment"] = environment.describe()
+    result |= environment.origin()
     result["peers"] = peers.versions()
     write_json(arguments.out, result)
     figure = save(draw_scaling(result), arguments.out.with_suffix(".png"), dpi=300)

@@ -17,7 +17,6 @@ A peer that is not installed is left out: ``pip install 'flowfactor[peers]'``.
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -223,10 +222,7 @@ def main(argv: list[str] | None = None) -> None:
         print(f"{title}:")
         result[title] = compare(density, rounds)
         show(result[title])
-    result["command"] = " ".join(
-        ["python -m experiments.benchmarks.solver_speed", *(argv or sys.argv[1:])]
-    )
-    result["environment"] = environment.describe()
+    result |= environment.origin()
     result["peers"] = peers.versions()
     result["tables"] = tabulate_speed(result)
     write_json(arguments.out, result)

@@ -62,7 +62,7 @@ KINDS: dict[str, dict[str, Any]] = {
         **SMALL,
         "width": 8,
         "solver": EULER,
-        "inference": {"warmup": 2, "anneal": 3},
+        "inference": {"warmup": 2, "anneal": 3, "restart": True},
     },
     "sparse_flow_vae": {
         **SMALL,

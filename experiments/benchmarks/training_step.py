@@ -225,13 +225,31 @@ def time_recipes(rounds: int) -> dict[str, Any]:
     return {"roof in gflop per second": roofs, "threads": torch.get_num_threads(), "rows": rows}
 
 
+def tabulate(recipes: dict[str, Any]) -> list[list[str]]:
+    """Return the milliseconds of the parts of a step, and the whole by sequence and by the roof."""
+    rows = [["", "sequences", *Step.PARTS, "step", "a sequence", "of the roof"]]
+    for name, row_of in recipes["rows"].items():
+        for precision, row in row_of.items():
+            times = [row["milliseconds"][part] for part in Step.PARTS]
+            times += [row["step"], row["step"] / row["batch"]]
+            rows.append(
+                [
+                    f"{name}, {'float32' if precision == '32-true' else 'bfloat16'}",
+                    str(row["batch"]),
+                    *(f"{time:.1f}" if time > 3 else f"{time:.2f}" for time in times),
+                    f"{row['of the roof']:.2f}",
+                ]
+            )
+    return rows
+
+
 def make_model(names: list[str], objective: Objective, nested: bool = False) -> FlowVAE:
     """Return the model of the published recipe with some number of transformations."""
     options = read_config("mnist", settings=PUBLISHED)[1].model
     torch.manual_seed(0)
     bank = NestedRidge if nested else RidgePotential
-    potential = bank(names, options.latent_dim, options.width, horizon=HORIZON)
-    options = dataclasses.replace(options, potential=potential, objective=objective)
+    fields = bank(names, options.latent_dim, options.width, horizon=HORIZON)
+    options = dataclasses.replace(options, field=fields, objective=objective)
     return FlowVAE.from_options(options, names, (3, 28, 28), HORIZON)
 
 
@@ -304,6 +322,7 @@ def main() -> None:
     result: dict[str, Any] = {"batch": BATCH, "horizon": HORIZON, "rounds": rounds}
     if wanted in (None, "recipes"):
         result["recipes"] = time_recipes(rounds)
+        result["tables"] = {"recipes": tabulate(result["recipes"])}
     if wanted in (None, "density"):
         result |= time_density(rounds)
     if wanted in (None, "growth"):

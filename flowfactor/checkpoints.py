@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from flowfactor import pretrained, tensor_files
+from flowfactor.checks import brief
 from flowfactor.errors import BusyError, RunError, explain
 from flowfactor.machine import find_device
 from flowfactor.models import SequenceModel
@@ -262,9 +263,9 @@ def check_tensors(expected: Mapping[str, Any], found: Any) -> None:
     if not isinstance(found, dict):
         raise ValueError("tensors by name are missing")
     if missing := [name for name in expected if name not in found]:
-        raise ValueError(f"{missing[0]} and {len(missing) - 1} others are missing")
+        raise ValueError(f"tensors are missing: {brief(missing, 3)}")
     if unknown := [name for name in found if name not in expected]:
-        raise ValueError(f"{_brief(unknown[0])} and {len(unknown) - 1} others belong elsewhere")
+        raise ValueError(f"tensors belong elsewhere: {brief(unknown, 3)}")
     for name, value in expected.items():
         if isinstance(value, Tensor) and _form(value) != _form(found[name]):
             raise ValueError(f"{name} is {_form(found[name])}, but must be {_form(value)}")

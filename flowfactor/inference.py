@@ -42,6 +42,10 @@ class Inference:
     refresh: PositiveInt = 10
     """After the annealing, ``enumerate`` compares all flows in one of this many steps and trusts
     the inference network in the others."""
+    restart: bool = False
+    """Whether all weights but those of the inference network begin anew after the annealing, by
+    when flows and latent have grown together from an autoencoder of single frames. Networks of your
+    own keep theirs."""
     weight: Weight = 1.0
     """Weight of ``KL(q(k|x_0..x_T) || uniform)``, for ``gumbel``."""
 
@@ -64,7 +68,7 @@ class TransformationPosterior(nn.Module):
     convolutions and a linear layer, and the mean makes one vector of any number of frames.
 
     Args:
-        image_shape: ``(C, H, W)``, sides divisible by ``2 ** len(channels)``.
+        image_shape: ``(C, H, W)``, sides at least ``2 ** len(channels)``.
         flows: K.
         horizon: T.
         channels: of the convolutions, each of which halves the image.
@@ -90,7 +94,7 @@ class TransformationPosterior(nn.Module):
         hidden: int = 128,
     ) -> None:
         super().__init__()
-        c, height, width = reduced_shape(image_shape, channels)
+        c, height, width = reduced_shape(image_shape, channels, exact=False)
         self.pair = nn.Sequential(
             *halving_convolutions(2 * image_shape[0], channels),
             nn.Flatten(),

@@ -688,10 +688,12 @@ class _Trainer:
 
     def _step(self, training: Batches) -> None:
         """Do one step. Nothing that is kept changes until all that may fail is done."""
-        rate = self._set_learning_rate(self._fraction())
         self.model.on_step(self.step)
+        rate = self._set_learning_rate(self._fraction())
         terms = self._differentiate(self._batch(training), training)
         self.whole = False
+        if self.step == self.model.first_step:
+            self.optimizer.state.clear()
         self.optimizer.step()
         if self.average is not None:
             self.average.update_parameters(self.model)
@@ -848,7 +850,8 @@ class _Trainer:
         return max(by_steps, self.seconds / (60 * self.options.max_minutes))
 
     def _set_learning_rate(self, fraction: float) -> float:
-        warm = min(1.0, (self.step + 1) / max(self.options.warmup, 1))
+        done = self.step - self.model.first_step
+        warm = min(1.0, (done + 1) / max(self.options.warmup, 1))
         height = warm * 0.5 * (1 + math.cos(math.pi * fraction))
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = peak * height

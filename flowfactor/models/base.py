@@ -377,6 +377,11 @@ class SequenceModel(nn.Module, ABC):
     def on_step(self, step: int) -> None:
         """Prepare for the loss of a training step, from 0; for models with a schedule."""
 
+    @property
+    def first_step(self) -> int:
+        """Step in which the present weights began; the optimiser and its warm-up do so there."""
+        return 0
+
     def finish(
         self, training: Iterable[SequenceBatch], validation: Iterable[SequenceBatch]
     ) -> dict[str, Any]:

@@ -102,6 +102,9 @@ class WeakFlowVAE(UnnamedFlows, FlowVAE):
         self.step = 0
         self.first_temperature: Tensor
         self.register_buffer("first_temperature", torch.zeros(()))
+        self.restart_seed: Tensor
+        if self.inference.restart:
+            self.register_buffer("restart_seed", torch.randint(2**31, ()))
 
     # ---- which flow a sequence follows
 
@@ -185,6 +188,26 @@ class WeakFlowVAE(UnnamedFlows, FlowVAE):
     def on_step(self, step: int) -> None:
         """Let the schedule of warm-up and annealing know the training step."""
         self.step = step
+        if self.inference.restart and step == self.schedule_steps:
+            self._restart()
+
+    @property
+    def first_step(self) -> int:
+        """Step in which the present weights began, by ``inference.restart`` not the first one."""
+        began = self.inference.restart and self.step >= self.schedule_steps
+        return self.schedule_steps if began else 0
+
+    @torch.no_grad()
+    def _restart(self) -> None:
+        """Begin all weights anew, but those of the inference network: always with the same ones."""
+        with torch.random.fork_rng(devices=()):
+            torch.manual_seed(int(self.restart_seed))
+            fresh = type(self).from_options(
+                self.options, self.transformations, self.image_shape, self.horizon
+            )
+        for name, parameter in self.named_parameters():
+            if not name.startswith("inference_network."):
+                parameter.copy_(fresh.get_parameter(name))
 
     def loss(self, sequences: SequenceBatch) -> dict[str, Float[Tensor, ""]]:
         """Return the weighted terms of the objective, each a mean over the batch, in nats.

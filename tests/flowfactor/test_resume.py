@@ -35,7 +35,7 @@ OPTIONS = TrainingOptions(
 )
 KINDS = {
     "flow_vae": {},
-    "weak_flow_vae": {"inference": {"warmup": 1, "anneal": 2}},
+    "weak_flow_vae": {"inference": {"warmup": 1, "anneal": 2, "restart": True}},
     "factor_vae": {},
 }
 

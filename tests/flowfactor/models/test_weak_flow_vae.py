@@ -29,6 +29,28 @@ def test_phases_of_enumeration():
     assert float(model.first_temperature) >= 2.0
 
 
+def test_weights_begin_anew_when_the_flows_are_told_apart():
+    model = weak(warmup=1, anneal=2, restart=True)
+    other = weak(warmup=1, anneal=2, restart=True)
+    other.restart_seed += 1
+    other.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1)
+    before = {name: each.clone() for name, each in model.named_parameters()}
+    for step in (0, 1, 2, 4):
+        model.on_step(step)
+    assert all(torch.equal(each, before[name]) for name, each in model.named_parameters())
+    state = torch.get_rng_state()
+    for each in (model, model, other):  # as after an interruption in that step
+        each.on_step(3)
+    assert torch.equal(torch.get_rng_state(), state)
+    for name, parameter in model.named_parameters():
+        kept = name.startswith("inference_network.")
+        assert torch.equal(parameter, before[name]) == kept, name
+        assert kept or torch.equal(parameter, other.get_parameter(name)), name
+
+
 @pytest.mark.parametrize("estimator", ["enumerate", "gumbel"])
 def test_every_estimator_reaches_every_parameter(estimator):
     model = weak(estimator=estimator, warmup=0, anneal=5)

@@ -1,8 +1,9 @@
 """Fixtures that several folders of tests use, and the second pass that checks types at run time.
 
 ``pytest --jaxtyping-packages=flowfactor,solvers,checking.check`` runs the same tests with every
-annotated call checked. Tests of wrong types carry the mark ``wrong_types``: in that pass the
-checker refuses the arguments before our own messages could, so that they are left out.
+annotated call checked. Two marks leave tests out of that pass: ``wrong_types``, where the checker
+would refuse the arguments before our own messages could, and ``traced``, where the checks would
+stand in a graph that is counted or exported.
 """
 
 from __future__ import annotations
@@ -27,13 +28,14 @@ gc.disable()
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "wrong_types: passes arguments against their annotations")
+    config.addinivalue_line("markers", "traced: counts or exports traced graphs")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.getoption("--jaxtyping-packages", None):
-        skip = pytest.mark.skip(reason="wrong types do not get past the checker")
+        skip = pytest.mark.skip(reason="not for the pass that checks types")
         for item in items:
-            if item.get_closest_marker("wrong_types"):
+            if any(item.get_closest_marker(name) for name in ("wrong_types", "traced")):
                 item.add_marker(skip)
 
 

@@ -298,7 +298,7 @@ class SequenceDataset(ABC):
     def render_frames(
         self,
         indices: Int[Tensor, "b"],
-        elapsed: Int[Tensor, "k b f"] | Float[Tensor, "k b f"],
+        elapsed: Real[Tensor, "k b f"],
         active: Bool[Tensor, "k b"],
         starts: Float[Tensor, "b s"] | None,
     ) -> Float[Tensor, "b f c h w"]:

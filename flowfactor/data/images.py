@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal, Self
 import numpy as np
 import numpy.typing as npt
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, Real, UInt8
 from torch import Tensor
 
 from flowfactor.data.base import check_integers
@@ -133,7 +133,7 @@ class TransformedImages(ParametricDataset):
     def render_frames(
         self,
         indices: Int[Tensor, "b"],
-        elapsed: Int[Tensor, "k b f"],
+        elapsed: Real[Tensor, "k b f"],
         active: Bool[Tensor, "k b"],
         starts: Float[Tensor, "b s"] | None,
     ) -> Float[Tensor, "b f c h w"]:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Self
 import numpy as np
 import torch
 from einops import rearrange
-from jaxtyping import Bool, Complex, Float, Int
+from jaxtyping import Bool, Complex, Float, Int, Real
 from PIL import Image
 from pydantic import Field
 from torch import Tensor
@@ -274,7 +274,7 @@ class Photos(ParametricDataset):
     def render_frames(
         self,
         indices: Int[Tensor, "b"],
-        elapsed: Int[Tensor, "k b f"],
+        elapsed: Real[Tensor, "k b f"],
         active: Bool[Tensor, "k b"],
         starts: Float[Tensor, "b s"] | None,
     ) -> Float[Tensor, "b f c h w"]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Real
 from pydantic import Field
 from torch import Tensor
 
@@ -194,7 +194,7 @@ class Sprites(ParametricDataset):
     def render_frames(
         self,
         indices: Int[Tensor, "b"],
-        elapsed: Int[Tensor, "k b f"],
+        elapsed: Real[Tensor, "k b f"],
         active: Bool[Tensor, "k b"],
         starts: Float[Tensor, "b s"] | None,
     ) -> Float[Tensor, "b f c h w"]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Real
 from torch import Tensor
 
 from flowfactor.data.activity import PathRange
@@ -230,7 +230,7 @@ class ParametricDataset(SequenceDataset):
 
     def _parameters(
         self,
-        elapsed: Int[Tensor, "k b f"] | Float[Tensor, "k b f"],
+        elapsed: Real[Tensor, "k b f"],
         active: Bool[Tensor, "k b"],
         starts: Float[Tensor, "b s"] | None,
         unmoved: Mapping[str, float],

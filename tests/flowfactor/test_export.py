@@ -13,10 +13,13 @@ from flowfactor.errors import RunError
 from flowfactor.export import PARTS, export
 from solvers import RK4, Dopri5, Euler
 
-pytestmark = pytest.mark.skipif(
-    not all(importlib.util.find_spec(name) for name in ("onnxscript", "onnxruntime")),
-    reason="the extra export is not installed",
-)
+pytestmark = [
+    pytest.mark.traced,
+    pytest.mark.skipif(
+        not all(importlib.util.find_spec(name) for name in ("onnxscript", "onnxruntime")),
+        reason="the extra export is not installed",
+    ),
+]
 NAMES = ("rotation", "hue")
 KINDS = {
     "in time": {"rank": 1},  # all parts; of the others the flow

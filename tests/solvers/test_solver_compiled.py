@@ -73,6 +73,7 @@ def test_the_same_as_eager(kind, per_sample: bool, passes: bool, graphs) -> None
     assert graphs.frame_count > 0
 
 
+@pytest.mark.traced
 def test_other_values_need_no_other_graph(graphs) -> None:
     def run(scale: float, count: int = 5, tolerance: float = 1e-4, span: float = 1.0) -> None:
         bank = RidgePotential(("a", "b"), 3, 4, horizon=2.0)

@@ -101,6 +101,7 @@ def test_forwards_has_no_other_sign_and_whole_speeds_are_whole():
     assert sorted(activity.unique().tolist()) == [0, 1, 2, 3]
 
 
+@pytest.mark.wrong_types
 @pytest.mark.parametrize(
     "change",
     [{"kind": "triples"}, {"speeds": (0, 1)}, {"speeds": (2, 1)}, {"directions": "backwards"}],

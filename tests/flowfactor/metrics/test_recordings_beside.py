@@ -30,7 +30,7 @@ def test_samples_that_belong_together_count_less():
     low, high = proportion_interval(torch.ones(200, dtype=torch.bool), groups)
     assert 0.8 < low < 0.9
     assert high == pytest.approx(1)
-    assert proportion_interval(together, torch.zeros(200)) == (0, 1)
+    assert proportion_interval(together, torch.zeros_like(groups)) == (0, 1)
 
 
 def test_intervals_cover_what_they_should():

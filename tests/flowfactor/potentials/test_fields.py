@@ -269,9 +269,13 @@ def test_a_function_of_ones_own():
         AutogradField(lambda z, t: z.sum(1), DIM).velocity(z, 0.0)
 
 
-def test_refusals():
+@pytest.mark.wrong_types
+def test_unknown_parts():
     with pytest.raises(ValueError, match="parts"):
         RidgeField(NAMES, DIM, 4, parts="curl")
+
+
+def test_refusals():
     with pytest.raises(ValueError, match="rank"):
         RidgeField(NAMES, DIM, 4, parts="solenoidal", rank=1)
     with pytest.raises(ValueError, match="value"):

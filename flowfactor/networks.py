@@ -181,7 +181,7 @@ class ConvEncoder(nn.Module):
     itself, the most expensive one.
 
     Args:
-        image_shape: ``(C, H, W)``; H and W divisible by ``2 ** len(channels)``.
+        image_shape: ``(C, H, W)``; H and W at least ``2 ** len(channels)``.
         latent_dim: D; the head gives mean and log standard deviation.
         options: the sizes of the layers.
 
@@ -204,7 +204,7 @@ class ConvEncoder(nn.Module):
     ) -> None:
         super().__init__()
         channels = default_channels(image_shape) if options.channels is None else options.channels
-        c, h, w = reduced_shape(image_shape, channels)
+        c, h, w = reduced_shape(image_shape, channels, exact=False)
         layers: list[nn.Module] = []
         for before, after in zip([image_shape[0], *channels[:-1]], channels, strict=True):
             # The image itself enters as it is; blocks leave their output before the nonlinearity.
@@ -658,8 +658,16 @@ def _start_dark(last: nn.Module, brightness: float) -> None:
         last.bias.fill_(math.log(brightness / (1 - brightness)))
 
 
-def reduced_shape(image_shape: ImageShape, channels: Sequence[int]) -> tuple[int, int, int]:
+def reduced_shape(
+    image_shape: ImageShape, channels: Sequence[int], *, exact: bool = True
+) -> tuple[int, int, int]:
     """Return the shape after ``len(channels)`` halvings.
+
+    Args:
+        image_shape: ``(C, H, W)``.
+        channels: after each of them.
+        exact: whether the halves must double to the image again, as a decoder's do; else sides are
+            rounded down, as strided convolutions do.
 
     Raises:
         ValueError: the image cannot be halved so often, or there is no channel.
@@ -668,10 +676,11 @@ def reduced_shape(image_shape: ImageShape, channels: Sequence[int]) -> tuple[int
         raise ValueError("channels must name at least one level")
     factor = 2 ** len(channels)
     _, height, width = image_shape
-    if height % factor or width % factor:
+    if min(height, width) < factor or (exact and (height % factor or width % factor)):
         raise ValueError(
             f"images of {height} x {width} pixels cannot be halved {len(channels)} times, once for "
-            f"each of the channels {tuple(channels)}; both sides must be divisible by {factor}"
+            f"each of the channels {tuple(channels)}; both sides must be "
+            f"{'divisible by' if exact else 'at least'} {factor}"
         )
     return channels[-1], height // factor, width // factor
 

@@ -34,6 +34,7 @@ _NAMES = {
     "bernoulli": "Bernoulli",
     "gaussian": "Gaussian",
     "gaussian_learned": "learned Gaussian",
+    "laplace": "Laplace",
 }
 
 

@@ -73,8 +73,9 @@ class AutoencoderOptions:
     """Kind and sizes of the decoder; in Python also a module that maps ``(B, D)`` to logits
     ``(B, C, H, W)``."""
     observation: ObservationName = "bernoulli"
-    """Model of the pixels: ``bernoulli``, ``gaussian`` of unit scale, or ``gaussian_learned``; in
-    Python also an :class:`~flowfactor.observation.Observation`."""
+    """Model of the pixels: ``bernoulli``, ``gaussian`` of unit scale, ``gaussian_learned``, or
+    ``laplace``, whose scale is learned as well; in Python also an
+    :class:`~flowfactor.observation.Observation`."""
 
     def check(self, config: Any) -> None:
         """Refuse a configuration whose other sections do not fit this model.

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from flowfactor.inference import TransformationPosterior
 from flowfactor.networks import (
     ConvDecoder,
     ConvDecoderOptions,
@@ -176,10 +177,19 @@ def test_the_encoder_starts_with_a_moderate_posterior():
     assert log_scale.mean().item() == pytest.approx(-1, abs=0.1)
 
 
+@pytest.mark.parametrize("sides", [(4, 5), (9, 15), (31, 30)])
+def test_convolutions_encode_images_of_any_size(sides):
+    """Only what draws an image by doubling it must be able to halve it without a rest."""
+    options = ConvEncoderOptions(channels=(2, 2), hidden=4, blocks=1)
+    assert ConvEncoder((1, *sides), 3, options)(torch.rand(2, 1, *sides)).shape == (2, 6)
+    posterior = TransformationPosterior((1, *sides), 3, horizon=2)
+    assert posterior(torch.rand(2, 3, 1, *sides), torch.arange(3).expand(2, 3)).shape == (2, 3)
+
+
 @pytest.mark.parametrize(
     ("make", "word"),
     [
-        (lambda: ConvEncoder((3, 30, 28), 4), "30 x 28"),
+        (lambda: ConvEncoder((3, 3, 28), 4), "3 x 28"),
         (lambda: PatchEncoder((3, 30, 28), 4), "patch"),
         (lambda: WarpEncoder((3, 28, 30), 4), "patch"),
         (lambda: WarpDecoder((3, 28, 28), 4, WarpDecoderOptions(hidden=())), "hidden"),

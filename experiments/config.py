@@ -202,7 +202,12 @@ def to_yaml(config: Config) -> str:
 
 def differences(old: Config, new: Config) -> list[str]:
     """Return ``key: old -> new`` for every key in which two configurations differ."""
-    before, after = flatten(to_dict(old)), flatten(to_dict(new))
+    return list_changes(to_dict(old), to_dict(new))
+
+
+def list_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Return ``key: old -> new`` for every key in which nested data differ."""
+    before, after = flatten(old), flatten(new)
     return [
         f"{key}: {before.get(key)} -> {after.get(key)}"
         for key in sorted({*before, *after})

@@ -15,12 +15,14 @@ import logging
 import multiprocessing
 import os
 import pickle
+import shlex
 import signal
+import socket
 import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from pathlib import Path
@@ -28,6 +30,7 @@ from typing import Any, Literal
 
 import torch
 
+from experiments import environment
 from flowfactor.errors import ConfigError
 from flowfactor.options import NonNegativeInt, PositiveFloat, PositiveInt, Weight, options
 from solvers.registry import Registry
@@ -38,6 +41,11 @@ EXECUTORS: Registry[Any] = Registry("executor")
 LOST = (BrokenExecutor, CancelledError, KeyboardInterrupt)
 """What a future raises if the process of its call was lost."""
 
+
+class RefusedError(ConfigError):
+    """What a future raises if its executor takes no calls with the options that it has."""
+
+
 # Windows has no fork server.
 _METHOD: Literal["forkserver", "spawn"] = (
     "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
@@ -45,6 +53,8 @@ _METHOD: Literal["forkserver", "spawn"] = (
 # How long a process may take to save its state when it is told to end.
 _SAVING_SECONDS = 45
 _POLL_SECONDS = 0.5
+# How long a cluster may take to answer.
+_ANSWER_SECONDS = 10
 # What a local process finds imported.
 _PRELOADED = ("experiments.cells", "lightning_fabric", "lightning_fabric.loggers.tensorboard")
 
@@ -243,6 +253,7 @@ class SlurmExecutor(Executor):
         self._sent: dict[Future[Any], Any] = {}
         self._lock = threading.Lock()
         self._open = True
+        self._full = False
         self._thread = threading.Thread(target=self._follow, daemon=True)
         self._thread.start()
 
@@ -278,20 +289,28 @@ class SlurmExecutor(Executor):
                 if job.done():
                     self._settle(future, job)
                     self._sent.pop(future, None)
+                    self._full = False
 
     def _send(self) -> None:
         own = self._options
-        room = own.array
+        room = 0 if self._full else own.array
         if own.cluster == "local":
             room = min(room, own.processes, own.fitting) - len(self._sent)
         taken = [self._new.popleft() for _ in range(min(room, len(self._new)))]
-        if new := [each for each in taken if each[0].set_running_or_notify_cancel()]:
+        if new := [each for each in taken if _starts(each[0])]:
             try:
                 jobs = self._jobs.map_array(_Job(), [call for _, call in new])
                 self._sent.update(zip((future for future, _ in new), jobs, strict=True))
             except Exception as error:  # sbatch has refused it
+                if self._sent:  # no more at a time, perhaps
+                    self._new.extendleft(reversed(new))
+                    self._full = True
+                    return
+                refusal = RefusedError(
+                    f"executor: Slurm takes no job: {' '.join(str(error).split())}"
+                )
                 for future, _ in new:
-                    future.set_exception(error)
+                    future.set_exception(refusal)
 
     def _settle(self, future: Future[Any], job: Any) -> None:
         try:
@@ -300,6 +319,11 @@ class SlurmExecutor(Executor):
             future.set_exception(BrokenExecutor(f"job {job.job_id} has ended: {job.state}"))
         except Exception as error:
             future.set_exception(error)
+
+
+def _starts(future: Future[Any]) -> bool:
+    """Return whether a call is to be sent, perhaps once more."""
+    return future.running() or future.set_running_or_notify_cancel()
 
 
 class _Job:
@@ -321,11 +345,19 @@ class RayOptions(ExecutorOptions):
     """Tasks of Ray."""
 
     address: str | None = None
-    """Address of a cluster, ``auto`` for that of this machine; null starts one here."""
+    """Of a cluster, ``HOST:PORT`` or ``ray://HOST:PORT``; ``auto``: that of this machine; null
+    starts one here."""
+    autoscaling: bool = False
+    """Whether the cluster starts nodes by itself. If not, what no node has is refused."""
     gpus: Weight = 0.0
     """GPUs of a cell; a fraction shares one."""
     memory_gb: PositiveFloat | None = None
     """Memory that a cell reserves; null reserves none."""
+
+    def __post_init__(self) -> None:
+        """Refuse parts of more than one GPU."""
+        if self.gpus > 1 and self.gpus % 1:
+            raise ValueError("gpus: must be a whole number if it is above 1")
 
     def open(self, folder: Path) -> RayExecutor:
         """Return the executor."""
@@ -339,35 +371,49 @@ class RayExecutor(Executor):
         options: where, and what a task gets.
 
     Raises:
-        ConfigError: Ray is missing, or there is no such cluster.
+        ConfigError: Ray is missing, there is no such cluster, or no node has what a task gets.
     """
 
     def __init__(self, options: RayOptions) -> None:
         self._ray = ray = import_extra("ray", "ray")
         names = "LocalRayletDied NodeDied ObjectLost OutOfMemory TaskCancelled WorkerCrashed"
         self._lost = tuple(getattr(ray.exceptions, f"{name}Error") for name in names.split())
+        self._sent: dict[Future[Any], Any] = {}
+        self._patience: float | None = None  # until it is interrupted
         self._owner = not ray.is_initialized()
         if self._owner:
+            address = options.address or "local"
+            if address == "auto":
+                address = os.environ.get("RAY_ADDRESS") or address
+            _check_answer(address)
             try:
-                ray.init(options.address, log_to_driver=False, logging_level=logging.ERROR)
-            except (ConnectionError, RuntimeError, ValueError) as error:
-                raise ConfigError(f"executor.address: {error}") from error
+                ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
+            except (ConnectionError, ImportError, RuntimeError, ValueError) as error:
+                reason = "this machine is part of no cluster" if address == "auto" else error
+                raise ConfigError(f"executor.address: {address}: {reason}") from error
+        if not options.autoscaling:
+            try:
+                _check_fits(options, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+            except ConfigError:
+                self.shutdown()
+                raise
         memory = {"memory": int(options.memory_gb * 2**30)} if options.memory_gb else {}
         self._task = ray.remote(
             num_cpus=options.threads, num_gpus=options.gpus, max_retries=0, **memory
         )(perform)
         self._settings = _settings(options.threads)
-        self._sent: dict[Future[Any], Any] = {}
 
     def submit(self, function: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
         """Schedule a call."""
         future: Future[Any] = Future()
+        future.set_running_or_notify_cancel()  # only Ray can cancel it
         self._sent[future] = self._task.remote(self._settings, function, args, kwargs)
         self._sent[future].future().add_done_callback(lambda done: self._settle(future, done))
         return future
 
     def interrupt(self) -> None:
         """Interrupt all tasks, which lets them save their state."""
+        self._patience = _SAVING_SECONDS
         for task in tuple(self._sent.values()):
             self._ray.cancel(task)
 
@@ -376,7 +422,7 @@ class RayExecutor(Executor):
         if cancel_futures:
             self.interrupt()
         if wait:
-            wait_for(tuple(self._sent))
+            wait_for(tuple(self._sent), self._patience)
             if self._owner:
                 self._ray.shutdown()
 
@@ -388,6 +434,42 @@ class RayExecutor(Executor):
             future.set_exception(BrokenExecutor(f"its worker was lost ({type(error).__name__})"))
         except Exception as error:
             future.set_exception(error)
+
+
+def _check_answer(address: str) -> None:
+    """Refuse a cluster that does not answer: Ray would try for a minute."""
+    if address in ("auto", "local") or ("://" in address and not address.startswith("ray://")):
+        return
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not (host and port.isdecimal() and int(port) < 2**16):
+        raise ConfigError(
+            f"executor.address: {address!r} is neither auto nor HOST:PORT nor ray://HOST:PORT"
+        )
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _ANSWER_SECONDS).close()
+    except OSError as error:
+        raise ConfigError(f"executor.address: nothing answers at {address}: {error}") from error
+
+
+def _check_fits(options: RayOptions, nodes: Sequence[Mapping[str, float]]) -> None:
+    """Refuse what no node has: Ray would wait for one for ever."""
+    wanted = {
+        "CPU": options.threads,
+        "GPU": options.gpus,
+        "memory": (options.memory_gb or 0) * 2**30,
+    }
+    if any(all(node.get(key, 0) >= value for key, value in wanted.items()) for node in nodes):
+        return
+    there = sorted({_resources(node) for node in nodes}, reverse=True)
+    raise ConfigError(
+        f"executor: no node of Ray has what a cell asks for, {_resources(wanted)}. "
+        f"There are nodes of {'; '.join(there[:3]) or 'no kind'}."
+    )
+
+
+def _resources(each: Mapping[str, float]) -> str:
+    numbers = each.get("CPU", 0), each.get("GPU", 0), each.get("memory", 0) / 2**30
+    return "{:g} CPUs, {:g} GPUs and {:.3g} GB of memory".format(*numbers)
 
 
 # ---- a call, in whatever process
@@ -411,7 +493,7 @@ def perform(
     """
     torch.set_num_threads(settings["threads"])
     os.environ["OMP_NUM_THREADS"] = str(settings["threads"])  # for libraries imported later
-    sys.argv = list(settings["command"])
+    sys.argv = shlex.split(settings["command"])
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
     for name in ("flowfactor", "experiments"):
         logging.getLogger(name).setLevel(logging.INFO)
@@ -433,7 +515,7 @@ def count_processors() -> int:
 
 
 def _settings(threads: int) -> dict[str, Any]:
-    return {"threads": threads, "command": sys.argv}
+    return {"threads": threads, "command": environment.command()}
 
 
 def _resolve(future: Future[Any], value: Any, error: BaseException | None) -> None:

@@ -196,7 +196,7 @@ def _schema_text(schema: dict[str, Any]) -> str:
     if kind == "array":
         if "prefixItems" in schema:
             return f"[{', '.join(_schema_text(part) for part in schema['prefixItems'])}]"
-        return f"list of {_schema_text(schema.get('items', {}))}"
+        return f"list of {_schema_text(items) if (items := schema.get('items')) else 'values'}"
     if kind == "object" and "properties" not in schema:
         below = schema.get("additionalProperties")
         return f"name: {_schema_text(below) if isinstance(below, dict) else 'value'}"

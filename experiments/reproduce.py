@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from experiments import environment, runs
-from experiments.config import Config, on_device, read_config
+from experiments.cells import state_of
+from experiments.config import CONFIG_FILE, Config, on_device, read_config, to_yaml
 from flowfactor.errors import RunError
 from flowfactor.evaluation import EvaluationOptions
 from flowfactor.options import parse
@@ -65,17 +66,19 @@ def reproduce(
         on_stage: called with what is being measured.
 
     Raises:
-        RunError: the file says no command that can be run again.
+        RunError: the file says no command that can be run again, or the folder has another run.
         ConfigError, DataError: as a training and an evaluation.
     """
-    stated = Evaluation.read(result)
+    stated, *others = map(Evaluation.read, (result, *seeds))
     config = config_of(stated, result, plugin_names)
     if device is not None:
         training = dataclasses.replace(config.training, accelerator=device)
         config = config.replace(training=training)
-    if not (out / runs.TRAINING_FILE).is_file():
-        resume = out.is_dir() and any(out.iterdir())
-        runs.train(config, out, resume=resume, on_progress=on_progress)
+    config = config.replace(data=config.data.resolve())
+    state = state_of(out, config)
+    if state in ("new", "empty", "begun"):
+        runs.train(config, out, resume=state != "new", on_progress=on_progress)
+    runs.write_text(out / CONFIG_FILE, to_yaml(config))
     now = runs.evaluate(
         out,
         split=stated.split,
@@ -84,7 +87,7 @@ def reproduce(
         plugin_names=plugin_names,
         on_stage=on_stage,
     )
-    return compare(stated, now, [Evaluation.read(path) for path in seeds], tolerance)
+    return compare(stated, now, others, tolerance)
 
 
 def config_of(evaluation: Evaluation, source: Path, plugin_names: Sequence[str] = ()) -> Config:
@@ -95,7 +98,7 @@ def config_of(evaluation: Evaluation, source: Path, plugin_names: Sequence[str] 
         ConfigError: the configuration is not there any more, or has changed.
     """
     command = str(evaluation.training.get("command", ""))
-    words = _words(command)
+    words = _words(command.replace("python -m experiments.cli ", "flowfactor ", 1))
     if len(words) < 3 or words[0] not in ("flowfactor", "cli.py") or words[1] not in _COMMANDS:
         raise RunError(
             f"{source} does not say by which command it was trained, `flowfactor train ...`, but "
@@ -181,12 +184,31 @@ def compare(
 
 
 def _changes(stated: Evaluation, now: Evaluation) -> str:
-    """Return which code and versions two evaluations rest on, as far as they differ."""
-    old, new = stated.environment, now.environment
-    pairs = {"commit": [_commit(each) for each in (old, new)]}
-    for name in environment.MAIN:
-        pairs[name] = [str(each.get("versions", {}).get(name, "unknown")) for each in (old, new)]
-    return ", ".join(f"{name} {a} -> {b}" for name, (a, b) in pairs.items() if a != b)
+    """Return what two evaluations rest on, as far as it differs and both know it."""
+    old, new = map(_facts, (stated, now))
+    return ", ".join(
+        f"{name} {old[name]} -> {new[name]}"
+        for name in old
+        if name in new and old[name] != new[name]
+    )
+
+
+def _facts(result: Evaluation) -> dict[str, str]:
+    """Return the length, code, data, machine and versions of the training of a result."""
+    training = result.training
+    origin = {**result.environment, **training}  # older results say less of the training
+    hardware, versions = origin.get("hardware", {}), origin.get("versions", {})
+    chosen = training.get("chosen", {})
+    data = training.get("data_fingerprint", {})
+    facts = {
+        "steps": training.get("steps"),
+        "commit": _commit(origin),
+        **{f"data.{key}": checksum[:10] for key, checksum in data.items()},
+        **{key: hardware.get(key) for key in ("processor", "accelerator", "threads")},
+        **{key: chosen[key].partition(" ")[0] for key in ("precision", "compile") if key in chosen},
+        **{name: versions.get(name) for name in environment.MAIN},
+    }
+    return {name: str(fact) for name, fact in facts.items() if fact is not None}
 
 
 def _commit(described: Mapping[str, Any]) -> str:
@@ -204,7 +226,7 @@ def _allowed(stated: float, others: Sequence[float], tolerance: float) -> float:
 def summary(found: Reproduction) -> str:
     """Return what was found, in a sentence or two."""
     count = len(found.table.rows)
+    reason = f" What has changed since: {found.reason}." if found.reason else ""
     if found.outside:
-        reason = f" What has changed since: {found.reason}." if found.reason else ""
         return f"Not reproduced: {', '.join(found.outside)} of {count} numbers.{reason}"
-    return f"Reproduced: all {count} numbers are within what is allowed."
+    return f"Reproduced: all {count} numbers are within what is allowed.{reason}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
@@ -16,12 +17,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import Field
+from pydantic import BeforeValidator, Field, ValidationError
 
 from experiments import runs, sweep
 from experiments.cells import Cell
 from experiments.comparison import Method, choose_columns, curve_of
-from experiments.config import Config, to_yaml
+from experiments.config import Config, flatten, list_changes, to_dict, to_yaml
 from experiments.executors import ExecutorOptions, LocalOptions, import_extra
 from experiments.sweep import (
     Event,
@@ -40,7 +41,9 @@ from flowfactor.options import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    adapter,
     dump,
+    nest,
     options,
 )
 
@@ -73,7 +76,19 @@ class RangeOptions:
             raise ValueError("step: goes with log: false only")
 
 
-Choices = Annotated[list[Any], Field(min_length=1)]
+def _check_values(value: Any) -> Any:
+    """Say what is wrong by the keys of a range or for a list, whichever is meant."""
+    if isinstance(value, dict):
+        try:
+            return adapter(RangeOptions).validate_python(value)
+        except ValidationError as error:
+            raise nest(error, RangeOptions) from None
+    if not value or not isinstance(value, list | tuple | RangeOptions):
+        raise ValueError("expected a list of values, or {low: ..., high: ...}")
+    return value
+
+
+Values = Annotated[RangeOptions | list[Any], BeforeValidator(_check_values)]
 
 
 @options
@@ -82,7 +97,7 @@ class SearchOptions:
 
     config: str
     """The configuration that is changed."""
-    space: Annotated[dict[str, RangeOptions | Choices], Field(min_length=1)]
+    space: Annotated[dict[str, Values], Field(min_length=1)]
     """What may change, by ``key.path``: a list of values, or ``{low, high, log, step}``."""
     title: str = ""
     """The heading of the table of trials."""
@@ -204,37 +219,42 @@ def run(
         KeyboardInterrupt: when interrupted, after the trials have saved their state.
     """
     executor = executor or search.options.executor
-    with (
-        lock_table(search.out),
-        executor.open(search.out) if isinstance(executor, ExecutorOptions) else executor as opened,
-        Follower(opened) as follower,
-    ):
+    with lock_table(search.out):
         study = open_study(search)
+        optuna = importlib.import_module("optuna")
+        begun = study.get_trials(states=(optuna.trial.TrialState.RUNNING,))
         trials: dict[Cell, Any] = {}
+
+        def count_left() -> int:
+            return search.options.trials - len(study.get_trials(deepcopy=False))
 
         def send(trial: Any) -> None:
             cell = search.cell(trial.number, _suggest(trial, search.options.space))
             trials[cell] = trial
             follower.send(cell)
 
-        def ask() -> None:
-            if len(study.get_trials(deepcopy=False)) < search.options.trials:
+        if not begun and count_left() <= 0:
+            return study
+        with (
+            executor.open(search.out)
+            if isinstance(executor, ExecutorOptions)
+            else executor as opened,
+            Follower(opened) as follower,
+        ):
+            for frozen in begun:
+                send(optuna.trial.Trial(study, frozen._trial_id))
+            for _ in range(min(_parallel(search.options, executor) - len(begun), count_left())):
                 send(study.ask())
-
-        optuna = importlib.import_module("optuna")
-        for frozen in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
-            send(optuna.trial.Trial(study, frozen._trial_id))
-        for _ in range(_parallel(search.options, executor) - len(trials)):
-            ask()
-        for event in follower.events():
-            trial = trials[event.cell]
-            if search.options.prune:
-                _compare(trial, event.cell, study)
-            if event.kind != "progress":
-                _tell(study, trial.number, event, search.options.objective)
-                ask()
-            if on_event is not None:
-                on_event(event)
+            for event in follower.events():
+                trial = trials[event.cell]
+                if search.options.prune:
+                    _compare(trial, event.cell, study)
+                if event.kind != "progress":
+                    _tell(study, trial.number, event, search.options.objective)
+                    if count_left() > 0:
+                        send(study.ask())
+                if on_event is not None:
+                    on_event(event)
     return study
 
 
@@ -261,15 +281,30 @@ def open_study(search: Search) -> Any:
     study.sampler = optuna.samplers.TPESampler(
         seed=own.seed + len(study.trials), n_startup_trials=own.startup
     )
-    now = {key: dump(own)[key] for key in ("config", "space", "set", "seed", "objective", "prune")}
-    before = study.user_attrs.get("search", now)
-    if changed := [key for key in now if before[key] != now[key]]:
+    now = _identity(search)
+    before = study.user_attrs.get("search", now) if study.trials else now
+    if changes := list_changes(before, now):
+        listed = "\n".join(f"  {change}" for change in changes)
         raise RunError(
-            f"{search.out} has another search; what differs: {', '.join(changed)}. Choose another "
-            f"folder with --out."
+            f"{search.out} has another search, whose trials cannot be compared with those of this "
+            f"one. What differs:\n{listed}\nChoose another folder with --out."
         )
     study.set_user_attr("search", now)
     return study
+
+
+def _identity(search: Search) -> Any:
+    """Return what trials that are compared have in common, as JSON has it."""
+    own = search.options
+    keys = ("space", "objective", "prune")
+    config = flatten(to_dict(search.configure(_corners(own.space)[0])))
+    apart = ("description", "plugins", *own.space)
+    fixed = {
+        key: value
+        for key, value in config.items()
+        if not any(key == each or key.startswith(f"{each}.") for each in apart)
+    }
+    return json.loads(json.dumps({key: dump(own)[key] for key in keys} | fixed))
 
 
 def write(search: Search, study: Any) -> Written:

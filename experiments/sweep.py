@@ -28,7 +28,7 @@ from experiments.cells import (
 )
 from experiments.comparison import choose_columns, comparison_table, curve_of, methods_of
 from experiments.config import CONFIG_FILE, Config, read_config, to_dict
-from experiments.executors import EXECUTORS, LOST, ExecutorOptions, LocalOptions
+from experiments.executors import EXECUTORS, LOST, ExecutorOptions, LocalOptions, RefusedError
 from experiments.yaml_files import YamlFile, read_yaml
 from flowfactor import plugins
 from flowfactor.errors import BusyError, ConfigError, RunError
@@ -222,8 +222,12 @@ def read_options(cls: type[T], name: str, kind: str, noun: str) -> tuple[YamlFil
         ConfigError: there is no such file, or it is wrong.
     """
     file = read_yaml(name, kind=kind)
+    return file, _parse_file(cls, file.content, name, noun)
+
+
+def _parse_file(cls: type[T], content: Mapping[str, Any], name: str, noun: str) -> T:
     try:
-        return file, parse(cls, file.content)
+        return parse(cls, content)
     except ConfigError as error:
         problems = "\n".join(f"  {line}" for line in str(error).splitlines())
         raise ConfigError(f"{name} is no valid {noun}:\n{problems}") from error
@@ -265,7 +269,7 @@ def choose_executor(name: str | None, own: ExecutorOptions, **changes: Any) -> E
 
     Args:
         name: ``local``, ``slurm``, ``ray``, another one that is registered, or a YAML file of such
-            options; None is the table's own.
+            options, in a section ``executor`` or not; None is the table's own.
         own: that of the table; its options hold for its kind only.
         changes: options to replace, None leaves them.
 
@@ -277,7 +281,9 @@ def choose_executor(name: str | None, own: ExecutorOptions, **changes: Any) -> E
     elif name in EXECUTORS:
         own = EXECUTORS[name](threads=own.threads)
     elif Path(name).is_file():
-        own = parse(_ExecutorFile, {"executor": read_yaml(name).content}).executor
+        content = read_yaml(name).content
+        content = content if "executor" in content else {"executor": content}
+        own = _parse_file(_ExecutorFile, content, name, "executor").executor
     else:
         raise ConfigError(
             f"--executor {name}: no executor, and no file; {suggest(name, EXECUTORS)}"
@@ -362,7 +368,11 @@ class Follower:
         self._sent[future] = cell
 
     def events(self) -> Iterator[Event]:
-        """Yield what happens until all cells that were sent have ended."""
+        """Yield what happens until all cells that were sent have ended.
+
+        Raises:
+            RefusedError: the executor takes no cells.
+        """
         while self._sent or self._elsewhere:
             cells = [*self._sent.values(), *self._elsewhere]
             # Few looks at the file system for many cells.
@@ -387,6 +397,8 @@ class Follower:
             yield Event("finish", cell)
         elif isinstance(error, BusyError):
             self._elsewhere.append(cell)
+        elif isinstance(error, RefusedError):
+            raise error
         elif isinstance(error, StoppedError):
             yield Event("stop", cell, str(error))
         elif isinstance(error, LOST) and self._may_go_on(cell):
@@ -425,6 +437,7 @@ def run_cells(
         on_event: called at what happens to them.
 
     Raises:
+        ConfigError: the executor cannot be opened, or takes no cells.
         RunError: another process fills the same table.
         KeyboardInterrupt: when interrupted, after the cells have saved their state.
     """
@@ -527,7 +540,7 @@ def write(sweep: Sweep) -> Written:
     if all(record["status"] == "unfinished" for record in records):
         raise RunError(
             f"There is nothing to show: no cell of {sweep.out} is finished. "
-            f"`flowfactor table {sweep.name}` without --render-only runs them."
+            "The same command without --render-only runs them."
         )
     out, title = sweep.out, sweep.options.title or sweep.name
     columns = choose_columns(methods, sweep.options.columns)

@@ -70,7 +70,8 @@ def make_csv_logger(run: Path) -> Any:
 class MLflowLogger:
     """A run of MLflow, at ``MLFLOW_TRACKING_URI`` or in the file ``mlflow.db`` of the run folder.
 
-    The experiment is ``MLFLOW_EXPERIMENT_NAME`` or ``flowfactor``. Its parameters are the settings
+    Pictures are in ``mlflow/`` beside that file. The experiment is ``MLFLOW_EXPERIMENT_NAME`` or
+    ``flowfactor``. Its parameters are the settings
     of the training. A training that is continued is a new run of the same name.
 
     Args:
@@ -85,12 +86,16 @@ class MLflowLogger:
         self._error = mlflow.exceptions.MlflowException
         self._metric = mlflow.entities.Metric
         file = f"sqlite:///{run.absolute() / 'mlflow.db'}"
+        server = os.environ.get("MLFLOW_TRACKING_URI")
+        pictures = None if server else (run.absolute() / "mlflow").as_uri()
         experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME") or "flowfactor"
         try:
-            self._client = mlflow.MlflowClient(os.environ.get("MLFLOW_TRACKING_URI") or file)
+            self._client = mlflow.MlflowClient(server or file)
             found = self._client.get_experiment_by_name(experiment)
             key = (
-                self._client.create_experiment(experiment) if found is None else found.experiment_id
+                self._client.create_experiment(experiment, pictures)
+                if found is None
+                else found.experiment_id
             )
             self._run = self._client.create_run(key, run_name=run.name).info.run_id
         except self._error as error:

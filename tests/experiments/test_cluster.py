@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,13 +14,22 @@ from tables import trained_once, wait_for, write_table
 from tiny import settings
 
 from experiments import sweep
-from experiments.executors import RayOptions, SlurmOptions
+from experiments.executors import LOST, RayOptions, SlurmOptions
 from experiments.runs import read_evaluation
+from flowfactor.errors import ConfigError
 
-pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("empty_figures")]
+pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("empty_figures", "nice")]
 
 STEPS = 60
 MORE = {"steps": STEPS, "validate_every": 30, "checkpoint_every": 5}
+
+
+@pytest.fixture(scope="module")
+def nice():
+    """Let the workers of Ray have as much of the processors as others: else they may starve."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_worker_niceness", "0")
+        yield
 
 
 def plan(folder: Path, name: str) -> sweep.Sweep:
@@ -36,7 +46,7 @@ def opened(name, folder):
         yield SlurmOptions(cluster="local", processes=2).open(folder)
     elif name == "ray":
         ray = pytest.importorskip("ray")
-        ray.init(num_cpus=2, log_to_driver=False, include_dashboard=False)
+        ray.init("local", num_cpus=2, log_to_driver=False, include_dashboard=False)
         try:
             yield RayOptions().open(folder)
         finally:
@@ -86,17 +96,68 @@ def test_a_cell_that_is_interrupted_goes_on_and_ends_the_same(tmp_path, alone, n
         assert read_evaluation(cell.run).metrics == metrics
 
 
+def test_ray_by_address_and_by_resources(tmp_path):
+    """Tasks have what the options say, on the cluster that they name, and end when told to."""
+    ray = pytest.importorskip("ray")
+    utils = pytest.importorskip("ray.cluster_utils")
+
+    def resources():
+        import ray
+
+        return ray.get_runtime_context().get_assigned_resources()
+
+    head = {"num_cpus": 2, "num_gpus": 1, "include_dashboard": False}
+    cluster = utils.Cluster(initialize_head=True, head_node_args=head)
+    try:
+        options = RayOptions(address=cluster.address, threads=2, gpus=0.5, memory_gb=0.1)
+        with options.open(tmp_path) as executor:
+            found = executor.submit(resources).result()
+            assert isinstance(executor.submit(int, "x").exception(), ValueError)
+            running, waiting = (executor.submit(time.sleep, 600) for _ in range(2))
+            assert not any(task.cancel() for task in (running, waiting))  # a sweep that ends tries
+            executor.interrupt()
+            assert isinstance(running.exception(), LOST)
+            assert isinstance(waiting.exception(), LOST)
+        assert (found["CPU"], found["GPU"], found["memory"]) == (2, 0.5, int(0.1 * 2**30))
+        assert not ray.is_initialized()
+        with pytest.raises(ConfigError, match="3 CPUs"):
+            RayOptions(address=cluster.address, threads=3).open(tmp_path)
+        assert not ray.is_initialized()
+        with RayOptions().open(tmp_path) as executor:  # one of its own
+            assert "GPU" not in ray.cluster_resources()
+            assert executor.submit(os.getpid).result() != os.getpid()
+        assert not ray.is_initialized()
+    finally:
+        cluster.shutdown()
+
+
+def play_slurm(folder, monkeypatch, sbatch):
+    """Play Slurm by programs of its names, which do what is given."""
+    for name in ("sbatch", "srun", "sacct", "scancel"):
+        program = folder / name
+        program.write_text(f"#!/bin/sh\n{sbatch}\n")
+        program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
+
+
+def test_a_partition_that_slurm_does_not_have_ends_the_sweep(tmp_path, monkeypatch):
+    pytest.importorskip("submitit")
+    play_slurm(tmp_path, monkeypatch, "echo 'sbatch: error: invalid partition: gpuu' >&2; exit 1")
+    table = plan(tmp_path, "slurm")
+    with pytest.raises(ConfigError, match="invalid partition: gpuu"):
+        sweep.run_cells(table, table.cells, SlurmOptions(partition="gpuu"))
+    assert {each.state for each in sweep.status(table)} == {"new"}
+
+
 def test_the_options_of_slurm_reach_sbatch(tmp_path, monkeypatch):
     """What is played is Slurm: a program that keeps the script that it is given."""
     pytest.importorskip("submitit")
-    for name in ("sbatch", "srun", "sacct", "scancel"):
-        program = tmp_path / name
-        program.write_text(
-            f'#!/bin/sh\ncp "$1" {tmp_path}/script; grep array= "$1" >> {tmp_path}/arrays\n'
-            f"echo Submitted batch job $(wc -l < {tmp_path}/arrays)\n"
-        )
-        program.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    play_slurm(
+        tmp_path,
+        monkeypatch,
+        f'cp "$1" {tmp_path}/script; grep array= "$1" >> {tmp_path}/arrays\n'
+        f"echo Submitted batch job $(wc -l < {tmp_path}/arrays)",
+    )
     options = SlurmOptions(
         partition="gpu", gpus=1, memory_gb=32, minutes=240, threads=8, sbatch={"account": "vision"},
         array=3, processes=2,

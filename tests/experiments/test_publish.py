@@ -87,9 +87,15 @@ def test_a_result_is_made_again(call, monkeypatch, evaluated, tmp_path):
     assert code == 0, output
     assert "Reproduced" in output
     stated["metrics"]["equivariance"]["mean_error"] *= 1.04
+    stated["training"]["command"] = f"python -m experiments.cli train demo {shlex.join(sets())}"
     (tmp_path / "result.json").write_text(json.dumps(stated))
     code, output = call("reproduce", "result.json", "--tolerance", 0.03)
     assert code == 1, output
+    stated["training"]["command"] += " --set training.steps=5"
+    (tmp_path / "result.json").write_text(json.dumps(stated))
+    code, output = call("reproduce", "result.json")  # in the same folder
+    assert code == 2
+    assert "training.steps: 4 -> 5" in output
     stated["training"]["command"] = "flowfactor table mnist"
     (tmp_path / "result.json").write_text(json.dumps(stated))
     code, output = call("reproduce", "result.json")
@@ -115,9 +121,15 @@ def test_what_a_number_may_differ_by(evaluated):
     assert "mean_error" in compare(stated, missing).outside
     assert not compare(missing, stated).outside
     old = {"source": {"commit": 40 * "a", "clean": True}, "versions": {"torch": "1.0"}}
-    found = compare(dataclasses.replace(stated, environment=old), changed(1.1))
-    assert "commit aaaaaaaaaa -> " in found.reason
-    assert "torch 1.0 -> " in found.reason
+    old |= {"steps": 10**6, "chosen": {"precision": "bf16-mixed (fast)"}}
+    slow = {"chosen": {"precision": "32-true (no bfloat16)"}}
+    found = compare(
+        dataclasses.replace(stated, training=stated.training | old),
+        dataclasses.replace(changed(1.1), training=stated.training | slow),
+    )
+    for reason in ("commit aaaaaaaaaa -> ", "torch 1.0 -> ", "steps 1000000 -> "):
+        assert reason in found.reason
+    assert "precision bf16-mixed -> 32-true" in found.reason
     assert found.reason in summary(found)
     assert not compare(stated, stated).reason
 

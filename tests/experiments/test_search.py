@@ -14,6 +14,7 @@ from experiments import runs, sweep
 from experiments import search as searching
 from experiments.cells import StoppedError
 from experiments.config import read_config
+from experiments.executors import RayOptions
 from experiments.search import BEST_FILE
 from experiments.yaml_files import descriptions
 from flowfactor.data import MNISTOptions
@@ -72,9 +73,15 @@ def test_the_best_by_validation_data_only(tmp_path, monkeypatch):
     config = read_config(str(out / BEST_FILE))[1]
     assert config.model.latent_dim == best.params["model.latent_dim"]
     assert config.evaluation.split == read_config("demo")[1].evaluation.split
-    other = searching.plan(write_yaml(tmp_path, seed=1), out=out)
-    with pytest.raises(RunError, match="seed"):
-        searching.run(other, ThreadPoolExecutor(1))
+    for changes, overrides, message in (
+        ({"seed": 1}, [], "seed: 0 -> 1"),
+        ({}, ["training.clip=3"], r"training.clip: \S+ -> 3"),
+        ({"space": SPACE | {"model.latent_dim": [2]}}, [], r"space.model.latent_dim\S*: "),
+    ):
+        other = searching.plan(write_yaml(tmp_path, **changes), out=out, overrides=overrides)
+        with pytest.raises(RunError, match=message):
+            searching.run(other, RayOptions(address="none"))  # which is not opened
+    assert searching.run(plan, RayOptions(address="none")).best_trial == best
 
 
 @pytest.mark.cluster
@@ -124,7 +131,9 @@ def test_trials_that_are_worse_are_stopped_and_interrupted_ones_go_on(tmp_path, 
         ({"space": {"training.stepz": [3]}}, "stepz"),
         ({"space": {"model.latent_dim": [0]}}, "latent_dim"),
         ({"space": {"model.latent_dim": []}}, "space.model.latent_dim"),
-        ({"space": {"model.latent_dim": {"low": 3, "high": 2}}}, "low"),
+        ({"space": {"model.latent_dim": 3}}, r"space.model.latent_dim: .* \(it is 3\)"),
+        ({"space": {"model.latent_dim": {"low": 3, "high": 2}}}, "latent_dim: low"),
+        ({"space": {"model.latent_dim": {"low": 3, "hi": 4}}}, "latent_dim.hi: .* 'high'"),
         ({"space": {"evaluation.split": ["test"]}}, "validation split only"),
         ({"set": {"evaluation.split": "test"}}, "validation split only"),
         ({"objective": "mean_eror"}, "mean_error"),

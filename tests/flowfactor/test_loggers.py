@@ -99,6 +99,7 @@ def test_mlflow_keeps_settings_and_every_line(tmp_path, monkeypatch):
     assert [(each.step, each.value) for each in history] == [(1, 1.0), (2, 0.5)]
     (picture,) = client.list_artifacts(run.info.run_id, "flows/00000001")
     assert picture.path.endswith(".gif")
+    assert list((tmp_path / "mlflow").rglob("*.gif"))  # and not in the working folder
 
 
 @pytest.mark.cluster

@@ -330,6 +330,9 @@ class SequenceDataset(ABC):
     ) -> Real[Tensor, "b f"]:
         """Return when frames of samples are, unchecked; at their numbers if data are regular.
 
+        In the unit of the flow's time, in which sequences last some ``horizon`` of them; 0 for
+        frame 0, and increasing with the numbers.
+
         Args:
             indices: numbers of the samples.
             numbers: of the frames.
@@ -384,7 +387,8 @@ class SequenceDataset(ABC):
         Raises:
             DataError: a sample, a transformation or a frame that does not exist; a transformation
                 that a recorded sample does not undergo; starts of another shape or out of range;
-                rendered frames of another type or shape, or with pixels out of [0, 1].
+                rendered frames of another type or shape, or with pixels out of [0, 1]; times of
+                frames that do not increase from 0.
         """
         indices = self._checked_indices(indices)
         chosen = (
@@ -397,6 +401,7 @@ class SequenceDataset(ABC):
         times = self._checked_times(times, len(indices))
         batch = self.select(indices, chosen, times, self._checked_starts(starts, len(indices)))
         self._check_frames(batch.frames, times)
+        self._check_times_of(times, batch.times)
         return batch
 
     def select(
@@ -877,6 +882,23 @@ class SequenceDataset(ABC):
             check_tensor(name, frames, (*times.shape, *self.image_shape), pixels=True)
         except (TypeError, ValueError) as error:
             raise DataError(f"{error}.") from None
+
+    def _check_times_of(self, numbers: Tensor, times: Tensor) -> None:
+        """Refuse what a :meth:`times_of` of one's own should not have returned."""
+        name = f"{type(self).__name__}.times_of: the times of frames"
+        if self.is_regular:
+            if not torch.equal(times, numbers.to(times.dtype)):
+                raise DataError(f"{name} are not their numbers, so that is_regular must be false.")
+            return
+        order = numbers.argsort(1)
+        rises = times.gather(1, order).diff(dim=1) > 0
+        fits = times.isfinite().all() and torch.equal(
+            rises, numbers.gather(1, order).diff(dim=1) > 0
+        )
+        if not fits or bool((times[numbers == 0] != 0).any()):
+            raise DataError(
+                f"{name} must be finite, 0 for frame 0, and increase with their numbers."
+            )
 
     def _index_of(self, transformation: int | str) -> int:
         if isinstance(transformation, str):

@@ -222,7 +222,7 @@ class LogLikelihood(Metric):
             nats = torch.cat(bounds).cpu().double()
             count, mean = len(nats), float(nats.mean())
             return Bound(
-                _name_of(observation or model.observation),
+                _name_of(model) if observation is None else "gaussian",
                 mean,
                 mean / (data.horizon + 1),
                 float(nats.std() / count**0.5) if count > 1 else 0.0,
@@ -271,6 +271,10 @@ class LogLikelihood(Metric):
         return {"log_likelihood": Table(columns, rows, title, "observation model")}
 
 
-def _name_of(observation: Observation) -> str:
-    learned = any(True for _ in observation.parameters())
-    return type(observation).__name__.lower() + "_learned" * learned
+def _name_of(model: SequenceModel) -> str:
+    """Return what a configuration calls the observation model, else its class."""
+    named = getattr(model.options, "observation", None)
+    if isinstance(named, str):
+        return named
+    learned = any(True for _ in model.observation.parameters())
+    return type(model.observation).__name__.lower() + "_learned" * learned

@@ -1,6 +1,11 @@
 """Models of image sequences; a new one is a file with a class that registers itself."""
 
-from flowfactor.models.autoencoder import Autoencoder, AutoencoderOptions, PotentialOptions
+from flowfactor.models.autoencoder import (
+    Autoencoder,
+    AutoencoderOptions,
+    PotentialAutoencoder,
+    PotentialOptions,
+)
 from flowfactor.models.base import PotentialModel, SequenceModel
 from flowfactor.models.factor_vae import FactorVAE, FactorVAEOptions
 from flowfactor.models.flow_vae import FlowVAE, FlowVAEOptions
@@ -10,6 +15,7 @@ from flowfactor.models.slow_vae import SlowVAE, SlowVAEOptions
 from flowfactor.models.sparse_flow_vae import SparseFlowVAE, SparseFlowVAEOptions
 from flowfactor.models.topographic_vae import TopographicVAE, TopographicVAEOptions
 from flowfactor.models.traversal import TraversalModel, fit_traversals, mean_displacements
+from flowfactor.models.unnamed_flows import UnnamedFlows
 from flowfactor.models.vae import VAE, VAEOptions
 from flowfactor.models.weak_flow_vae import WeakFlowVAE, WeakFlowVAEOptions
 from flowfactor.registries import MODELS
@@ -27,6 +33,7 @@ __all__ = [
     "Objective",
     "PoFlow",
     "PoFlowOptions",
+    "PotentialAutoencoder",
     "PotentialModel",
     "PotentialOptions",
     "SequenceModel",
@@ -38,6 +45,7 @@ __all__ = [
     "TopographicVAE",
     "TopographicVAEOptions",
     "TraversalModel",
+    "UnnamedFlows",
     "VAEOptions",
     "WeakFlowVAE",
     "WeakFlowVAEOptions",

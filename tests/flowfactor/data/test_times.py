@@ -8,7 +8,14 @@ import pytest
 import torch
 from PIL import Image
 
-from flowfactor.data import ActivityLaw, Recordings, SequenceBatch
+from flowfactor.data import (
+    UNLABELLED,
+    ActivityLaw,
+    Recordings,
+    SequenceBatch,
+    SequenceDataset,
+    SequenceLoader,
+)
 from flowfactor.data.recordings import RecordingsOptions
 from flowfactor.errors import DataError
 
@@ -153,3 +160,39 @@ def test_activity_needs_a_constant_rate():
     assert Recordings(FILMS, names=["a"], horizon=2).can_follow(
         ActivityLaw("single", speeds=(1, 2))
     )
+
+
+class Gauge(SequenceDataset):
+    """Grey frames, each as bright as its time, of a class that is not ours."""
+
+    is_regular = False
+
+    def __init__(self, seconds):
+        super().__init__(("rise", "fall"), 3, (1, 3, 5), labels=torch.tensor([0, UNLABELLED]))
+        self.seconds = torch.as_tensor(seconds)
+
+    def __len__(self):
+        return 2
+
+    def times_of(self, indices, numbers):
+        return self.seconds[indices].gather(1, numbers)
+
+    def render_frames(self, indices, elapsed, active, starts):
+        levels = self.seconds[indices].gather(1, elapsed[0]) / 4
+        return levels[..., None, None, None].expand(*levels.shape, *self.image_shape)
+
+
+def test_a_source_of_ones_own_with_times_of_its_own():
+    data = Gauge([[0.0, 0.5, 2.5, 4.0], [0.0, 1.0, 1.5, 2.0]])
+    batch = SequenceLoader(data, 4, frames_per_sequence=1).batch(0)
+    assert torch.equal(batch.times / 4, batch.frames[..., 0, 0, 0])
+    assert sorted(batch.labels.tolist()) == [UNLABELLED, UNLABELLED, 0, 0]
+    assert torch.equal(data.sample([1, 0]).times, data.seconds[[1, 0]])
+    for wrong in ([0.0, 0.5, 0.5, 4.0], [0.1, 0.5, 2.5, 4.0], [0.0, 2.5, 0.5, 4.0]):
+        with pytest.raises(DataError, match="times_of"):
+            Gauge([[0.0, 1.0, 2.0, 3.0], wrong]).sample(
+                [0, 1], times=torch.tensor([[0, 3, 1, 2]] * 2)
+            )
+    data.is_regular = True
+    with pytest.raises(DataError, match="is_regular"):
+        data.sample([0])

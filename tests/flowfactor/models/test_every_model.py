@@ -214,7 +214,7 @@ def test_options_that_are_refused(kind, given, key):
 @pytest.mark.parametrize(
     ("kind", "given", "word"),
     [
-        ("flow_vae", {"image_shape": (3, 30, 28)}, "30 x 28"),
+        ("flow_vae", {"image_shape": (3, 3, 28)}, "3 x 28"),
         ("flow_vae", {"encoder": {"channels": []}}, "channels"),
         ("flow_vae", {"horizon": 0}, "horizon"),
         ("flow_vae", {"names": ("a",), "objective": {"commutator": 1.0}}, "commutator"),
@@ -270,3 +270,11 @@ def test_a_label_is_needed_and_images_have_their_size():
         model.loss(films(labels=[0, 1, -1, 0, 1, 0]))
     with pytest.raises(ValueError, match="x must"):
         model.encode(torch.rand(2, 1, 28, 28))
+
+
+def test_what_a_model_is_made_of_can_be_imported_to_derive_others():
+    """Base classes and options of every model are public names of the package."""
+    for model in map(MODELS.__getitem__, MODELS):
+        for base in (*model.__mro__, *model.Options.__mro__):
+            if base.__module__.startswith("flowfactor.models"):
+                assert getattr(flowfactor.models, base.__name__) is base

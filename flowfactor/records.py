@@ -126,8 +126,10 @@ class Evaluation:
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
+            missing = first["type"] == "missing"
+            reason = f"{where} is missing" if missing else f"{where}: {first['msg']}"
             raise RunError(
-                f"this is no evaluation: {where}: {first['msg']}. Evaluate the run again."
+                f"this is no evaluation, as `flowfactor evaluate` writes one: {reason}."
             ) from error
         return dataclasses.replace(record, metrics=results)
 

@@ -8,9 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-KEPT = 0.5
-"""The part of what a way back needs that is kept from the way forward; the rest is computed again
-where that costs no matrix product. Memory is what steps wait for."""
+# A cheap result is computed again on the way back wherever it is used, as memory is what steps
+# wait for. A memory budget instead of these would repeat matrix products too: to functorch,
+# baddbmm is not among what is expensive.
+_RECOMPUTATION = {
+    "ban_recompute_used_far_apart": False,
+    "ban_recompute_long_fusible_chains": False,
+    "ban_recompute_materialized_backward": False,
+}
 
 # Of tanh(x) / x, in powers of x^2: fitted to a relative error of 2e-8 for |x| up to 9.02, beyond
 # which float32 rounds tanh to 1.
@@ -35,14 +40,15 @@ def translate(graph: Any, inputs: Any) -> Any:
     """Return what runs a graph and its gradient: a backend of ``torch.compile``.
 
     It is torch's own, inductor, with two differences: results of cheap operations are computed
-    again on the way back, and tanh in float32 on the CPU is a rational function.
+    again on the way back, those of matrix products never, and tanh in float32 on the CPU is a
+    rational function.
     """
     import torch._functorch.config as settings
     from torch._inductor.compile_fx import compile_fx
     from torch._inductor.decomposition import select_decomp_table
 
     rules = {**select_decomp_table(), torch.ops.aten.tanh.default: tanh}
-    with settings.patch(activation_memory_budget=KEPT):
+    with settings.patch(_RECOMPUTATION):
         return compile_fx(graph, inputs, decompositions=rules)
 
 

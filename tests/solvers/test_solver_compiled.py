@@ -6,6 +6,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from functorch.compile import (
+    aot_module_simplified,
+    make_boxed_func,
+    min_cut_rematerialization_partition,
+)
 from solver_cases import doubles
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -20,7 +25,7 @@ from solvers import (
     solve,
     solve_until,
 )
-from solvers.graphs import tanh
+from solvers.graphs import tanh, translate
 
 
 @pytest.fixture
@@ -91,6 +96,32 @@ def test_other_values_need_no_other_graph(graphs) -> None:
     general = graphs.frame_count
     run(1.0, count=9)
     assert graphs.frame_count == general <= first + 2
+
+
+def test_ways_back_repeat_no_matrix_product(monkeypatch) -> None:
+    counts: list[int] = []
+
+    def count(graph, inputs):
+        nodes = (str(getattr(node.target, "overloadpacket", "")) for node in graph.graph.nodes)
+        counts.append(sum(name in ("aten.bmm", "aten.baddbmm") for name in nodes))
+        return make_boxed_func(graph.forward)
+
+    def compile_fx(graph, inputs, **options):
+        options |= {"partition_fn": min_cut_rematerialization_partition}
+        return aot_module_simplified(graph, inputs, count, bw_compiler=count, **options)
+
+    monkeypatch.setattr("torch._inductor.compile_fx.compile_fx", compile_fx)
+    z = torch.randn(1, 64, 3, requires_grad=True)
+    A, b = torch.randn(1, 64, 3), torch.randn(1, 1, 64)
+
+    def step(z: Tensor) -> Tensor:
+        for _ in range(2):
+            z = torch.baddbmm(z, torch.baddbmm(b, z, A.mT).tanh(), A)
+        return z
+
+    torch._dynamo.reset()
+    torch.compile(step, backend=translate)(z).sum().backward()
+    assert counts == [4, 4]
 
 
 def test_ways_back_are_eager(graphs) -> None:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 import numpy as np
 import torch
 from einops import rearrange
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Real
 from pydantic import Field
 from torch import Tensor
 
@@ -275,7 +275,7 @@ class FactorGrid(SequenceDataset):
 
     def path_ends(
         self, indices: Int[Tensor, "b"]
-    ) -> tuple[Float[Tensor, "b k"], Float[Tensor, "b k"]]:
+    ) -> tuple[Real[Tensor, "b k"], Real[Tensor, "b k"]]:
         """Return the ends of :meth:`path_range` of samples, each from where it starts itself."""
         low, high = super().path_ends(indices)
         base, columns = self._numbers[indices], []

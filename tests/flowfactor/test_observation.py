@@ -38,8 +38,8 @@ def test_laplace():
 
 def test_laplace_is_likeliest_at_the_median_and_learns_its_scale():
     """Of a pixel that is mostly dark, and of its mean absolute distance from that."""
-    x = torch.tensor([0.1, 0.1, 0.9]).reshape(3, 1, 1, 1, 1)
-    logits = torch.linspace(-4, 4, 401).reshape(1, -1, 1, 1, 1)
+    x = torch.tensor([0.1, 0.1, 0.9]).reshape(3, 1, 1, 1, 1).expand(-1, 401, -1, -1, -1)
+    logits = torch.linspace(-4, 4, 401).reshape(1, -1, 1, 1, 1).expand_as(x)
     observation = Laplace(0.8 / 3)
     total = observation.log_prob(logits, x).sum(0)
     best = logits[0, total.argmax()].squeeze()

@@ -94,6 +94,8 @@ class _FromData(TorchFunctionMode):
         if function is torch.Tensor.new_tensor and isinstance(args[0], Elsewhere):
             kwargs.setdefault("dtype", args[0].dtype)
             return torch.tensor(*args[1:], **kwargs).to(DEVICE)
+        if getattr(function, "__name__", "") in ("__matmul__", "matmul") and args[0].ndim == 1:
+            return function(args[0][None], args[1])[0]  # else squeezed in place, unseen from here
         if function is torch.Tensor.__getitem__ and isinstance(args[0], Elsewhere):
             parts = args[1] if isinstance(args[1], tuple) else (args[1],)
             index = tuple(torch.tensor(x) if isinstance(x, list) else x for x in parts)

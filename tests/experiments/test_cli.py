@@ -45,9 +45,9 @@ def test_every_configuration_trains_and_evaluates(call, tmp_path, config):
         assert name in output
 
 
-@pytest.mark.parametrize("config", ["factor_grid"])
+@pytest.mark.parametrize("config", ["demo", "factor_grid", "mnist_sparse"])
 def test_run_does_it_all(call, tiny_run, tmp_path, config):
-    """One configuration for each way in which samples come: rendered, on a grid, recorded."""
+    """What is drawn and trained already, what is on a grid, and what nobody says anything of."""
     run, options = tmp_path / "run", sets_of(config, tmp_path)
     if config == "demo":
         shutil.copytree(tiny_run, run)

@@ -114,6 +114,9 @@ def test_what_a_number_may_differ_by(evaluated):
 
     assert not compare(stated, stated, tolerance=0).outside
     assert not compare(stated, changed(1.04)).outside
+    unseen = changed(1 + 1e-12)
+    assert not compare(stated, unseen, tolerance=1e-15).outside
+    assert compare(stated, unseen, tolerance=0).outside == ("mean_error",)
     assert compare(stated, changed(1.04), tolerance=0.03).outside == ("mean_error",)
     assert not compare(stated, changed(1.04), [changed(1.02)]).outside
     assert compare(stated, changed(1.04), [changed(1.01)]).outside == ("mean_error",)

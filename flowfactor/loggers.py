@@ -71,8 +71,8 @@ class MLflowLogger:
     """A run of MLflow, at ``MLFLOW_TRACKING_URI`` or in the file ``mlflow.db`` of the run folder.
 
     Pictures are in ``mlflow/`` beside that file. The experiment is ``MLFLOW_EXPERIMENT_NAME`` or
-    ``flowfactor``. Its parameters are the settings
-    of the training. A training that is continued is a new run of the same name.
+    ``flowfactor``. Its parameters are the settings of the training. A training that is continued is
+    a new run of the same name.
 
     Args:
         run: the folder.

@@ -5,8 +5,7 @@
 ``make gpu-check`` runs it. The table has a row for a training step of ``mnist`` in each precision,
 compiled or not; for the loss and the gradient, the flow and the decoder of every model; for the
 loss and the gradient by compiled flows; for an evaluation, figures, and a training that is resumed.
-Exit code 1: something differs by more than it
-may. 2: there is no accelerator.
+Exit code 1: something differs by more than it may. 2: there is no accelerator.
 """
 
 from __future__ import annotations

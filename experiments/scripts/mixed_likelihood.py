@@ -19,13 +19,10 @@ from experiments.publish import find_run
 from experiments.runs import open_run, write_json
 from flowfactor.data import ActivityLaw, SequenceBatch
 from flowfactor.data.activity import ActivityKind
-from flowfactor.metrics.likelihood import Follow, bound_along, log_likelihood
+from flowfactor.metrics.likelihood import Follow, bound_along, count_at_once, log_likelihood
 from flowfactor.models import SequenceModel, SparseFlowVAE
 from flowfactor.models.base import PotentialModel
 from flowfactor.tables import Column, Row, Table
-
-# Frames decoded at a time.
-_DECODED = 2000
 
 COLUMNS = (
     Column("apart", "every frame for itself", "higher"),
@@ -106,7 +103,7 @@ def measure(
         seed: of the samples.
     """
     parts: dict[str, list[Tensor]] = {}
-    size = max(1, _DECODED // (samples * sequences.frames.shape[1]))
+    size = count_at_once(samples, sequences.frames.shape[1])
     for part, rows in enumerate(torch.arange(len(sequences)).split(size)):
         frames = sequences.frames[rows]
         assert sequences.activity is not None

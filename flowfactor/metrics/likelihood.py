@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from einops import rearrange, repeat
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal
 
@@ -94,13 +95,13 @@ def log_likelihood(
         )
     x_all, labels = sequences.frames.to(model.device), sequences.labels.to(model.device)
     observe = (observation or model.observation).to(x_all)
-    chunk = _chunk(samples, frames, batch_size)
+    chunk = count_at_once(samples, frames, batch_size)
     bounds = []
     shared, every = sequences.shared_times.to(x_all), sequences.times.to(x_all)
     for x, k, own in zip(*(each.split(chunk) for each in (x_all, labels, every)), strict=True):
         flows = repeat(k, "b -> (s b)", s=samples)
         times = shared if shared.ndim == 1 else repeat(own, "b f -> (s b) f", s=samples)
-        follow = _along(model, flows, times)
+        follow = functools.partial(model.flow, k=flows, t=times)
         bounds.append(bound_along(model, x, follow, samples, observe, generator))
     return torch.cat(bounds)
 
@@ -136,11 +137,7 @@ def bound_along(
     return torch.logsumexp(log_weight, dim=0) - math.log(samples)
 
 
-def _along(model: SequenceModel, k: Int[Tensor, "n"], times: Float[Tensor, "*n f"]) -> Follow:
-    return lambda z: model.flow(z, k, times)
-
-
-def _chunk(samples: int, frames: int, batch_size: int = 2000) -> int:
+def count_at_once(samples: int, frames: int, batch_size: int = 2000) -> int:
     """Return how many sequences are decoded at a time."""
     return max(1, batch_size // (samples * frames))
 
@@ -203,7 +200,7 @@ class LogLikelihood(Metric):
         # Of long sequences fewer are measured; the result says how many.
         most = max(2, _DECODED // (self.options.samples * (data.horizon + 1)))
         indices = torch.arange(min(self.options.sequences, len(data), most))
-        chunk = _chunk(self.options.samples, data.horizon + 1)
+        chunk = count_at_once(self.options.samples, data.horizon + 1)
         # In whole chunks, so that the parts draw the numbers that all sequences at once would.
         parts = indices.split(chunk * -(-limit_batch(data, len(indices)) // chunk))
 

@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from experiments import runs
 from experiments.config import CONFIG_FILE, Config, differences, to_yaml, validate
-from flowfactor.checkpoints import STATE_FILE, lock_run
+from flowfactor.checkpoints import STATE_FILE, lock_run, write_file
 from flowfactor.errors import BusyError, FlowFactorError, RunError, explain
 from flowfactor.interrupts import raise_signals
 from flowfactor.options import dump
@@ -175,7 +175,7 @@ def run_cell(run: str, content: Mapping[str, Any]) -> None:
     except (BusyError, StoppedError):
         raise
     except Exception as error:
-        _write_error(folder, f"{traceback.format_exc()}\n{one_line(error)}")
+        _write_error(folder, f"{traceback.format_exc()}\n{describe_error(error)}")
         raise
 
 
@@ -220,7 +220,7 @@ def changes_of(run: Path, config: Config) -> list[str]:
     return [change for change in changes if not change.startswith(_ONLY_EVALUATED)]
 
 
-def one_line(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """Return what went wrong, in one line."""
     return " ".join((explain(error) or f"{type(error).__name__}: {error}").split())
 
@@ -236,7 +236,7 @@ def _fill(run: Path, config: Config) -> None:
     if state in ("new", "empty", "begun"):
         runs.train(config, run, resume=state != "new", on_progress=look)
     if state != "finished":
-        runs.write_text(run / CONFIG_FILE, to_yaml(config))
+        write_file(run / CONFIG_FILE, to_yaml(config))
         runs.evaluate(run, plugin_names=config.general.plugins)
 
 

@@ -24,6 +24,7 @@ from experiments.console import (
 )
 
 if TYPE_CHECKING:
+    from experiments.reference import Listing
     from experiments.sweep import Status
 
 # Importing torch takes seconds: every command imports what it needs, so that --help is quick.
@@ -323,9 +324,7 @@ def explore_run(
         typer.Option(min=0, max=65535, help="Port; default: the first free one from 7860 on."),
     ] = None,
     split: Split = None,
-    browser: Annotated[
-        bool, typer.Option("--browser/--no-browser", help="Open the page in a browser.")
-    ] = False,
+    browser: Annotated[bool, typer.Option("--browser", help="Open the page in a browser.")] = False,
     device: Device = None,
     plugin: Plugins = None,
 ) -> None:
@@ -449,24 +448,12 @@ def search(
 @app.command()
 def configs() -> None:
     """List the configurations, the tables and the searches that ship."""
-    from rich.table import Table
-
+    from experiments.reference import Listing
     from experiments.yaml_files import descriptions
 
-    for title, kind in (
-        ("configuration", ""),
-        ("table", "tables"),
-        ("search", "searches"),
-    ):
-        if out_console.width < _NARROW:
-            for name, description in descriptions(kind).items():
-                say(f"{name}: {description}")
-            continue
-        table = Table(title, "what it is for", box=None, pad_edge=False)
-        for name, description in descriptions(kind).items():
-            table.add_row(f"[bold]{name}[/]", description)
-        out_console.print(table)
-        out_console.print()
+    for title, kind in (("configuration", ""), ("table", "tables"), ("search", "searches")):
+        rows = tuple(descriptions(kind).items())
+        _print_listing(Listing("", (title, "what it is for"), rows))
 
 
 @app.command()
@@ -474,11 +461,7 @@ def models() -> None:
     """List the trained models that ship: `flowfactor.load(NAME)` opens them."""
     from experiments.publish import list_models
 
-    table = list_models()
-    if out_console.width < _NARROW:
-        say("\n".join(" | ".join(filter(None, row)) for row in table.rows))
-    else:
-        out_console.print(table.to_rich())
+    _print_listing(list_models())
 
 
 @app.command()
@@ -562,7 +545,10 @@ def reproduce(
     ] = 0.05,
     seeds: Annotated[
         list[Path] | None,
-        typer.Option("--seed-result", help="The same of another seed, for the spread."),
+        typer.Option(
+            "--seed-result",
+            help="An evaluation.json of another seed, for the spread; may be repeated.",
+        ),
     ] = None,
     device: Device = None,
     plugin: Plugins = None,
@@ -617,10 +603,7 @@ def list_options(
     for each in plugin or ():
         plugins.load(each)
     for listing in listings_of(name) if name else [names()]:
-        if out_console.width < _NARROW:
-            say("\n".join(" | ".join(filter(None, row)) for row in listing.rows))
-        else:
-            out_console.print(listing.to_rich())
+        _print_listing(listing)
 
 
 def main() -> None:
@@ -678,6 +661,14 @@ def _interrupted(advice: str, error: KeyboardInterrupt) -> NoReturn:
     """Say how to go on, and end with the exit code of the signal."""
     say(f"Interrupted. {advice}", error_console)
     raise typer.Exit(getattr(error, "exit_code", 130))
+
+
+def _print_listing(listing: Listing) -> None:
+    """Print a table, or a line for each row where the console is too narrow for one."""
+    if out_console.width < _NARROW:
+        say("\n".join(" | ".join(filter(None, row)) for row in listing.rows))
+    else:
+        out_console.print(listing.to_rich())
 
 
 def _show_status(cells: list[Status]) -> None:

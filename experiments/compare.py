@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-import torch
-from torch import Tensor
+from matplotlib.figure import Figure
 
 from experiments.comparison import Method, choose_columns, comparison_table, curve_of
 from experiments.comparison_figures import column_figure, error_figure, time_figure
-from experiments.runs import Run, choose_few, one_of_each_class, open_run
+from experiments.runs import Run, open_run
+from experiments.samples import choose_few, samples_of_each
 from flowfactor import diagnostics
-from flowfactor.data import SequenceDataset
-from flowfactor.diagnostics.io import write_file
+from flowfactor.checkpoints import write_file
 from flowfactor.errors import RunError
 from flowfactor.tables import Column, Table
 
@@ -81,20 +80,7 @@ def compare(
         groups.setdefault(label, []).append(run)
 
     report("film strips")
-    shown = _of_one_seed(groups)
-    data = runs[0].config.data.load(split, shown[0].config.seed)
-    if data.labels is not None and bool((data.labels < 0).any()):
-        raise RunError(
-            f"{shown[0].path} was measured on recordings without labels: which flow is which "
-            f"transformation differs from run to run, so that their strips cannot be compared."
-        )
-    models = {label: run.model for label, run in zip(groups, shown, strict=True)}
-    try:
-        strips = diagnostics.plot_comparison(
-            models, data.sample(*_samples(data, samples)), data.names
-        )
-    except ValueError as error:  # a model of other images, names or horizon than its configuration
-        raise RunError(f"{error}.") from error
+    strips = _draw_strips(groups, split, samples)
     files = [diagnostics.save(strips, out / f"strips{suffix}") for suffix in (".png", ".pdf")]
 
     report("tables")
@@ -109,11 +95,32 @@ def compare(
     caption = f"{', '.join(groups)}: {split} split of {runs[0].config.source}."
     columns = choose_columns(methods, None)
     table = comparison_table(methods, columns, title=caption)
-    files.append(
-        write_file(out / "table.md", table.to_markdown().encode(errors="backslashreplace"))
-    )
+    files.append(write_file(out / "table.md", table.to_markdown()))
     files += write_comparison(methods, columns, table, "comparison", out)
     return Comparison(table, tuple(files))
+
+
+def _draw_strips(groups: Mapping[str, Sequence[Run]], split: str, count: int) -> Figure:
+    """Draw the strips of one run of each label, below the truth.
+
+    Raises:
+        RunError: the runs cannot be shown together.
+        DataError: the data cannot be read.
+    """
+    shown = _of_one_seed(groups)
+    config = shown[0].config
+    data = config.data.load(split, config.seed)
+    if data.labels is not None and bool((data.labels < 0).any()):
+        raise RunError(
+            f"{shown[0].path} was measured on recordings without labels: which flow is which "
+            f"transformation differs from run to run, so that their strips cannot be compared."
+        )
+    models = {label: run.model for label, run in zip(groups, shown, strict=True)}
+    sequences = data.sample(*samples_of_each(data, choose_few(data.names), count))
+    try:
+        return diagnostics.plot_comparison(models, sequences, data.names)
+    except ValueError as error:  # a model of other images, names or horizon than its configuration
+        raise RunError(f"{error}.") from error
 
 
 def write_comparison(
@@ -136,10 +143,7 @@ def write_comparison(
         "table.csv": table.to_csv(),
         "tidy.csv": table.to_csv(tidy=True),
     }
-    files = [
-        write_file(out / name, text.encode(errors="backslashreplace"))
-        for name, text in texts.items()
-    ]
+    files = [write_file(out / name, text) for name, text in texts.items()]
     evaluated = any(method.evaluations for method in methods)
     figures = {
         "errors": error_figure(methods) if evaluated else None,
@@ -205,7 +209,7 @@ def _check_comparable(first: Run, run: Run) -> None:
         )
 
 
-def _of_one_seed(groups: dict[str, list[Run]]) -> list[Run]:
+def _of_one_seed(groups: Mapping[str, Sequence[Run]]) -> list[Run]:
     """Return one run of each label, all of one seed where that decides what is held out.
 
     Raises:
@@ -226,17 +230,3 @@ def _of_one_seed(groups: dict[str, list[Run]]) -> list[Run]:
             f"seed is common to all:\n{listed}\nCompare runs of one seed."
         )
     return first
-
-
-def _samples(data: SequenceDataset, count: int) -> tuple[Tensor, Tensor]:
-    """Return samples and transformations of the strips; the samples differ where they can."""
-    samples, labels = [], []
-    classes = one_of_each_class(data)
-    for k in map(data.names.index, choose_few(data.names)):
-        eligible = data.samples_undergoing(k)
-        if len(eligible) == len(data):
-            rest = torch.arange(len(data))
-            eligible = torch.cat([classes, rest[~torch.isin(rest, classes)]]).roll(-k * count)
-        samples.append(eligible[:count])
-        labels.append(torch.full((len(samples[-1]),), k))
-    return torch.cat(samples), torch.cat(labels)

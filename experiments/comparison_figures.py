@@ -21,7 +21,7 @@ from experiments.comparison import (
     metric_columns,
     reference_column,
 )
-from experiments.runs import choose_few
+from experiments.samples import choose_few
 from flowfactor.diagnostics.style import (
     FAINT,
     INK,

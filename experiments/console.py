@@ -140,7 +140,7 @@ class _ReportsErrors:
 
 def _usage(error: Any) -> str:
     """Return what is wrong with the words of a command line."""
-    text = str(error.format_message())
+    text = str(error.format_message()).replace("Value error, ", "")
     path = error.ctx.command_path if error.ctx is not None else ""
     return f"{text}\n`{path} --help` lists what may be given." if path else text
 

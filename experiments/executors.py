@@ -32,6 +32,7 @@ import torch
 
 from experiments import environment
 from flowfactor.errors import ConfigError
+from flowfactor.extras import import_extra
 from flowfactor.options import NonNegativeInt, PositiveFloat, PositiveInt, Weight, options
 from solvers.registry import Registry
 
@@ -223,7 +224,8 @@ class SlurmExecutor(Executor):
         folder: for its files, on a file system that all nodes share.
 
     Raises:
-        ConfigError: submitit or Slurm is missing, or an option is wrong.
+        ConfigError: there is no Slurm, or an option is wrong.
+        MissingExtraError: submitit is not installed.
     """
 
     def __init__(self, options: SlurmOptions, folder: Path) -> None:
@@ -371,7 +373,8 @@ class RayExecutor(Executor):
         options: where, and what a task gets.
 
     Raises:
-        ConfigError: Ray is missing, there is no such cluster, or no node has what a task gets.
+        ConfigError: there is no such cluster, or no node has what a task gets.
+        MissingExtraError: Ray is not installed.
     """
 
     def __init__(self, options: RayOptions) -> None:
@@ -523,17 +526,3 @@ def _resolve(future: Future[Any], value: Any, error: BaseException | None) -> No
         future.set_result(value)
     else:
         future.set_exception(error)
-
-
-def import_extra(package: str, extra: str) -> Any:
-    """Return a package that an extra brings.
-
-    Raises:
-        ConfigError: it is not installed; the message names the extra.
-    """
-    try:
-        return importlib.import_module(package)
-    except ImportError as error:
-        raise ConfigError(
-            f"{package} is not installed. `pip install 'flowfactor[{extra}]'` does it."
-        ) from error

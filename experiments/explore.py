@@ -6,14 +6,12 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
-from jaxtyping import Int
-from torch import Tensor
 
-from experiments.runs import FIGURES, choose_few, first_frames, one_of_each_class, open_run
+from experiments.runs import FIGURES, open_run
+from experiments.samples import choose_few, different_samples, first_frames
 from flowfactor import diagnostics
-from flowfactor.data import SequenceDataset
 from flowfactor.diagnostics.io import FORMATS
-from flowfactor.errors import DataError, RunError
+from flowfactor.errors import RunError
 from flowfactor.models import PotentialModel, SequenceModel
 from flowfactor.names import file_names
 
@@ -89,19 +87,6 @@ def explore_latent(
     except ValueError as error:  # times that do not increase, images of another shape
         raise RunError(f"{error}") from error
     return files
-
-
-def different_samples(data: SequenceDataset, count: int) -> Int[Tensor, "b"]:
-    """Return numbers of samples, those of different classes first.
-
-    Raises:
-        DataError: there are not as many samples.
-    """
-    if not 1 <= count <= len(data):
-        raise DataError(f"--images must be in 1..{len(data)}, the number of samples, not {count}.")
-    first = one_of_each_class(data)
-    rest = torch.arange(len(data))
-    return torch.cat([first, rest[~torch.isin(rest, first)]])[:count]
 
 
 def _pair(model: SequenceModel, weights: tuple[str, str] | None) -> tuple[str, str] | None:

@@ -10,19 +10,12 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
-from torch import Tensor
 
 from experiments import environment
 from experiments.comparison import Method, choose_columns
 from experiments.comparison_figures import column_figure
-from experiments.runs import (
-    FIGURES,
-    Run,
-    choose_few,
-    first_frames,
-    one_of_each_class,
-    open_run,
-)
+from experiments.runs import FIGURES, Run, open_run
+from experiments.samples import choose_few, first_frames, one_of_each_class, samples_of_each
 from flowfactor import diagnostics
 from flowfactor.data import SequenceBatch, SequenceDataset
 from flowfactor.diagnostics import ErrorCurve, FilmStrips, Illustration, Section
@@ -217,14 +210,13 @@ def _film_strips(run: Run, data: SequenceDataset, draw: Draw) -> Section:
         if len(names) == len(data.names)
         else f" {len(names)} of {len(data.names)} transformations."
     )
-    # A different sample for each strip, two strips for each transformation.
-    indices, labels = _two_of_each(data, names, samples)
-    strips = diagnostics.plot_film_strips(model, data.sample(indices, labels), identity=True)
+    two_of_each = data.sample(*samples_of_each(data, names, 2))
+    strips = diagnostics.plot_film_strips(model, two_of_each, identity=True)
     try:
         longer = data.with_horizon(data.horizon + 4)
     except DataError:  # a grid or a recording that ends: nothing to compare later frames with
         longer = data
-    later = longer.sample(indices[::2], labels[::2])
+    later = longer.sample(*samples_of_each(longer, names, 1))
     shown = choose_few(model.names)
     animation = diagnostics.animate(model, first_frames(data, samples[:6]), names=shown)
     animation.save(run.path / FIGURES / "flows.gif")
@@ -400,18 +392,3 @@ def _count(names: Sequence[str], model: SequenceModel) -> str:
 def _substeps(model: SequenceModel) -> int:
     """Return the points per frame of a curve."""
     return max(1, min(4, _POINTS // model.horizon))
-
-
-def _two_of_each(
-    data: SequenceDataset, names: Sequence[str], samples: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return two samples for each of some transformations, different ones if possible."""
-    indices, labels = [], []
-    for k in map(data.names.index, names):
-        eligible = data.samples_undergoing(k)
-        if not len(eligible):
-            continue
-        eligible = eligible if len(eligible) < len(data) else samples
-        indices.append(eligible[torch.arange(k * 2, k * 2 + 2) % len(eligible)])
-        labels.append(torch.full((2,), k))
-    return torch.cat(indices), torch.cat(labels)

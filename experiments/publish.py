@@ -53,7 +53,7 @@ def publish(
     measured = (folder / runs.EVALUATION_FILE).is_file()
     evaluation = runs.read_evaluation(folder) if measured and not half else None
     checkpoints.save_model(model, out, half=half)
-    runs.write_text(out / CONFIG_FILE, to_yaml(run.config))
+    checkpoints.write_file(out / CONFIG_FILE, to_yaml(run.config))
     if training:
         runs.write_json(out / runs.TRAINING_FILE, training)
     if measured and half:
@@ -62,7 +62,7 @@ def publish(
     if evaluation is not None:
         evaluation = dataclasses.replace(evaluation, weights=checkpoints.digest(out))
         evaluation.write(out / runs.EVALUATION_FILE)
-    runs.write_text(out / CONFIG_FILE, to_yaml(_without_places(run.config)))
+    checkpoints.write_file(out / CONFIG_FILE, to_yaml(_without_places(run.config)))
     return hub.save_pretrained(
         model, out, evaluation=evaluation, training=training, title=title, half=half
     )
@@ -107,8 +107,7 @@ def find_run(run: str) -> Path:
     shipped, copy = pretrained.folder(run), PRETRAINED / run
     for file in sorted(shipped.iterdir()):
         if not (copy / file.name).exists():
-            with checkpoints.atomic_file(copy / file.name) as target:
-                target.write(file.read_bytes())
+            checkpoints.write_file(copy / file.name, file.read_bytes())
     if checkpoints.digest(copy) != checkpoints.digest(shipped):
         raise RunError(
             f"{copy} holds another model than the {run} that ships. Remove it, or give its path."

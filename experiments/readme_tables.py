@@ -40,6 +40,22 @@ _COMPARISONS: dict[str, tuple[str | dict[str, str], tuple[str, ...]]] = {
         },
         ("accuracy", "errors", "mean_error", "steps"),
     ),
+    "zebrafish": (
+        {
+            "Gaussian": "zebrafish",
+            "Laplace from the start": "zebrafish_laplace",
+            "Laplace after the Gaussian": "zebrafish_sharp",
+        },
+        ("inferred_error", "accuracy", "steps"),
+    ),
+    "zebrafish_seeds": (
+        {
+            "seed 0": "zebrafish_sharp",
+            "seed 1": "zebrafish_sharp_seed1",
+            "seed 2": "zebrafish_sharp_seed2",
+        },
+        ("inferred_error", "accuracy"),
+    ),
     "unsupervised": (
         {"seed 0": "mnist_sparse", "seed 1": "mnist_sparse_seed1"},
         (

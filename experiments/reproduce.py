@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 from experiments import environment, runs
 from experiments.cells import state_of
 from experiments.config import CONFIG_FILE, Config, on_device, read_config, to_yaml
+from flowfactor.checkpoints import write_file
 from flowfactor.errors import RunError
 from flowfactor.evaluation import EvaluationOptions
 from flowfactor.options import parse
@@ -71,14 +72,8 @@ def reproduce(
     """
     stated, *others = map(Evaluation.read, (result, *seeds))
     config = config_of(stated, result, plugin_names)
-    if device is not None:
-        training = dataclasses.replace(config.training, accelerator=device)
-        config = config.replace(training=training)
-    config = config.replace(data=config.data.resolve())
-    state = state_of(out, config)
-    if state in ("new", "empty", "begun"):
-        runs.train(config, out, resume=state != "new", on_progress=on_progress)
-    runs.write_text(out / CONFIG_FILE, to_yaml(config))
+    config = _train(config, stated.training, result, out, device, plugin_names, on_progress)
+    write_file(out / CONFIG_FILE, to_yaml(config))
     now = runs.evaluate(
         out,
         split=stated.split,
@@ -90,6 +85,42 @@ def reproduce(
     return compare(stated, now, others, tolerance)
 
 
+def _train(
+    config: Config,
+    stated: Mapping[str, Any],
+    source: Path,
+    out: Path,
+    device: str | None,
+    plugin_names: Sequence[str],
+    on_progress: Callable[[Progress], None] | None,
+) -> Config:
+    """Train as a configuration says, after the run whose weights it begins with, if there is one.
+
+    Args:
+        config: of the training.
+        stated: the facts of the training that it repeats.
+        source: the file that says them.
+        out: the run folder; the other run gets one beside it.
+        device, plugin_names, on_progress: as of :func:`reproduce`.
+
+    Returns:
+        The configuration of the run folder.
+    """
+    changes: dict[str, Any] = {} if device is None else {"accelerator": device}
+    first = stated.get("initial_weights", {}).get("training")
+    if first:  # else a model that ships
+        before = out.with_name(f"{out.name}_initial")
+        earlier = _config_of(first, source, plugin_names)
+        _train(earlier, first, source, before, device, plugin_names, on_progress)
+        changes["initial_weights"] = str(before)
+    training = dataclasses.replace(config.training, **changes)
+    config = config.replace(training=training, data=config.data.resolve())
+    state = state_of(out, config)
+    if state in ("new", "empty", "begun"):
+        runs.train(config, out, resume=state != "new", on_progress=on_progress)
+    return config
+
+
 def config_of(evaluation: Evaluation, source: Path, plugin_names: Sequence[str] = ()) -> Config:
     """Return the configuration that the command of an evaluation's training says.
 
@@ -97,7 +128,12 @@ def config_of(evaluation: Evaluation, source: Path, plugin_names: Sequence[str] 
         RunError: it is no command of a training.
         ConfigError: the configuration is not there any more, or has changed.
     """
-    command = str(evaluation.training.get("command", ""))
+    config = _config_of(evaluation.training, source, plugin_names)
+    return config.replace(evaluation=parse(EvaluationOptions, dict(evaluation.options)))
+
+
+def _config_of(training: Mapping[str, Any], source: Path, plugin_names: Sequence[str]) -> Config:
+    command = str(training.get("command", ""))
     words = _words(command.replace("python -m experiments.cli ", "flowfactor ", 1))
     if len(words) < 3 or words[0] not in ("flowfactor", "cli.py") or words[1] not in _COMMANDS:
         raise RunError(
@@ -114,8 +150,7 @@ def config_of(evaluation: Evaluation, source: Path, plugin_names: Sequence[str] 
     parser.add_argument("--check-data", action="store_true")
     known = parser.parse_args(words[2:])
     changes = known.changes + ([] if known.device is None else [on_device(known.device)])
-    config = read_config(known.config, changes, plugin_names=(*known.plugin, *plugin_names))[1]
-    return config.replace(evaluation=parse(EvaluationOptions, dict(evaluation.options)))
+    return read_config(known.config, changes, plugin_names=(*known.plugin, *plugin_names))[1]
 
 
 _COMMANDS = ("train", "run")

@@ -3,7 +3,8 @@
 A run folder holds ``config.yaml`` (every key written out), ``train.log``, ``metrics.jsonl``,
 ``checkpoint.pt`` (to resume), ``model.safetensors`` (to load), ``training.json`` (once the training
 has ended), ``evaluation.json``, ``assignments.csv`` (if the model infers flows), ``figures/``,
-``report.html`` and what the loggers write.
+``report.html`` and what the loggers write; ``initial.json`` says with which weights it began, if
+these are another run's.
 """
 
 from __future__ import annotations
@@ -13,12 +14,11 @@ import dataclasses
 import functools
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 import flowfactor
 from experiments import environment
@@ -53,12 +53,14 @@ from flowfactor.training import (
     lock_of,
     make_fabric,
     read_metrics,
+    take_initial_weights,
     validation_batches,
 )
 
 TRAINING_FILE = "training.json"
 EVALUATION_FILE = "evaluation.json"
 ASSIGNMENTS_FILE = "assignments.csv"
+INITIAL_FILE = "initial.json"
 LOG_FILE = "train.log"
 FIGURES = "figures"
 
@@ -119,6 +121,7 @@ def train(
         model.check_rate(data, split)
     check_frames(config, training.horizon)
     check_options(model, config.training)
+    initial = None if resume and is_begun(run) else _begin(model, config.training)
     check_metrics(model, validation, config.evaluation)
     if check_data:
         check_splits(**splits)
@@ -127,6 +130,8 @@ def train(
     with lock_of(run, fabric), machine.threads(options.threads):
         if fabric.is_global_zero:
             check_folder(config, run)  # others had it in the meantime
+        if initial is not None and fabric.is_global_zero:
+            write_json(run / INITIAL_FILE, initial)
         return _train(
             config, run, model, training, validation, options, chosen, fabric, resume, on_progress
         )
@@ -147,7 +152,7 @@ def _train(
     again = resume and not is_begun(run)
     fingerprint = config.data.fingerprint()
     if fabric.is_global_zero:
-        write_text(run / CONFIG_FILE, to_yaml(config))
+        checkpoints.write_file(run / CONFIG_FILE, to_yaml(config))
     parameters = sum(parameter.numel() for parameter in model.parameters())
     with _log_to(run / LOG_FILE, enabled=fabric.is_global_zero):
         logger.info("%s", environment.command())
@@ -202,11 +207,36 @@ def _train(
                 "training_samples": len(training),
                 "data_fingerprint": fingerprint,
                 "chosen": dict(chosen),
+                **_initial(run),
                 **environment.describe(fabric.device),
                 **_finish(run, training, validation, config.training.validation_sequences),
             }
             write_json(run / TRAINING_FILE, facts)
     return result
+
+
+def _begin(model: SequenceModel, options: TrainingOptions) -> dict[str, Any] | None:
+    """Let a model begin with the weights of another run, and return what is known of that.
+
+    It is written down, for the other run may be gone when it is asked for.
+    """
+    if options.initial_weights is None:
+        return None
+    anew = take_initial_weights(model, options)
+    run = Path(options.initial_weights)
+    ships = not run.exists()
+    return {
+        "run": options.initial_weights,
+        "sha256": checkpoints.digest(run),
+        "begun_anew": list(anew),
+        "training": {} if ships else read_training(checkpoints.model_file(run).parent),
+    }
+
+
+def _initial(run: Path) -> dict[str, Any]:
+    """Return with which weights a training began, empty if they were drawn."""
+    path = run / INITIAL_FILE
+    return {"initial_weights": read_json(path)} if path.is_file() else {}
 
 
 def check_splits(**splits: SequenceDataset) -> None:
@@ -435,7 +465,7 @@ def read_run_config(run: Path, plugin_names: Iterable[str] = ()) -> Config:
         RunError: the folder is no run.
         ConfigError: its configuration is damaged, or a plug-in is missing.
     """
-    if not run.is_dir():
+    if not run.exists():
         raise RunError(
             f"There is no run folder {run}. `flowfactor train CONFIG --out {run}` makes one."
         )
@@ -488,7 +518,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise RunError(f"There is no {path}.") from error
+        raise RunError(f"There is no file {path}.") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise RunError(
             f"{path} is damaged: {error}. Remove it and run the command that writes it again."
@@ -500,13 +530,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write a JSON object atomically."""
-    write_text(path, json.dumps(content, indent=2) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically."""
-    with checkpoints.atomic_file(path) as file:
-        file.write(text.encode(errors="backslashreplace"))
+    checkpoints.write_file(path, json.dumps(content, indent=2) + "\n")
 
 
 # ---- evaluation
@@ -569,7 +593,7 @@ def evaluate(
     evaluation.write(folder / EVALUATION_FILE)
     if not model.supervised:
         table = assignments(model, model.match_precision(data), torch.arange(evaluation.images))
-        write_text(folder / ASSIGNMENTS_FILE, table.to_csv())
+        checkpoints.write_file(folder / ASSIGNMENTS_FILE, table.to_csv())
     return evaluation
 
 
@@ -603,34 +627,6 @@ def measure(
         run.model, data, options, source=run.config.source, seed=run.config.seed
     )
     return dataclasses.replace(evaluation, **environment.origin(run.device))
-
-
-# ---- samples to show
-
-
-def one_of_each_class(data: SequenceDataset) -> Tensor:
-    """Return the first sample of each class, or the first ten where there are no classes."""
-    if data.classes is None or len(classes := data.classes.unique()) == 1:
-        return torch.arange(min(10, len(data)))
-    return torch.stack([(data.classes == each).nonzero()[0, 0] for each in classes]).cpu()
-
-
-def choose_few(names: Sequence[str], count: int = 10) -> tuple[str, ...]:
-    """Return names for a figure: all, or of many some from everywhere.
-
-    Example:
-        >>> choose_few([f"move {i}" for i in range(200)], 3)
-        ('move 0', 'move 100', 'move 199')
-    """
-    if len(names) <= count:
-        return tuple(names)
-    return tuple(names[round(i * (len(names) - 1) / (count - 1))] for i in range(count))
-
-
-def first_frames(data: SequenceDataset, indices: Tensor, starts: Tensor | None = None) -> Tensor:
-    """Return frame 0 of samples, whatever they undergo then."""
-    times = torch.zeros(len(indices), 1, dtype=torch.long)
-    return data.sample(indices, times=times, starts=starts).frames[:, 0]
 
 
 @contextlib.contextmanager

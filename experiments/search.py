@@ -23,18 +23,20 @@ from experiments import runs, sweep
 from experiments.cells import Cell
 from experiments.comparison import Method, choose_columns, curve_of
 from experiments.config import Config, flatten, list_changes, to_dict, to_yaml
-from experiments.executors import ExecutorOptions, LocalOptions, import_extra
+from experiments.executors import ExecutorOptions, LocalOptions
 from experiments.sweep import (
+    Dispatcher,
     Event,
-    Follower,
     MethodOptions,
     OneExecutor,
     Sweep,
+    TableFiles,
     TableOptions,
-    Written,
-    lock_table,
+    lock_folder,
 )
+from flowfactor.checkpoints import write_file
 from flowfactor.errors import ConfigError, RunError
+from flowfactor.extras import import_extra
 from flowfactor.options import (
     FiniteFloat,
     Int,
@@ -214,12 +216,13 @@ def run(
         on_event: called at what happens to the trials.
 
     Raises:
-        ConfigError: Optuna is missing, or the objective has no such column.
+        ConfigError: the objective is no such column.
+        MissingExtraError: Optuna is not installed.
         RunError: another process does the search, or the folder has another one.
         KeyboardInterrupt: when interrupted, after the trials have saved their state.
     """
     executor = executor or search.options.executor
-    with lock_table(search.out):
+    with lock_folder(search.out):
         study = open_study(search)
         optuna = importlib.import_module("optuna")
         begun = study.get_trials(states=(optuna.trial.TrialState.RUNNING,))
@@ -231,7 +234,7 @@ def run(
         def send(trial: Any) -> None:
             cell = search.cell(trial.number, _suggest(trial, search.options.space))
             trials[cell] = trial
-            follower.send(cell)
+            dispatcher.send(cell)
 
         if not begun and count_left() <= 0:
             return study
@@ -239,13 +242,13 @@ def run(
             executor.open(search.out)
             if isinstance(executor, ExecutorOptions)
             else executor as opened,
-            Follower(opened) as follower,
+            Dispatcher(opened) as dispatcher,
         ):
             for frozen in begun:
                 send(optuna.trial.Trial(study, frozen._trial_id))
             for _ in range(min(_parallel(search.options, executor) - len(begun), count_left())):
                 send(study.ask())
-            for event in follower.events():
+            for event in dispatcher.events():
                 trial = trials[event.cell]
                 if search.options.prune:
                     _compare(trial, event.cell, study)
@@ -262,7 +265,7 @@ def open_study(search: Search) -> Any:
     """Return Optuna's study of a search, a new one if there is none.
 
     Raises:
-        ConfigError: Optuna is missing.
+        MissingExtraError: Optuna is not installed.
         RunError: the folder has a search of another space.
     """
     optuna: Any = import_extra("optuna", "search")
@@ -307,7 +310,7 @@ def _identity(search: Search) -> Any:
     return json.loads(json.dumps({key: dump(own)[key] for key in keys} | fixed))
 
 
-def write(search: Search, study: Any) -> Written:
+def write(search: Search, study: Any) -> TableFiles:
     """Write the trials as a table, the best ones first, and ``best.yaml``.
 
     Raises:
@@ -342,7 +345,7 @@ def write(search: Search, study: Any) -> Written:
         description=f"The best of {len(states)} trials of the search {search.name}: "
         f"{own.objective} {done[0].value:g} on the validation split.",
     )
-    runs.write_text(search.out / BEST_FILE, to_yaml(best.replace(general=described)))
+    write_file(search.out / BEST_FILE, to_yaml(best.replace(general=described)))
     written = sweep.write(Sweep(search.name, table, search.out, tuple(cells)))
     return dataclasses.replace(written, files=(search.out / BEST_FILE, *written.files))
 

@@ -21,8 +21,8 @@ from experiments.cells import (
     Cell,
     StoppedError,
     changes_of,
+    describe_error,
     is_busy,
-    one_line,
     run_cell,
     running,
 )
@@ -31,6 +31,7 @@ from experiments.config import CONFIG_FILE, Config, read_config, to_dict
 from experiments.executors import EXECUTORS, LOST, ExecutorOptions, LocalOptions, RefusedError
 from experiments.yaml_files import YamlFile, read_yaml
 from flowfactor import plugins
+from flowfactor.checkpoints import write_file
 from flowfactor.errors import BusyError, ConfigError, RunError
 from flowfactor.names import file_names
 from flowfactor.options import KindIn, NonNegativeInt, dump, options, parse
@@ -332,7 +333,7 @@ class Event:
     fraction: float = 0.0
 
 
-class Follower:
+class Dispatcher:
     """Sends cells to an executor, those again whose process is lost, and tells what happens.
 
     As a context it lets what runs save its state and end when it is left by an exception.
@@ -404,7 +405,7 @@ class Follower:
         elif isinstance(error, LOST) and self._may_go_on(cell):
             self.send(cell)
         else:
-            reason = one_line(error)
+            reason = describe_error(error)
             if isinstance(error, LOST):
                 reason = str(error) or "its process was ended"
             if cell.failure() is None:  # it could not say so itself
@@ -443,20 +444,20 @@ def run_cells(
     """
     executor = executor or sweep.options.executor
     with (
-        lock_table(sweep.out),
+        lock_folder(sweep.out),
         executor.open(sweep.out) if isinstance(executor, ExecutorOptions) else executor as opened,
-        Follower(opened) as follower,
+        Dispatcher(opened) as dispatcher,
     ):
         for cell in cells:
-            follower.send(cell)
-        for event in follower.events():
+            dispatcher.send(cell)
+        for event in dispatcher.events():
             if on_event is not None:
                 on_event(event)
 
 
 @contextlib.contextmanager
-def lock_table(out: Path) -> Iterator[None]:
-    """Keep other processes from filling the folder of a table, which is made.
+def lock_folder(out: Path) -> Iterator[None]:
+    """Keep other processes from filling a folder of cells, which is made.
 
     Raises:
         RunError: another process fills it.
@@ -519,7 +520,7 @@ def status(sweep: Sweep) -> list[Status]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Written:
+class TableFiles:
     """The files of a table, and its content in Markdown."""
 
     markdown: str
@@ -527,7 +528,7 @@ class Written:
     files: tuple[Path, ...]
 
 
-def write(sweep: Sweep) -> Written:
+def write(sweep: Sweep) -> TableFiles:
     """Write the table as Markdown, LaTeX, CSV and JSON, and its figures, as far as it is filled.
 
     Raises:
@@ -563,8 +564,8 @@ def write(sweep: Sweep) -> Written:
     below = ["\n".join(map(markdown_text, note.split("\n"))) for note in notes]
     heading = f"# {markdown_text(title)}"
     parts = [heading, sweep.options.description, markdown.strip(), *below, *pictures]
-    runs.write_text(out / "table.md", "\n\n".join(part for part in parts if part) + "\n")
-    return Written(markdown, notes, (out / "table.md", *files))
+    write_file(out / "table.md", "\n\n".join(part for part in parts if part) + "\n")
+    return TableFiles(markdown, notes, (out / "table.md", *files))
 
 
 def _record(cell: Cell, out: Path) -> dict[str, Any]:

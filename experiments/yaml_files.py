@@ -66,8 +66,8 @@ def read_yaml(name: str, *, kind: str = "", folder: Path | None = None) -> YamlF
     candidate = _shipped(kind) / f"{title}.yaml"
     if "/" in title or not candidate.is_file():
         raise ConfigError(
-            f"There is no file {name}, and none of that name ships: "
-            f"{suggest(title, descriptions(kind))} `flowfactor configs` lists those that ship."
+            f"There is no file {name}, and `flowfactor configs` lists none of that name; "
+            f"{suggest(title, descriptions(kind))}"
         )
     return YamlFile(title, None, _mapping(candidate.read_text(encoding="utf-8"), name))
 
@@ -100,8 +100,16 @@ def _parse(text: str) -> Any:
     try:
         return yaml.load(text, _Loader)
     except (yaml.YAMLError, ValueError, OverflowError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"not valid YAML: {shorten(reason, 300)}") from error
+        raise ConfigError(f"not valid YAML: {shorten(_reason(error), 300)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """Return what is wrong with a text, and where."""
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:
+        return " ".join(str(error).split())
+    parts = (getattr(error, "context", None), getattr(error, "problem", None))
+    return f"line {mark.line + 1}, column {mark.column + 1}: {', '.join(filter(None, parts))}"
 
 
 def apply_override(content: dict[str, Any], override: str) -> None:

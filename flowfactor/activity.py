@@ -134,6 +134,42 @@ class Projections:
         return self.base + (self.linear * coefficients).sum(-1) - 0.5 * square
 
 
+def steady_speeds(
+    projections: Projections, directions: Float[Tensor, "b n k"], slab: float
+) -> Float[Tensor, "b n k"]:
+    r"""Return posterior means of speeds that last as long as what acts stays the same.
+
+    Over a run of steps with the same directions c, of the fields s that act:
+
+    .. math::
+
+        g = P^{-1} \Bigl( \frac{c}{\mathrm{slab}^2} + \sum_t h_{t,s} \Bigr), \qquad
+        P = \frac{I}{\mathrm{slab}^2} + \sum_t G_{t,ss}
+
+    Args:
+        projections: of displacements on the velocities of K fields.
+        directions: 1 or -1 where a field acts, 0 where it rests.
+        slab: standard deviation of the speeds around 1 and -1.
+
+    Example:
+        >>> seen = Projections(torch.tensor([[[5.0], [7.0]]]), torch.ones(1, 2, 1, 1) * 10, None)
+        >>> steady_speeds(seen, torch.ones(1, 2, 1), 1e3)
+        tensor([[[0.6000],
+                 [0.6000]]])
+    """
+    changes = (directions[:, 1:] != directions[:, :-1]).any(-1)
+    runs = F.pad(changes.long().cumsum(1), (1, 0))
+    # Which steps belong to the run of each step.
+    same = (runs.unsqueeze(1) == runs.unsqueeze(2)).to(directions)
+    acts = directions.abs()
+    gram = torch.einsum("bmn,bnkl->bmkl", same, projections.gram)
+    precision = gram * acts.unsqueeze(-1) * acts.unsqueeze(-2)
+    precision = precision + torch.eye(acts.shape[-1]).to(acts) / slab**2
+    pull = directions / slab**2 + acts * (same @ projections.linear)
+    speeds: Tensor = torch.linalg.solve(precision, pull.unsqueeze(-1)).squeeze(-1)
+    return acts * speeds
+
+
 class SpikeStates:
     """The states that an :class:`ActivityPrior` knows of K fields, and exact inference over them.
 

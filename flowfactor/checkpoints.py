@@ -27,7 +27,7 @@ from torch.overrides import TorchFunctionMode
 
 from flowfactor import pretrained, tensor_files
 from flowfactor.checks import brief
-from flowfactor.errors import BusyError, RunError, explain
+from flowfactor.errors import BusyError, ConfigError, RunError, explain
 from flowfactor.machine import find_device
 from flowfactor.models import SequenceModel
 from flowfactor.registries import (
@@ -104,10 +104,7 @@ def load(
     path = model_file(run)
     saved = read(path)
     try:
-        _check_size(saved["weights"], path)
-        if saved.get("half") is True:
-            saved["weights"] = {name: _widen(each) for name, each in saved["weights"].items()}
-        weights = saved["weights"]
+        weights = _weights_of(saved, path)
         if model is None:
             model = _rebuild(saved, path)
         check_tensors(model.state_dict(), weights)
@@ -120,6 +117,60 @@ def load(
             f"version or for another model."
         ) from error
     return model.to(place).eval()
+
+
+def take_weights(model: SequenceModel, run: str | os.PathLike[str]) -> tuple[str, ...]:
+    """Let a model begin with the weights of another, as far as both have them.
+
+    These are the tensors of the same name and shape. The names and the order of flows come along,
+    see :meth:`~flowfactor.models.SequenceModel.inherit`.
+
+    Args:
+        model: is changed in place.
+        run: a run folder, a model file, or the name of a model that ships.
+
+    Returns:
+        The names of the parameters that the other model does not have: they stay as they are.
+
+    Raises:
+        RunError: there is no such model, its file is damaged, or none of its weights fit.
+        ConfigError: its flows are others than those of the model.
+
+    Example:
+        >>> import tempfile, flowfactor
+        >>> blurred, sharp = (
+        ...     flowfactor.FlowVAE.build(("hue",), latent_dim=4, width=8, observation=each)
+        ...     for each in ("bernoulli", "laplace")
+        ... )
+        >>> with tempfile.TemporaryDirectory() as run:
+        ...     flowfactor.save_model(blurred, run)
+        ...     flowfactor.checkpoints.take_weights(sharp, run)
+        ('observation.log_scale',)
+    """
+    path = model_file(run)
+    saved = read(path)
+    try:
+        weights = _weights_of(saved, path)
+        spec = saved["spec"] or {}
+        names = spec.get("flows", spec.get("names"))
+        taken = model.inherit(weights, None if names is None else tuple(names))
+        model.load_state_dict(taken, strict=False)
+    except (RunError, ConfigError):
+        raise
+    except Exception as error:  # whatever a stranger's file makes of this
+        raise RunError(f"{path} does not describe a model: {_brief(error)}.") from error
+    if not taken:
+        raise RunError(f"{path} has no weights of the names and shapes of this model.")
+    return tuple(name for name, _ in model.named_parameters() if name not in taken)
+
+
+def _weights_of(saved: dict[str, Any], path: Path) -> dict[str, Tensor]:
+    """Return the weights that were read from a model file, in single precision if halved."""
+    _check_size(saved["weights"], path)
+    if saved.get("half") is True:
+        saved["weights"] = {name: _widen(each) for name, each in saved["weights"].items()}
+    weights: dict[str, Tensor] = saved["weights"]
+    return weights
 
 
 def find_model(run: str | os.PathLike[str]) -> Path | None:
@@ -321,8 +372,7 @@ def save_model(
             key: value.half() if value.dtype == torch.float32 else value
             for key, value in weights.items()
         }
-    with atomic_file(Path(run) / MODEL_FILE) as file:
-        file.write(tensor_files.pack(weights, content))
+    write_file(Path(run) / MODEL_FILE, tensor_files.pack(weights, content))
     # Of the same run, by an earlier version.
     (Path(run) / ARCHIVE_FILE).unlink(missing_ok=True)
 
@@ -346,8 +396,13 @@ def _named(model: str, spec: dict[str, Any]) -> list[tuple[Registry[Any], str]]:
     return [(registry, item) for registry, item in named if item is not None]
 
 
-def read(path: Path) -> dict[str, Any]:
+def read(path: Path, *, whole: bool = True) -> dict[str, Any]:
     """Read plain data and tensors, checking that the file is as it was written.
+
+    Args:
+        path: of a model or a training state.
+        whole: False is for a look at the plain data of a training state: its tensors stay in the
+            file, and its checksum is not compared.
 
     Raises:
         RunError: the file is missing, damaged, or no file of this version.
@@ -359,10 +414,13 @@ def read(path: Path) -> dict[str, Any]:
                 weights, content = tensor_files.unpack(file.read())
                 saved, wanted = {**content, "weights": weights}, _MODEL_FORMAT
             else:
-                _check_seal(file)
+                if whole:
+                    _check_seal(file)
                 _check_archive(file)
                 file.seek(0)
-                saved = torch.load(file, map_location="cpu", weights_only=True)
+                saved = torch.load(
+                    file if whole else path, map_location="cpu", weights_only=True, mmap=not whole
+                )
                 wanted = _FORMAT
     except FileNotFoundError as error:
         raise RunError(f"There is no file {path}.") from error
@@ -479,6 +537,23 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def write_file(path: str | os.PathLike[str], content: bytes | str) -> Path:
+    """Write a file whole or not at all, and return its path; missing folders are made.
+
+    Args:
+        path: of the file; an older one is replaced.
+        content: of the file. Letters of a text that UTF-8 lacks are written as escapes.
+
+    Raises:
+        RunError: the file cannot be written.
+    """
+    if isinstance(content, str):
+        content = content.encode(errors="backslashreplace")
+    with atomic_file(Path(path)) as file:
+        file.write(content)
+    return Path(path)
 
 
 def _remove_leftovers(folder: Path, *, all_hosts: bool = False) -> None:

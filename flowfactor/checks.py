@@ -200,7 +200,7 @@ def check_times(t: Any, *, ordered: bool = True, each: bool = False) -> None:
         TypeError: no numbers.
         ValueError: times that are not finite, none, in no order or of another shape than ``(T,)``.
     """
-    if each and isinstance(t, torch.Tensor) and t.ndim == 2:
+    if each and isinstance(t, Tensor) and t.ndim == 2 and t.shape[1]:
         return
     wanted = "t must be a number, or times (T,)" + " that increase or decrease" * ordered
     try:

@@ -25,6 +25,10 @@ class DataError(FlowFactorError):
     """Data that is missing, damaged, or not of the expected shape, type or range."""
 
 
+class MissingExtraError(FlowFactorError, ImportError):
+    """A package that only an extra of the distribution installs, and that is not there."""
+
+
 class RunError(FlowFactorError):
     """A run folder or a checkpoint that cannot be written, read or continued."""
 

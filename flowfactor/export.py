@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 import flowfactor
-from flowfactor.checkpoints import atomic_file
+from flowfactor.checkpoints import write_file
 from flowfactor.checks import check_type
 from flowfactor.data.checks import check_choice
-from flowfactor.data.io import import_extra
 from flowfactor.errors import RunError
+from flowfactor.extras import import_extra
 from flowfactor.models import PotentialModel
 from flowfactor.models.base import trusted_arguments
 from flowfactor.names import one_line
@@ -141,7 +141,7 @@ def export(
     Raises:
         RunError: the model has no fields in closed form, the solver has no fixed steps, or a file
             cannot be written.
-        DataError: ONNX needs the extra ``export``.
+        MissingExtraError: ONNX needs the extra ``export``.
     """
     check_type("model", model, PotentialModel, "a model with potentials")
     check_choice("format", format, tuple(_ENDINGS))
@@ -168,10 +168,7 @@ def export(
             check_choice("parts", name, PARTS)
             part, inputs = every[name]
             path = Path(folder) / f"{name}{_ENDINGS[format]}"
-            content = _exported(part, inputs, format)
-            with atomic_file(path) as file:
-                file.write(content)
-            files.append(path)
+            files.append(write_file(path, _exported(part, inputs, format)))
     finally:
         model.train(was_training)
     facts = {
@@ -182,9 +179,7 @@ def export(
         "solver": {"name": type(method).__name__, "steps per frame": method.steps},
         "flowfactor": flowfactor.__version__,
     }
-    with atomic_file(Path(folder) / FACTS_FILE) as file:
-        file.write((json.dumps(facts, indent=2) + "\n").encode())
-    return [*files, Path(folder) / FACTS_FILE]
+    return [*files, write_file(Path(folder) / FACTS_FILE, json.dumps(facts, indent=2) + "\n")]
 
 
 def _exported(part: Any, inputs: tuple[Tensor, ...], format: Format) -> bytes:

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 import solvers
+from flowfactor.checks import kind_of
 from flowfactor.potentials import VectorField
 from solvers import (
     RK4,
@@ -294,10 +295,8 @@ def _compiled_follow() -> Callable[..., Path]:
 
 def _as_ends(name: str, t: Tensor, z: Tensor) -> Tensor:
     """Return times of each latent in the latents' dtype."""
-    _check_latents(z)
     if not isinstance(t, Tensor) or t.shape != z.shape[:1]:
-        kind = str(tuple(t.shape)) if isinstance(t, Tensor) else type(t).__name__
-        raise ValueError(f"{name} must be a time of each latent, ({len(z)},); it is {kind}")
+        raise ValueError(f"{name} must be a time of each latent, ({len(z)},); it is {kind_of(t)}")
     return t.to(z)
 
 
@@ -401,33 +400,24 @@ def _explain(error: SolverError, z: Tensor) -> SolverError:
     return SolverError(message, error.status, error.time, error.stats)
 
 
-def _check_latents(z: Any) -> None:
-    if not isinstance(z, Tensor) or not z.is_floating_point():
-        kind = str(z.dtype) if isinstance(z, Tensor) else type(z).__name__
-        raise TypeError(f"z must be a tensor of floating-point numbers (B, D); it is {kind}")
-
-
 def _as_times(t: float | Sequence[float] | Tensor, z: Tensor) -> Tensor:
-    """Return the times as ``(T,)``; a number t becomes ``(0, t)``."""
-    _check_latents(z)
+    """Return the times as ``(T,)``, or of each latent; a number t becomes ``(0, t)``."""
     times = torch.as_tensor(t, dtype=z.dtype, device=z.device)
     if times.ndim == 0:
         times = torch.stack([torch.zeros_like(times), times])
-        if bool(times[1] == 0):
-            # From 0 to 0: the start itself.
-            times = times[:1]
-    if _is_column(t) and len(times) == len(z):
-        zero = torch.zeros_like(times)
-        return torch.cat([zero, times.where(times != 0, torch.nan)], dim=1)
-    wanted = f"t must be a number, times (T,), or of each latent, ({len(z)}, 1) or ({len(z)}, T)"
-    own = isinstance(t, Tensor) and times.ndim == 2
-    if not (times.ndim == 1 or own) or not times.shape[-1]:
-        raise ValueError(f"{wanted}; it has the shape {tuple(times.shape)}")
-    if own:
+        # From 0 to 0: the start itself.
+        return times[:1] if bool(times[1] == 0) else times
+    if times.ndim == 2:
+        if _is_column(t) and len(times) == len(z):
+            zero = torch.zeros_like(times)
+            return torch.cat([zero, times.where(times != 0, torch.nan)], dim=1)
         try:
             check_sample_times(times, z)
         except ValueError as error:
-            raise ValueError(f"{wanted}: {error}") from None
+            raise ValueError(
+                f"t must be a number, times (T,), or of each latent, ({len(z)}, 1) or "
+                f"({len(z)}, T): {error}"
+            ) from None
     return times
 
 
@@ -449,8 +439,6 @@ def _subdivide(times: Tensor, method: Method) -> tuple[Tensor, Tensor | None]:
         lengths = times.detach().diff(dim=1).abs().nan_to_num(0.0).amax(0).tolist()
     else:
         lengths = times.detach().diff().abs().tolist()
-    if not all(math.isfinite(length) for length in lengths):
-        return times, None
     # The tolerance keeps an interval of one frame one interval in the face of rounding.
     parts = [max(1, math.ceil(length - 1e-6)) for length in lengths]
     if max(parts) == 1:

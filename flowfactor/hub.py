@@ -12,10 +12,10 @@ import torch
 
 import flowfactor.metrics  # noqa: F401 (whose tables the card has)
 from flowfactor import pretrained
-from flowfactor.checkpoints import MODEL_FILE, atomic_file, load, save_model
+from flowfactor.checkpoints import MODEL_FILE, load, save_model, write_file
 from flowfactor.checks import check_type
-from flowfactor.data.io import import_extra
 from flowfactor.errors import RunError
+from flowfactor.extras import import_extra
 from flowfactor.metrics import Equivariance
 from flowfactor.models import SequenceModel
 from flowfactor.names import one_line
@@ -70,8 +70,7 @@ def save_pretrained(
     path = Path(folder)
     save_model(model, path, half=half)
     card = model_card(model, title or path.resolve().name, evaluation, training)
-    with atomic_file(path / CARD_FILE) as file:
-        file.write(card.encode())
+    write_file(path / CARD_FILE, card)
     return path
 
 
@@ -93,7 +92,7 @@ def from_pretrained(
 
     Raises:
         RunError: there is none, or its file is damaged.
-        DataError: the Hub needs the extra ``hub``.
+        MissingExtraError: the Hub needs the extra ``hub``.
 
     Only the model file is fetched, and no code in it is executed.
     """
@@ -129,7 +128,7 @@ def push_to_hub(
 
     Raises:
         RunError: the folder has no model, or the Hub refuses it.
-        DataError: the extra ``hub`` is missing.
+        MissingExtraError: the extra ``hub`` is missing.
 
     Log in first, by ``hf auth login``.
     """

@@ -29,9 +29,12 @@ from flowfactor.options import (
 class Inference:
     """How a weakly supervised model infers which flow a sequence follows."""
 
-    estimator: Literal["enumerate", "gumbel"] = "enumerate"
+    estimator: Literal["enumerate", "gumbel", "fixed"] = "enumerate"
     """``enumerate`` weighs the costs of all K flows by their responsibilities, exactly and without
-    noise; ``gumbel`` draws one flow by the straight-through Gumbel-softmax."""
+    noise; ``gumbel`` draws one flow by the straight-through Gumbel-softmax. ``fixed`` goes on from
+    the weights of another training (``training.initial_weights``) without comparing flows again:
+    the inference network stays as it is, and each sequence follows the flow that it finds most
+    likely, from the first step on. The other keys do not matter then."""
     warmup: NonNegativeInt = 500
     """Steps in which only the autoencoder learns, on single frames."""
     anneal: NonNegativeInt = 600
@@ -50,11 +53,16 @@ class Inference:
     """Weight of ``KL(q(k|x_0..x_T) || uniform)``, for ``gumbel``."""
 
     @property
+    def schedule_steps(self) -> int:
+        """Steps of warm-up and annealing."""
+        return 0 if self.estimator == "fixed" else self.warmup + self.anneal
+
+    @property
     def last_temperature(self) -> float:
         """The temperature at the end of the annealing."""
         if self.temperature is not None:
             return self.temperature
-        return 2.0 if self.estimator == "enumerate" else 0.3
+        return 0.3 if self.estimator == "gumbel" else 2.0
 
 
 class TransformationPosterior(nn.Module):

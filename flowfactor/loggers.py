@@ -7,11 +7,11 @@ pictures by ``log_media(name, file, step)``, if they have these methods.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import importlib
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from PIL import Image
 
 from flowfactor.data import SequenceBatch
 from flowfactor.errors import ConfigError
+from flowfactor.extras import import_extra
 from flowfactor.models import SequenceModel
 from flowfactor.registries import LOGGERS
 
@@ -78,11 +79,12 @@ class MLflowLogger:
         run: the folder.
 
     Raises:
-        ConfigError: MLflow is missing, or there is no such server.
+        ConfigError: there is no such server.
+        MissingExtraError: MLflow is not installed.
     """
 
     def __init__(self, run: Path) -> None:
-        mlflow = _import("mlflow")
+        mlflow = import_extra("mlflow", "mlflow")
         self._error = mlflow.exceptions.MlflowException
         self._metric = mlflow.entities.Metric
         file = f"sqlite:///{run.absolute() / 'mlflow.db'}"
@@ -107,11 +109,9 @@ class MLflowLogger:
         Raises:
             ValueError: the server does not take them.
         """
-        try:
+        with self._asking():
             for name, value in settings.items():
                 self._client.log_param(self._run, name, value)
-        except self._error as error:
-            raise ValueError(f"mlflow: {error}") from error
 
     def log_media(self, name: str, file: Path, step: int) -> None:
         """Keep a picture as an artifact.
@@ -119,10 +119,8 @@ class MLflowLogger:
         Raises:
             ValueError: the server does not take it.
         """
-        try:
+        with self._asking():
             self._client.log_artifact(self._run, str(file), f"{name}/{step:08d}")
-        except self._error as error:
-            raise ValueError(f"mlflow: {error}") from error
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Log the values of a line.
@@ -131,16 +129,25 @@ class MLflowLogger:
             ValueError: the server does not take them.
         """
         now = int(1000 * time.time())
-        try:
-            self._client.log_batch(
-                self._run, [self._metric(name, value, now, step) for name, value in metrics.items()]
-            )
-        except self._error as error:
-            raise ValueError(f"mlflow: {error}") from error
+        numbers = [self._metric(name, value, now, step) for name, value in metrics.items()]
+        with self._asking():
+            self._client.log_batch(self._run, numbers)
 
     def finalize(self, status: str) -> None:
-        """End the run."""
-        self._client.set_terminated(self._run, "FINISHED" if status == "success" else "FAILED")
+        """End the run.
+
+        Raises:
+            ValueError: the server does not answer any more.
+        """
+        with self._asking():
+            self._client.set_terminated(self._run, "FINISHED" if status == "success" else "FAILED")
+
+    @contextlib.contextmanager
+    def _asking(self) -> Iterator[None]:
+        try:
+            yield
+        except self._error as error:
+            raise ValueError(f"mlflow: {error}") from error
 
 
 @LOGGERS.register("wandb")
@@ -154,11 +161,12 @@ class WandbLogger:
         run: the folder.
 
     Raises:
-        ConfigError: wandb is missing, or it has no account.
+        ConfigError: it has no account.
+        MissingExtraError: wandb is not installed.
     """
 
     def __init__(self, run: Path) -> None:
-        self._wandb = wandb = _import("wandb")
+        self._wandb = wandb = import_extra("wandb", "wandb")
         try:
             self._run = wandb.init(
                 project=os.environ.get("WANDB_PROJECT") or "flowfactor",
@@ -218,13 +226,3 @@ def draw_media(model: SequenceModel, sequences: SequenceBatch, folder: Path) -> 
     animation = diagnostics.animate(model, few.frames[:, 0], names=model.names[:_ROWS])
     files["flows"] = animation.save(folder / "flows.gif")
     return files
-
-
-def _import(package: str) -> Any:
-    try:
-        return importlib.import_module(package)
-    except ImportError as error:
-        raise ConfigError(
-            f"training.loggers: {package} is not installed. `pip install 'flowfactor[{package}]'` "
-            f"does it."
-        ) from error

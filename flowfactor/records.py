@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from flowfactor.checkpoints import atomic_file
+from flowfactor.checkpoints import write_file
 from flowfactor.errors import RunError
 from flowfactor.options import adapter
 from flowfactor.registries import METRICS
@@ -104,8 +104,7 @@ class Evaluation:
 
     def write(self, path: Path) -> None:
         """Write the record into a file, atomically."""
-        with atomic_file(path) as file:
-            file.write(self.to_json().encode())
+        write_file(path, self.to_json())
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Evaluation:
@@ -156,7 +155,7 @@ class Evaluation:
         try:
             return cls.from_json(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise RunError(f"There is no {path}.") from None
+            raise RunError(f"There is no file {path}.") from None
         except (RunError, UnicodeDecodeError) as error:
             raise RunError(f"{path}: {error}") from error
 

@@ -106,6 +106,10 @@ class TrainingOptions:
     so that a training ends on time with its schedule complete, however fast the machine.
     """
 
+    initial_weights: str | None = None
+    """Run folder, or name of a model that ships, whose weights the training begins with, as far as
+    the model has tensors of the same names and shapes; the log lists the others. Flows keep the
+    names and the order that they have there. null: all weights are drawn."""
     steps: PositiveInt = 10_000
     """Optimiser steps at most."""
     max_minutes: PositiveFloat | None = None
@@ -285,7 +289,6 @@ def fit(
         for key, reason in reasons.items():
             logger.info("%s: %s", key, reason)
         fabric = make_fabric(options)
-    identity = _identify(model, training, options, seed, fabric, settings or {})
     if isinstance(training, SequenceDataset):
         training = model.match_precision(training).to(fabric.device)
     if isinstance(validation, SequenceDataset):
@@ -294,31 +297,76 @@ def fit(
         measure = _measure_errors(model, training, validation, options.validation_errors)
     if isinstance(validation, SequenceDataset):
         validation = list(validation_batches(validation, options.validation_sequences))
-    if isinstance(training, SequenceDataset):
-        size = options.batch_size
-        if resume:
-            identity["processes"], size = _share(size, Path(run), fabric)
-        training = SequenceLoader(
-            training,
-            size,
-            frames_per_sequence=options.frames_per_sequence,
-            encoded_frame=options.encoded_frame,
-            seed=seed,
-            rank=fabric.global_rank,
-            world_size=fabric.world_size,
-        )
-    trainer = _Trainer(model, options, Path(run), fabric, seed, measure, identity)
+    run = Path(run)
     with machine.threads(options.threads), lock_of(run, fabric), note_signals() as notes:
-        if resume:
-            trainer.restore()
+        state = _read_state(run) if resume else None
+        _begin(model, options, state)
+        identity = _identify(model, training, options, seed, fabric, settings or {})
+        if isinstance(training, SequenceDataset):
+            size = options.batch_size
+            if state is not None:
+                identity["processes"], size = _share(size, state["identity"], fabric)
+            training = SequenceLoader(
+                training,
+                size,
+                frames_per_sequence=options.frames_per_sequence,
+                encoded_frame=options.encoded_frame,
+                seed=seed,
+                rank=fabric.global_rank,
+                world_size=fabric.world_size,
+            )
+        trainer = _Trainer(model, options, run, fabric, seed, measure, identity)
+        if state is not None:
+            trainer.restore(state)
         elif fabric.is_global_zero:
             # Of an older training; this one may end before it has any of its own.
             for name in (checkpoints.STATE_FILE, checkpoints.MODEL_FILE, checkpoints.ARCHIVE_FILE):
-                (Path(run) / name).unlink(missing_ok=True)
+                (run / name).unlink(missing_ok=True)
+        del state  # as large as the model and its optimiser
         result = trainer.train(training, validation, on_progress, notes)
     if notes.signal:  # it came too late to be looked at
         raise Interrupted(notes.signal)
     return result
+
+
+def _begin(model: SequenceModel, options: TrainingOptions, state: Mapping[str, Any] | None) -> None:
+    """Let a model begin with the weights that the options name, or go on from a state with such.
+
+    Raises:
+        RunError, ConfigError: see :func:`take_initial_weights`.
+    """
+    if options.initial_weights is None:
+        return
+    if state is not None:  # its weights are read later; the flows are called as they were
+        if names := state["identity"].get("model.flows"):
+            model.inherit(model.state_dict(), tuple(names))
+        return
+    anew = take_initial_weights(model, options)
+    if anew:
+        logger.warning("not in %s, and begun anew: %s", options.initial_weights, ", ".join(anew))
+
+
+def take_initial_weights(model: SequenceModel, options: TrainingOptions) -> tuple[str, ...]:
+    """Let a model begin with the weights that ``options.initial_weights`` names, if any.
+
+    Returns:
+        The names of the parameters that are begun anew, see
+        :func:`flowfactor.checkpoints.take_weights`.
+
+    Raises:
+        RunError: there is no such model, its file is damaged, or none of its weights fit.
+        ConfigError: its flows are others, or the model needs what is not there.
+    """
+    if options.initial_weights is None:
+        return ()
+    try:
+        return checkpoints.take_weights(model, options.initial_weights)
+    except RunError as error:
+        raise RunError(f"training.initial_weights: {error}") from error
+    except ConfigError as error:
+        raise ConfigError(
+            f"training.initial_weights, {options.initial_weights}: {error}"
+        ) from error
 
 
 def lock_of(run: str | os.PathLike[str], fabric: Fabric) -> contextlib.AbstractContextManager[None]:
@@ -357,13 +405,13 @@ def _identify(
     return plain
 
 
-def _share(batch_size: int, run: Path, fabric: Fabric) -> tuple[int, int]:
+def _share(batch_size: int, identity: Mapping[str, Any], fabric: Fabric) -> tuple[int, int]:
     """Return how many processes began a training, and the sequences of a step for each of these.
 
     Raises:
         ConfigError: as many cannot have equally many sequences.
     """
-    before, now = _identity_of(run).get("processes"), fabric.world_size
+    before, now = identity.get("processes"), fabric.world_size
     if type(before) is not int or before < 1 or before == now:  # damage is reported later
         return now, batch_size
     total = batch_size * before
@@ -513,17 +561,12 @@ def decide(
 
 def _precision_of(run: Path) -> str | None:
     """Return the precision of the training in a folder, None if there is none that can be read."""
-    precision = _identity_of(run).get("training.precision")
-    return precision if precision in ("32-true", "bf16-mixed") else None
-
-
-def _identity_of(run: Path) -> dict[str, Any]:
-    """Return what identifies the training in a folder; empty if that cannot be read."""
     try:
-        identity = json.loads(checkpoints.read(run / checkpoints.STATE_FILE)["identity"])
+        state = checkpoints.read(run / checkpoints.STATE_FILE, whole=False)
+        precision = json.loads(state["identity"])["training.precision"]
     except (RunError, LookupError, TypeError, ValueError):
-        return {}  # which is reported where the training is resumed
-    return identity if isinstance(identity, dict) else {}
+        return None  # which is reported where the training is resumed
+    return precision if precision in ("32-true", "bf16-mixed") else None
 
 
 def make_fabric(options: TrainingOptions) -> Fabric:
@@ -591,6 +634,32 @@ def _measure_errors(
     # The sequences of weak supervision may have no labels at all.
     shown = list(validation_batches(training, SHOWN_SEQUENCES)) if model.supervised else []
     return lambda model: model.measure(watched, shown)
+
+
+def _read_state(run: Path) -> dict[str, Any]:
+    """Return the state of the training in a folder; its ``identity`` is that of the training.
+
+    Raises:
+        RunError: there is none, or it is damaged.
+    """
+    path = run / checkpoints.STATE_FILE
+    if not path.exists():
+        raise RunError(
+            f"There is no training to resume in {run}: it has no {checkpoints.STATE_FILE}, as a "
+            f"training that was ended before its first checkpoint. Start it again, without resume."
+        )
+    state = checkpoints.read(path)
+    try:
+        return {**state, "identity": dict(json.loads(state["identity"]))}
+    except (KeyError, TypeError, ValueError) as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> RunError:
+    return RunError(
+        f"{path} is damaged: {str(error)[:300]}. Nothing was changed: restore it from a copy, or "
+        f"train into a new folder."
+    )
 
 
 class _Trainer:
@@ -852,10 +921,11 @@ class _Trainer:
     def _set_learning_rate(self, fraction: float) -> float:
         done = self.step - self.model.first_step
         warm = min(1.0, (done + 1) / max(self.options.warmup, 1))
-        height = warm * 0.5 * (1 + math.cos(math.pi * fraction))
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
-            group["lr"] = peak * height
-        return self.options.learning_rate * height
+            first, last = group.get("span", (0, None))
+            part = fraction if last is None else (self.step - first) / max(last - first, 1)
+            group["lr"] = peak * warm * _half_cosine(part)
+        return self.options.learning_rate * warm * _half_cosine(fraction)
 
     def _batch(self, training: Batches) -> SequenceBatch:
         """Return the batch of this step.
@@ -991,35 +1061,24 @@ class _Trainer:
         torch.distributed.all_gather_object(states, self.random)
         return states
 
-    def restore(self) -> None:
+    def restore(self, state: dict[str, Any]) -> None:
         path = self.run / checkpoints.STATE_FILE
-        if not path.exists():
-            raise RunError(
-                f"There is no training to resume in {self.run}: it has no "
-                f"{checkpoints.STATE_FILE}, as a training that was ended before its first "
-                f"checkpoint. Start it again, without resume."
-            )
-        state = checkpoints.read(path)
-        try:
-            identity = json.loads(state["identity"])
-            different = [
-                f"  {key}: {str(old)[:80]} -> {str(new)[:80]}"
-                for key in sorted({*identity, *self.identity})
-                if (old := identity.get(key)) != (new := self.identity.get(key))
-            ]
-            if not different:
-                self._check_state(state)
-                self._set_state(state)
-        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-            raise RunError(
-                f"{path} is damaged: {str(error)[:300]}. Nothing was changed: restore it from a "
-                f"copy, or train into a new folder."
-            ) from error
+        identity = state["identity"]
+        different = [
+            f"  {key}: {str(old)[:80]} -> {str(new)[:80]}"
+            for key in sorted({*identity, *self.identity})
+            if (old := identity.get(key)) != (new := self.identity.get(key))
+        ]
         if different:
             raise RunError(
                 f"{path} belongs to another training and cannot be continued with this one. What "
                 f"differs:\n" + "\n".join(different[:10])
             )
+        try:
+            self._check_state(state)
+            self._set_state(state)
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            raise _damaged(path, error) from error
         logger.info("resumed at step %d after %.0f s of training", self.step, self.seconds)
 
     def _check_state(self, state: dict[str, Any]) -> None:
@@ -1054,8 +1113,6 @@ class _Trainer:
             for key, value in new.items():
                 if key != "lr" and key in old and old[key] != value:
                     raise ValueError(f"the optimiser's {key} is {old[key]}, but must be {value}")
-            if old["params"] != new["params"]:
-                raise ValueError("the optimiser has other parameters")
         parameters = [each for group in self.optimizer.param_groups for each in group["params"]]
         for index, moments in saved["state"].items():
             like = parameters[index].detach()
@@ -1088,6 +1145,11 @@ class _Trainer:
         fraction = min(self._fraction(), 1.0)
         left = self.seconds / fraction - self.seconds
         return Progress(self.step, fraction, self.seconds, left, terms, split)
+
+
+def _half_cosine(part: float) -> float:
+    """Return what falls from 1 to 0 while a part goes from 0 to 1."""
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, max(0.0, part))))
 
 
 class _Log:
@@ -1143,7 +1205,7 @@ class _Log:
                     getattr(each, "save", lambda: None)()
                 else:
                     each.finalize("success" if kind is None else "failed")
-            except OSError as error:
+            except (OSError, ValueError) as error:
                 logger.error("%s is not complete: %s", type(each).__name__, error)
 
     def write(self, split: str, step: int, values: Mapping[str, float]) -> None:

@@ -1,12 +1,13 @@
 """Time the commands of ``docs/own_data.md``, from a clone to reports on one's own data.
 
-    python -m experiments.benchmarks.afternoon [--index-url URL] [--out FILE]
+    python -m experiments.benchmarks.afternoon [--index-url URL] [--only HEADING] [--out FILE]
 
 Every command of the page is run as it stands there, one after the other, in a clone of the last
-commit and a fresh environment, and its seconds by the clock and of the processors are noted. The
-folder of photographs holds those of scikit-image's wheel; the film is drawn by this script: dark
-things that swim before a static background. Needs the extras ``photos`` and ``video`` where it
-runs; what it installs is what pip finds.
+commit and a fresh environment, and its seconds by the clock and of the processors are noted;
+``--only film`` leaves out what is neither the installation nor below such a heading. The folder of
+photographs holds those of scikit-image's wheel; the film is drawn by this script: dark things that
+swim before a static background. Needs the extras ``photos`` and ``video`` where it runs; what it
+installs is what pip finds.
 """
 
 from __future__ import annotations
@@ -133,10 +134,22 @@ def run_commands(commands: list[str], folder: Path, inputs: Path, index: str) ->
 
 
 def make_table(content: dict[str, Any]) -> Table:
-    """Return the seconds of each command."""
+    """Return the seconds of each command, and of each part with the installation."""
     rows = [
         Row(f"`{each['command'][:48]}`", [each["seconds"], each["cpu_seconds"]])
         for each in content["commands"]
+    ]
+    keys = "seconds", "cpu_seconds"
+    sums: dict[str, list[float]] = {}
+    for each in content["commands"]:
+        before = sums.setdefault(each["heading"], [0.0, 0.0])
+        sums[each["heading"]] = [b + each[key] for b, key in zip(before, keys, strict=True)]
+    (_, install), *parts = sums.items()
+    rows += [
+        Row(
+            f"**{name}**, with the installation", [a + b for a, b in zip(own, install, strict=True)]
+        )
+        for name, own in parts
     ]
     columns = [Column("by the clock", format=".0f"), Column("of the processor", format=".0f")]
     return Table(columns, rows, label="seconds")
@@ -147,6 +160,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).split("\n", 1)[0])
     parser.add_argument("--index-url", default="", help="where pip finds torch")
     parser.add_argument("--out", type=Path, default=RESULT)
+    parser.add_argument("--only", default="", help="a word in the headings of the parts to run")
+    parser.add_argument("--minutes", type=float, help="of each training, to try the script")
     parser.add_argument("--keep", type=Path, help="a new folder for logs and reports")
     parser.add_argument("--show", action="store_true", help="print what was measured before")
     arguments = parser.parse_args()
@@ -155,8 +170,12 @@ def main() -> None:
         return
     index = f"--index-url {shlex.quote(arguments.index_url)}" if arguments.index_url else ""
     page = PAGE.read_text()
-    by_heading = read_commands(page)
-    pairs = [(heading, each) for heading, found in by_heading.items() for each in found]
+    (first, install), *parts = read_commands(page).items()
+    chosen = [(first, install), *(part for part in parts if arguments.only in part[0].lower())]
+    pairs = [(heading, each) for heading, found in chosen for each in found]
+    if arguments.minutes is not None:
+        shorter = f"max_minutes={arguments.minutes:g}"
+        pairs = [(name, re.sub(r"max_minutes=\S+", shorter, each)) for name, each in pairs]
     load = os.getloadavg()
     with tempfile.TemporaryDirectory() as temporary:
         folder = (arguments.keep or Path(temporary)).absolute()

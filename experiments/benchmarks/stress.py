@@ -67,7 +67,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "sparse_flow_vae": {
         **SMALL,
         "width": 8,
-        "stages": {"autoencoder": 2, "fields": 3, "anneal": 1, "settle": 2},
+        "stages": {"autoencoder": 2, "fields": 3, "anneal": 1},
     },
     "factor_vae": {**SMALL, "discriminator_width": 8, "discriminator_layers": 2},
 }

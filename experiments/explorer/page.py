@@ -19,6 +19,7 @@ import torch
 
 from experiments.explorer.session import MOST_WEIGHT, Session, image_uri
 from flowfactor.errors import DataError, FlowFactorError, RunError
+from flowfactor.extras import import_extra
 from flowfactor.names import one_line
 
 # What Gradio asks of the network when it is imported or started, it asks no more.
@@ -52,14 +53,10 @@ def import_gradio() -> Any:
     """Return Gradio, which is told to ask nothing of the network.
 
     Raises:
-        RunError: it is not installed.
+        MissingExtraError: it is not installed.
     """
     os.environ.update(_QUIET)
-    try:
-        import gradio
-    except ImportError as error:
-        raise RunError("The explorer needs Gradio: pip install 'flowfactor[app]'.") from error
-    return gradio
+    return import_extra("gradio", "app")
 
 
 def make_app(new_session: Callable[[], Session], *, local: bool = True) -> Any:
@@ -71,7 +68,7 @@ def make_app(new_session: Callable[[], Session], *, local: bool = True) -> Any:
             reach the server through the reader's browser.
 
     Raises:
-        RunError: Gradio is not installed.
+        MissingExtraError: Gradio is not installed.
     """
     gradio = import_gradio()
     from starlette.applications import Starlette

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 
-from experiments.explore import different_samples
 from experiments.explorer.session import Samples, Session
-from experiments.runs import Run, first_frames, open_run
+from experiments.runs import Run, open_run
+from experiments.samples import different_samples, first_frames
 from flowfactor.diagnostics.explorer import Explorer
-from flowfactor.errors import DataError, RunError
+from flowfactor.errors import DataError, MissingExtraError, RunError
 
 # Images to choose from by a click.
 _SHOWN = 24
@@ -62,7 +62,7 @@ def _held_out(run: Run, split: str | None) -> Samples | None:
         data = run.model.match_precision(run.config.data.load(split or "test", run.config.seed))
         numbers = different_samples(data, min(_SHOWN, len(data)))
         images = first_frames(data, numbers)
-    except (DataError, OSError):
+    except (DataError, MissingExtraError, OSError):
         return None
     return Samples(
         numbers.tolist(),

@@ -7,9 +7,9 @@ import typer
 
 from experiments.cli import Device, Plugins, RunFolder
 from experiments.console import out_console, run_script, say
-from experiments.explore import different_samples
 from experiments.plots import composition_strips
 from experiments.runs import FIGURES, measure, open_run
+from experiments.samples import different_samples
 from flowfactor.diagnostics import draw_film_strips, save
 from flowfactor.errors import DataError
 

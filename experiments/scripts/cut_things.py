@@ -10,16 +10,20 @@ from typing import Annotated
 import typer
 
 from experiments.console import run_script, say
+from flowfactor.data.io import HDF5
 from flowfactor.data.tracking import (
     cut_sequences,
     follow_things,
     median_background,
     motion_labels,
     open_film,
+    split_tracks,
     write_sequences,
 )
 from flowfactor.errors import DataError
 
+# Of tracks at least, so that a tenth of them can be held out.
+_PIECES = 10
 _FISH = {f"zebrafish_{letter}": f"test_{letter}.avi" for letter in "AB"}
 
 
@@ -49,6 +53,18 @@ def find_film(name: str) -> Path:
             "--no-deps idtrackerai==6.0.14`, or give the path of a film."
         )
     return Path(spec.submodule_search_locations[0]) / "data" / _FISH[name]
+
+
+def check_new(out: Path) -> None:
+    """Refuse a file that cannot be written, before hours of work are in it.
+
+    Raises:
+        DataError: it exists, or is called as if it was another kind of file.
+    """
+    if out.suffix.lower() not in HDF5:
+        raise DataError(f"{out} will be an HDF5 file; its name must end with one of {list(HDF5)}.")
+    if out.exists():
+        raise DataError(f"The file {out} exists. Remove it, or choose another name.")
 
 
 def main(
@@ -96,9 +112,13 @@ def main(
 
     Example: python experiments/scripts/cut_things.py zebrafish_A data/zebrafish/train.h5
     """
+    check_new(out)
     opened = open_film(find_film(film), grey=not plain)
+    if len(opened.names) > 1:
+        say(f"Of {len(opened.names)} films in {film} the first is cut: {opened.names[0]}")
     still = median_background(opened)
     tracks = follow_things(opened, threshold=threshold, front=front.value, background=still)
+    tracks = split_tracks(tracks, _PIECES, shortest=horizon * every + 1)
     cut = cut_sequences(
         opened,
         tracks,

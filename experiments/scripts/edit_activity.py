@@ -16,8 +16,8 @@ from torch import Tensor
 
 from experiments.cli import Device, Plugins, RunFolder
 from experiments.console import run_script, say
-from experiments.explore import different_samples
 from experiments.runs import FIGURES, open_run
+from experiments.samples import different_samples
 from flowfactor import activity_edits
 from flowfactor.data import ActivityLaw, SequenceBatch, SequenceDataset
 from flowfactor.data.activity import ActivityKind

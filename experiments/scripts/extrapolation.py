@@ -10,8 +10,8 @@ import typer
 from experiments.cli import Device, Overrides, Plugins, RunFolder
 from experiments.config import read_config
 from experiments.console import out_console, run_script, say
-from experiments.explore import different_samples
 from experiments.runs import FIGURES, measure, open_run
+from experiments.samples import different_samples
 from flowfactor.diagnostics import ErrorCurve, plot_errors, plot_film_strips, save
 from flowfactor.errors import DataError
 from flowfactor.metrics import Extrapolation

@@ -8,7 +8,8 @@ import typer
 
 from experiments.cli import Device, Plugins, RunFolder
 from experiments.console import run_script, say
-from experiments.runs import FIGURES, first_frames, open_run
+from experiments.runs import FIGURES, open_run
+from experiments.samples import first_frames
 from flowfactor.diagnostics import plot_landscape, save
 from flowfactor.names import file_names
 

@@ -1,4 +1,4 @@
-"""Fit other fields to the latent of a run that learned without supervision: which, and how many."""
+"""Fit other fields to the latent in which a run finds the activity: which, and how many."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -16,21 +16,19 @@ from experiments.runs import open_run, write_json
 from flowfactor.data import ActivityLaw, SequenceDataset
 from flowfactor.errors import RunError
 from flowfactor.metrics.activity_scores import match_fields, score_activity
-from flowfactor.models import SparseFlowVAE
+from flowfactor.models import ActivityAutoencoder, SparseFlowVAE
+from flowfactor.options import dump, parse
 from flowfactor.tables import Column, Row, Spread, Table
 
 FIELD_COUNTS = (2, 4, 5, 6)
 OWN = {"own fields": "exact", "own fields, amortised": "amortised"}
 """Rows whose fields stay those of the run, and their inference."""
-PATH = "by where they lead, too"
-"""A row whose cost has more than the evidence."""
 VARIANTS: dict[str, dict[str, Any]] = {
     "as trained": {},
     "gradient only": {"parts": "gradient"},
     "solenoidal only": {"parts": "solenoidal"},
     "no temporal prior": {"prior.stay": 0.0},
     "no annealing": {"stages.anneal": 0},
-    PATH: {},
     "amortised inference": {"inference": "amortised"},
     **{f"{count} fields": {"flows": count} for count in FIELD_COUNTS},
 }
@@ -57,9 +55,9 @@ def main(
     out: Annotated[Path | None, typer.Option(help="A JSON file; default: in the run.")] = None,
     device: Device = None,
 ) -> None:
-    """Fit other fields to the latent of a run that learned without supervision.
+    """Fit other fields to the latent in which a run without supervision finds the activity.
 
-    The autoencoder stays as it is; each row fits new fields to the same encoded training sequences,
+    The encoder stays as it is; each row fits new fields to the same encoded training sequences,
     and differs in one thing, but for those that keep the run's own fields. Evidence is in nats a
     step, of encoded validation sequences of the kind that was trained on, and chooses the number of
     fields: the least whose best start is not worse than the best of all by more than two standard
@@ -71,9 +69,10 @@ def main(
         python -m experiments.scripts.refit_fields runs/mnist_sparse --only "2 fields" --starts 3
     """
     opened = open_run(run, device=device)
-    model, law = opened.model, opened.config.data.law
-    if not isinstance(model, SparseFlowVAE) or law is None:
+    law = opened.config.data.law
+    if not isinstance(opened.model, SparseFlowVAE) or law is None:
         raise RunError(f"{run} holds no sparse_flow_vae that was trained on drawn activity.")
+    model = opened.model.teacher
     known_rows = [*OWN, *VARIANTS]
     chosen = [name for name in known_rows if name in (only or known_rows)]
     if only and len(chosen) < len(set(only)):
@@ -96,11 +95,11 @@ def main(
             if name in OWN:
                 other = infer_otherwise(model, seen, OWN[name], steps, each)
             else:
-                other = fit(model, seen, VARIANTS[name], steps, each, float(name == PATH))
+                other = fit(model, seen, VARIANTS[name], steps, each)
             measured, evidence = measure(other, known)
             facts[name].append({"seed": each, **measured})
             if name == "as trained" or "flows" in VARIANTS.get(name, {}):
-                count = len(other.names)
+                count = len(other.speed)
                 best[count] = max(best.get(count, evidence), evidence, key=_mean)
         say(f"{name}: {facts[name]}")
     title = f"Fields fitted to the latent of {run.name} in {steps} steps"
@@ -112,7 +111,7 @@ def main(
         "held_out": len(known["trained"][0]),
         "rows": facts,
         "number_of_fields": choose_count(best) if len(best) > 1 else None,
-        **environment.origin(model.device),
+        **environment.origin(opened.model.device),
     }
     if len(best) > 1:
         say(f"Evidence chooses {content['number_of_fields']} fields of {sorted(best)}")
@@ -151,44 +150,43 @@ def _row(name: str, starts: Sequence[dict[str, Any]]) -> Row:
 
 @torch.no_grad()
 def _encode(
-    model: SparseFlowVAE, data: SequenceDataset, count: int, law: ActivityLaw
+    model: ActivityAutoencoder, data: SequenceDataset, count: int, law: ActivityLaw
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the encoded means of sequences, their deviations, and what happens in them."""
     parts = []
     for part in torch.arange(min(count, len(data))).split(250):
         batch = data.draw_sequences(part, law)
         assert batch.activity is not None
-        parts.append((*model.encode_all(batch.frames.to(model.device)), batch.activity))
+        parts.append((*model.encode_all(batch.frames.to(model.speed.device)), batch.activity))
     means, scales, truth = (torch.cat(each) for each in zip(*parts, strict=True))
     return means, scales, truth
 
 
 def fit(
-    model: SparseFlowVAE,
+    model: ActivityAutoencoder,
     encoded: Encoded,
     change: dict[str, Any],
     steps: int,
     seed: int,
-    path: float = 0.0,
-) -> SparseFlowVAE:
+) -> ActivityAutoencoder:
     """Return a model with new fields for encoded sequences.
 
     Args:
         model: whose options the new ones have but for what changes.
         encoded: the sequences.
         change: options by their path.
-        steps: see :meth:`~flowfactor.models.SparseFlowVAE.fit_fields`.
+        steps: of 128 sequences each; the learning rate follows half a cosine.
         seed: of the fields and the batches.
-        path: how much where the fields lead counts.
     """
-    other = _like(model, {"flows": len(model.names), **change}, seed)
-    other.fit_fields(*encoded, steps, path=path)
+    other = _like(model, change, seed)
+    other.start_fields(encoded[0])
+    _learn(other, encoded, steps)
     return other.eval()
 
 
 def infer_otherwise(
-    model: SparseFlowVAE, encoded: Encoded, inference: str, steps: int, seed: int
-) -> SparseFlowVAE:
+    model: ActivityAutoencoder, encoded: Encoded, inference: str, steps: int, seed: int
+) -> ActivityAutoencoder:
     """Return a model with the same fields and its own, or newly learned, inference.
 
     Args:
@@ -197,33 +195,52 @@ def infer_otherwise(
         inference: ``exact`` or ``amortised``.
         steps, seed: see :func:`fit`.
     """
-    change = {"flows": len(model.names), "inference": inference, "stages.anneal": 0}
+    change = {"inference": inference, "stages.anneal": 0}
     other = _like(model, change, seed)
     other.potentials.load_state_dict(model.potentials.state_dict())
     if other.network is not None:
         other.potentials.requires_grad_(False)
-        # From the second step of the fields on, for they have their speed already.
-        other.fit_fields(*encoded, steps, first=1, path=0.0)
+        _learn(other, encoded, steps)
     return other.eval()
 
 
-def _like(model: SparseFlowVAE, change: dict[str, Any], seed: int) -> SparseFlowVAE:
-    """Return an untrained model that differs in some options, by their path."""
-    spec = model.spec()
-    assert spec is not None
-    options = spec["options"]
-    options["stages"] |= {"autoencoder": 0, "fields": None}
+def _learn(model: ActivityAutoencoder, encoded: Encoded, steps: int) -> None:
+    """Let fields and network learn from encoded sequences, as far as they may."""
+    modules = [model.potentials] if model.network is None else [model.potentials, model.network]
+    learning = [p for module in modules for p in module.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(learning, model.options.field_rate, (0.9, 0.99))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(steps, 1))
+    means, scales = encoded
+    for step in range(steps):
+        rows = torch.randint(len(means), (128,)).to(model.speed.device)
+        temperature = model.options.stages.temperature_after(step)
+        terms = model.explain(means[rows], scales[rows], temperature)
+        optimizer.zero_grad()
+        torch.stack(list(terms.values())).sum().backward()
+        optimizer.step()
+        schedule.step()
+
+
+def _like(model: ActivityAutoencoder, change: dict[str, Any], seed: int) -> ActivityAutoencoder:
+    """Return an untrained one that differs in some options, by their path."""
+    options = dump(model.options)
     for path, value in change.items():
         section, _, key = path.rpartition(".")
         (options[section] if section else options)[key] = value
-    names = [f"flow {i + 1}" for i in range(options["flows"])]
     torch.manual_seed(seed)
-    return SparseFlowVAE.from_spec(spec | {"flows": names}).to(model.device)
+    other = ActivityAutoencoder(
+        parse(type(model.options), options),
+        change.get("flows", len(model.speed)),
+        model.image_shape,
+        model.horizon,
+        decoder=False,
+    )
+    return other.to(model.speed.device)
 
 
 @torch.no_grad()
 def measure(
-    model: SparseFlowVAE, known: dict[str, tuple[Tensor, Tensor, Tensor]]
+    model: ActivityAutoencoder, known: dict[str, tuple[Tensor, Tensor, Tensor]]
 ) -> tuple[dict[str, float | None], Tensor]:
     """Return how right the activity of encoded sequences is, and the evidence of each."""
     *encoded, truth = known["trained"]

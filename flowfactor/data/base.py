@@ -611,7 +611,8 @@ class SequenceDataset(ABC):
             indices: numbers of the samples, ``(b,)``.
             law: from which the activity is drawn.
             seed: of the activity and the starts.
-            random_starts: whether sequences start anywhere, if the data set has random starts.
+            random_starts: whether sequences start anywhere, if the data set has random starts; all
+                of them then, whatever the part is in training.
 
         Raises:
             DataError: as :meth:`with_activity`.
@@ -626,7 +627,9 @@ class SequenceDataset(ABC):
         chosen = self._checked_indices(indices)
         generator = torch.Generator().manual_seed(seed)
         random = torch.rand(len(self), law.size, generator=generator)[chosen.cpu()]
-        starts = self.random_starts(len(self), generator) if random_starts else None
+        starts = None
+        if random_starts:
+            starts = self.random_starts(len(self), generator, always=True)
         activity = self.draw_activity(law, chosen, random)
         starts = None if starts is None else starts[chosen]
         return self.select_moving(chosen, activity, self._checked_times(None, len(chosen)), starts)
@@ -679,13 +682,15 @@ class SequenceDataset(ABC):
         return self._render(indices.to(self.device), still, active, starts)[:, 0]
 
     def random_starts(
-        self, count: int, generator: torch.Generator
+        self, count: int, generator: torch.Generator, *, always: bool = False
     ) -> Float[Tensor, "count s"] | None:
         """Draw where ``count`` sequences start at random.
 
         Args:
             count: of the sequences.
             generator: on the CPU, so that every device gets the same numbers.
+            always: let none of them be canonical after all, as some are in data sets that have both
+                kinds.
 
         Returns:
             What :meth:`sample` takes as ``starts``, uniform in [0, 1], on the data set's device;

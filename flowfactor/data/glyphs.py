@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -17,9 +16,9 @@ from torch import Tensor
 
 from flowfactor.data.checks import check_choice, check_distinct, check_range
 from flowfactor.data.images import StillOptions, TransformedImages
-from flowfactor.data.io import import_extra, reading
+from flowfactor.data.io import reading
 from flowfactor.data.splits import Part, split_indices
-from flowfactor.errors import DataError
+from flowfactor.extras import find_extra
 from flowfactor.options import options
 from flowfactor.registries import DATA
 
@@ -74,7 +73,7 @@ def draw_letters(
     pictures = []
     for name in fonts:
         check_choice("fonts", name, FONTS)
-        path = _package("matplotlib", "demo") / "mpl-data" / "fonts" / "ttf" / f"{name}.ttf"
+        path = find_extra("matplotlib", "demo") / "mpl-data" / "fonts" / "ttf" / f"{name}.ttf"
         with reading(path):
             # Four times as large as needed, and averaged.
             font = ImageFont.truetype(str(path), 4 * size)
@@ -117,7 +116,7 @@ def load_digits(size: int = 28) -> tuple[UInt8[Tensor, "n 1 h h"], Int[Tensor, "
         size: pixels along each side.
 
     Raises:
-        DataError: scikit-learn is not installed.
+        MissingExtraError: scikit-learn is not installed.
 
     Example:
         >>> images, classes = load_digits()
@@ -125,7 +124,7 @@ def load_digits(size: int = 28) -> tuple[UInt8[Tensor, "n 1 h h"], Int[Tensor, "
         ((1797, 1, 28, 28), 174)
     """
     check_range("size", size, 8)
-    path = _package("sklearn", "metrics") / "datasets" / "data" / "digits.csv.gz"
+    path = find_extra("sklearn", "metrics") / "datasets" / "data" / "digits.csv.gz"
     with reading(path):  # importing the package takes much longer
         table = torch.from_numpy(np.loadtxt(path, np.uint8, delimiter=","))
     inner = round(size * 20 / 28)
@@ -135,15 +134,6 @@ def load_digits(size: int = 28) -> tuple[UInt8[Tensor, "n 1 h h"], Int[Tensor, "
     after = size - inner - before
     images = F.pad(large.clamp(0, 1), (before, after, before, after))
     return images.mul(255).round().to(torch.uint8), table[:, -1].long()
-
-
-def _package(name: str, extra: str) -> Path:
-    """Return the folder of a package, without importing it."""
-    spec = importlib.util.find_spec(name)
-    if spec is None or not spec.submodule_search_locations:
-        import_extra(name, extra)
-        raise DataError(f"The package {name} has no folder.")
-    return Path(spec.submodule_search_locations[0])
 
 
 @options

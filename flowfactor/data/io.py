@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
-import importlib
 import io
 import logging
 import math
@@ -34,6 +33,7 @@ from torch import Tensor
 
 from flowfactor.data.checks import check_choice
 from flowfactor.errors import DataError, FlowFactorError
+from flowfactor.extras import import_extra
 from flowfactor.options import shorten
 
 Array = npt.NDArray[Any]
@@ -156,20 +156,6 @@ def read_text(path: Path, limit: int = _MAX_JSON) -> str:
         if len(content) > limit:
             raise DataError(f"{path} is too large: it may have {limit:,} bytes.")
         return content.decode("utf-8-sig")
-
-
-def import_extra(name: str, extra: str) -> Any:
-    """Return a package that not everybody needs.
-
-    Raises:
-        DataError: it is not installed; the message says how to.
-    """
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise DataError(
-            f"This needs the package {name}. Install it with `pip install 'flowfactor[{extra}]'`."
-        ) from error
 
 
 def natural_key(text: str) -> list[tuple[int, int, str]]:
@@ -360,6 +346,12 @@ class Layout:
                 f"{where} is of type {kind}."
             )
         sides = [int(size) for size in array.shape[leading:]]
+        if leading == 2 and len(sides) == 2 and sides[1] in (1, 3):
+            raise DataError(
+                f"{where} of shape {tuple(array.shape)} would be films whose pictures are "
+                f"{sides[1]} pixels wide. A film in colour has the shape (1, F, H, W, C): "
+                f"frames[None]."
+            )
         if 0 not in array.shape and len(sides) == 2 and layout == "auto":
             return cls((1, sides[0], sides[1]), "none", where)
         first = last = False
@@ -425,7 +417,8 @@ class ArrayFile:
         where: the file, for messages.
 
     Raises:
-        DataError: a file that is missing or damaged, or has no such array; ``h5py`` is missing.
+        DataError: a file that is missing or damaged, or has no such array.
+        MissingExtraError: ``h5py`` or ``zarr`` is not installed.
     """
 
     def __init__(self, path: Path, key: str | None = None, usual: str = "images") -> None:
@@ -510,6 +503,12 @@ class ArrayFile:
             if not self.path.exists():
                 raise FileNotFoundError
             return contextlib.nullcontext(import_extra("zarr", "zarr").open(self.path, mode="r"))
+        named = self.path.suffix.lower() in HDF5 or not self.path.is_file()
+        if not named and not import_extra("h5py", "data").is_hdf5(self.path):
+            raise DataError(
+                f"{self.path} holds no arrays. Give a folder of pictures, or a file such as .npy, "
+                f".npz, .h5 or .zarr."
+            )
         return open_h5(self.path)
 
     def _find(self, file: Any) -> str:
@@ -625,7 +624,8 @@ def open_h5(path: Path, mode: str = "r") -> Any:
     """Return an open HDF5 file.
 
     Raises:
-        DataError: ``h5py`` is not installed; the file is missing, truncated or not HDF5.
+        DataError: the file is missing, truncated or not HDF5.
+        MissingExtraError: ``h5py`` is not installed.
     """
     h5py = import_extra("h5py", "data")
     with reading(path):

@@ -23,9 +23,10 @@ from torch import Tensor
 from flowfactor.data.base import SequenceDataset
 from flowfactor.data.checks import check_choice, check_range
 from flowfactor.data.images import StillOptions, TransformedImages
-from flowfactor.data.io import import_extra, local_path, reading
+from flowfactor.data.io import local_path, reading
 from flowfactor.data.options import Count, take
 from flowfactor.errors import DataError
+from flowfactor.extras import import_extra
 from flowfactor.options import NUMBER, options
 from flowfactor.registries import DATA
 

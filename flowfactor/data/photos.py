@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -36,6 +35,7 @@ from flowfactor.data.pyramids import Pyramids
 from flowfactor.data.splits import SPLITS, Part, split_indices
 from flowfactor.data.transformations import ParametricDataset, Transformation
 from flowfactor.errors import DataError
+from flowfactor.extras import find_extra
 from flowfactor.options import PositiveInt, options
 from flowfactor.registries import DATA
 
@@ -345,9 +345,11 @@ class Photos(ParametricDataset):
         sides = np.array([each.shape[1:] for each in pictures], dtype=np.float64)
         largest = np.minimum(sides[:, 0] / (top + bottom), sides[:, 1] / (left + right))
         if (least := float(largest.min()) * window[0]) < 4:
+            height, width = (int(side) for side in sides[largest.argmin()])
             raise DataError(
-                f"window: of the smallest photograph it would have {least:.1f} pixels of a side. "
-                "Choose smaller steps, a smaller room, or larger photographs."
+                f"window: of the smallest photograph, {height} x {width} pixels, it would have "
+                f"{least:.1f} pixels of a side. Remove the photograph, or choose smaller steps or "
+                f"a smaller room."
             )
         sums = [_Sums(each.mean(0).double().numpy()) for each in pictures]
         # A row of random numbers for each sample, so that more samples leave the first as they are.
@@ -484,19 +486,13 @@ def free_photographs(grey: bool = False) -> list[Path]:
         grey: with six more that have no colour.
 
     Raises:
-        DataError: scikit-image or scikit-learn is not installed, or has other files.
+        MissingExtraError: scikit-image or scikit-learn is not installed.
     """
     found = []
     wanted = [*_COLOUR.items(), *(_GREY.items() if grey else ())]
     for folder, names in wanted:
         package, _, inside = folder.partition("/")
-        spec = importlib.util.find_spec(package)
-        if spec is None or not spec.submodule_search_locations:
-            raise DataError(
-                f"path: without one, photographs of the package {package} are taken. Install it "
-                "with `pip install 'flowfactor[photos]'`, or give a folder of your own."
-            )
-        found += [Path(spec.submodule_search_locations[0]) / inside / name for name in names]
+        found += [find_extra(package, "photos") / inside / name for name in names]
     return found
 
 
@@ -523,7 +519,9 @@ def read_photographs(
         if path.is_dir() and path.suffix != ZARR:
             paths = _list_pictures(path)
             if not paths:
-                raise DataError(f"path: the folder {path.absolute()} holds no pictures.")
+                raise DataError(
+                    f"path: the folder {path.absolute()} holds no pictures ({', '.join(PICTURES)})."
+                )
         elif path.suffix.lower() in PICTURES:
             paths = [path]
     if paths:

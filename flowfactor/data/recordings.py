@@ -282,10 +282,12 @@ class Recordings(SequenceDataset):
             if begin == end and name != "train":
                 continue
             if not inside.any():
+                short = end - begin < span
+                advice = "Take a longer film" if short else "Give a smaller stride"
                 raise DataError(
                     f"validation, test: of the {last - first} frames of the only recording, "
-                    f"{end - begin} are for {name}, where no sequence of {span} frames lies. Give "
-                    "a stride, a smaller horizon, or other parts."
+                    f"{end - begin} are for {name}, where no sequence of {span} frames lies. "
+                    f"{advice}, a smaller horizon, or other parts."
                 )
             parts[name] = self.subset(np.flatnonzero(inside).tolist())
             parts[name]._end = np.minimum(parts[name]._end, end)

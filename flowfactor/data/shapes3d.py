@@ -253,10 +253,8 @@ def _check_file(store: ArrayStore, factors: Mapping[str, int]) -> str:
         if len(store) == stride:
             for j, (name, size) in enumerate(factors.items()):
                 stride //= size
-                if size == 1:
-                    continue
-                changed = np.flatnonzero(labels[stride] != labels[0]).tolist()
-                if changed != [j]:
+                changed = np.flatnonzero(labels[stride % len(store)] != labels[0]).tolist()
+                if changed != [j] * (size > 1):
                     raise DataError(
                         f"The labels of {store.where} are in another order: image {stride} should "
                         f"differ from image 0 in factor {j} ({name}) only, but it differs in "

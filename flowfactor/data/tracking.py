@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -291,13 +292,47 @@ def follow_things(
     found = [find_blobs(_steady(frame, still), still, threshold) for frame in _each_frame(film)]
     sizes = np.concatenate([blobs.areas for blobs in found])
     if not len(sizes):
-        raise DataError(f"threshold: nothing in {film.names[0]} differs by {threshold}. Lower it.")
+        raise DataError(
+            f"threshold: nothing in {film.names[0]} moves: no pixel differs by more than "
+            f"{threshold:g} of 255 from what stays. Lower it, or take another film."
+        )
     typical = float(np.median(sizes))
     low, high = (0.4 * typical, 1.6 * typical) if areas is None else areas
     found = [blobs.where((blobs.areas >= low) & (blobs.areas <= high)) for blobs in found]
     if max_distance is None:
         max_distance = 2 * math.sqrt(typical)
     return link(found, max_distance, front=front)
+
+
+def split_tracks(tracks: Sequence[Track], pieces: int, shortest: int = 1) -> list[Track]:
+    """Return tracks in pieces of about equal length, if there are fewer of them than asked for.
+
+    Sequences of one piece share no frame with those of another, so that pieces can be held out.
+
+    Args:
+        tracks: of :func:`follow_things`.
+        pieces: how many there should be, as far as the tracks are long enough.
+        shortest: frames of a piece.
+
+    Example:
+        >>> import numpy as np
+        >>> track = Track(5, np.arange(20) + 0j, np.ones(20), np.zeros(20))
+        >>> [(piece.first, len(piece)) for piece in split_tracks([track], 3, shortest=6)]
+        [(5, 6), (11, 7), (18, 7)]
+    """
+    check_range("pieces", pieces, 1)
+    check_range("shortest", shortest, 1)
+    if len(tracks) >= pieces:
+        return list(tracks)
+    length = max(sum(map(len, tracks)) // pieces, shortest)
+    found = []
+    for track in tracks:
+        count = max(len(track) // length, 1)
+        cuts = [round(i * len(track) / count) for i in range(count + 1)]
+        for begin, end in itertools.pairwise(cuts):
+            values = (each[begin:end] for each in (track.places, track.areas, track.headings))
+            found.append(Track(track.first + begin, *values))
+    return found
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -179,6 +179,15 @@ class ParametricDataset(SequenceDataset):
         ranges = self.start_ranges if self.random_start_prob > 0 else ()
         return StartFactors(self, ranges, bins, self.class_name)
 
+    def random_starts(
+        self, count: int, generator: torch.Generator, *, always: bool = False
+    ) -> Float[Tensor, "count s"] | None:
+        """Draw where sequences start at random; see :class:`SequenceDataset`."""
+        starts = super().random_starts(count, generator)
+        if always and starts is not None:
+            starts[:, -1] = 0.0  # the number that decides whether a start is random
+        return starts
+
     def coverage(self, k: int) -> Coverage | None:
         """Return which states of a transformation training sequences show; None if it has none."""
         motion, (low, high) = self._motions[k], sorted(self.start_ranges[k])

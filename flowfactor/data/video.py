@@ -12,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 from jaxtyping import Float, Int, UInt8
 
-from flowfactor.data.io import MAX_PIXELS, import_extra, reading
+from flowfactor.data.io import MAX_PIXELS, reading
 from flowfactor.errors import DataError
+from flowfactor.extras import import_extra
 
 VIDEOS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".ogv")
 
@@ -46,8 +47,9 @@ class Video:
         times: if ``as_stamped``, when each frame is, in seconds from the first one, else None.
 
     Raises:
-        DataError: PyAV is not installed; a file that cannot be read or holds no video, or of which
-            a frame has no time stamp of its own that it should have.
+        DataError: a file that cannot be read or holds no video, or of which a frame has no time
+            stamp of its own that it should have.
+        MissingExtraError: PyAV is not installed.
     """
 
     def __init__(self, path: Path, as_stamped: bool = False) -> None:

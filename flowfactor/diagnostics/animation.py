@@ -16,7 +16,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from flowfactor.diagnostics.io import write_file
+from flowfactor.checkpoints import write_file
 from flowfactor.diagnostics.sampling import (
     decode_latents,
     encode_images,

@@ -13,7 +13,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from flowfactor.checkpoints import atomic_file
+from flowfactor.checkpoints import write_file
 from flowfactor.diagnostics.style import styled
 
 FORMATS = (".png", ".pdf", ".svg")
@@ -79,15 +79,3 @@ def _missing_letters() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
-
-
-def write_file(path: str | os.PathLike[str], content: bytes) -> Path:
-    """Write a file whole or not at all; missing folders are made.
-
-    Raises:
-        RunError: the file cannot be written.
-    """
-    target = Path(path)
-    with atomic_file(target) as file:
-        file.write(content)
-    return target

@@ -65,7 +65,8 @@ class Player:
         if self._lossless:
             image.save(file, "PNG", optimize=True)
             return "image/png", file.getvalue()
-        image.save(file, "JPEG", quality=85, subsampling=0, optimize=True)
+        # Tables of its own would need a buffer, which PIL makes too small for noise.
+        image.save(file, "JPEG", quality=85, subsampling=0)
         return "image/jpeg", file.getvalue()
 
     @property

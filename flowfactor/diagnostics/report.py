@@ -14,8 +14,9 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from flowfactor.checkpoints import write_file
 from flowfactor.diagnostics.animation import Animation
-from flowfactor.diagnostics.io import render, write_file
+from flowfactor.diagnostics.io import render
 from flowfactor.diagnostics.player import Player
 from flowfactor.names import one_line
 from flowfactor.tables import Table
@@ -123,7 +124,7 @@ def write_report(
         f"<header>\n<h1>{_escape(title)}</h1>\n{below}</header>\n{contents}"
         f"<main>\n{body}\n</main>\n<script>{script}</script>\n</body>\n</html>\n"
     )
-    return write_file(Path(folder) / "report.html", page.encode())
+    return write_file(Path(folder) / "report.html", page)
 
 
 def _render_section(section: Section, name: str) -> str:

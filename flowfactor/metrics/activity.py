@@ -61,7 +61,7 @@ class Inferred:
     Attributes:
         activity: inferred.
         truth: signed speeds of the transformations.
-        errors: of frames decoded along the inferred path.
+        errors: of frames decoded along the inferred path, and of their own encodings.
     """
 
     activity: Activity
@@ -87,7 +87,7 @@ def infer_sequences(
         activity = model.infer_activity(x)
         z = model.trace_activity(model.represent(x[:, 0]), activity.coefficients)
         last = 1 + (batch.horizon if frames is None else frames)
-        errors.append(frame_errors(model, x[:, :last], z[:last]))
+        errors.append(frame_errors(model, x[:, :last], z[:last], encoded=True))
         activities.append([part.cpu() for part in vars(activity).values()])
         truths.append(batch.activity.cpu())
     return Inferred(
@@ -394,6 +394,7 @@ class ActivityMetric(Metric):
             Column("identity"),
             Column("pixel copy"),
             Column("floor"),
+            Column("own encodings"),
         ]
         rows = []
         for name, each in result.kinds.items():
@@ -403,7 +404,7 @@ class ActivityMetric(Metric):
                 for correlations in (scores.correlation, scores.speed_correlation)
             )
             quality = [scores.accuracy, scores.direction, signed, absolute, scores.switch_error]
-            errors = [error.error, error.identity, error.copy, error.floor]
+            errors = [error.error, error.identity, error.copy, error.floor, error.encoded]
             rows.append(Row(name, [*quality, *errors]))
         split = "other sequences" if result.matched_on == "measured" else "validation sequences"
         title = f"Inferred activity; fields were assigned to transformations on {split}"

@@ -8,7 +8,6 @@ DCI's completeness alone, and only the FactorVAE score and DCI's disentanglement
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import operator
 from typing import Annotated, Any, NamedTuple
 
@@ -19,6 +18,7 @@ from pydantic import Field
 
 from flowfactor.checks import check_integer, check_number, check_type
 from flowfactor.errors import DataError
+from flowfactor.extras import import_extra
 from flowfactor.metrics.base import Metric, MetricContext, MetricOptions
 from flowfactor.metrics.codes import Array, CodeSource, CodeTable, check_codes, encode_dataset
 from flowfactor.options import PositiveInt, options
@@ -203,7 +203,7 @@ def dci(
     Raises:
         ValueError: as for :func:`mig`; a value of a factor that only test samples have; a
             fraction that leaves no samples on either side.
-        DataError: scikit-learn is not installed.
+        MissingExtraError: scikit-learn is not installed.
 
     Source: Eastwood and Williams, "A Framework for the Quantitative Evaluation of Disentangled
     Representations", ICLR 2018.
@@ -215,7 +215,7 @@ def dci(
         >>> [round(score, 2) for score in scores]
         [1.0, 1.0, 1.0]
     """
-    learners = _learners("ensemble")
+    learners = import_extra("sklearn.ensemble", "metrics")
     z, v = check_codes(codes, factors)
     check_integer("trees", trees)
     train, test = _split(v, test_fraction, seed)
@@ -252,7 +252,7 @@ def sap(codes: Array, factors: Array, *, test_fraction: float = 1 / 3, seed: int
 
     Raises:
         ValueError: as for :func:`mig` and :func:`dci`.
-        DataError: scikit-learn is not installed.
+        MissingExtraError: scikit-learn is not installed.
 
     Source: Kumar, Sattigeri, Balakrishnan, "Variational Inference of Disentangled Latent Concepts
     from Unlabeled Observations", ICLR 2018.
@@ -263,7 +263,7 @@ def sap(codes: Array, factors: Array, *, test_fraction: float = 1 / 3, seed: int
         >>> 0.4 < sap(factors.astype(float), factors) < 0.6
         True
     """
-    learners = _learners("svm")
+    learners = import_extra("sklearn.svm", "metrics")
     z, v = check_codes(codes, factors)
     _check_rivals(z)
     train, test = _split(v, test_fraction, seed)
@@ -284,16 +284,6 @@ def sap(codes: Array, factors: Array, *, test_fraction: float = 1 / 3, seed: int
 def _check_rivals(codes: npt.NDArray[Any]) -> None:
     if codes.shape[1] < 2:
         raise ValueError("codes must have at least two dimensions; they have only one")
-
-
-def _learners(module: str) -> Any:
-    """Return a module of scikit-learn."""
-    try:
-        return importlib.import_module(f"sklearn.{module}")
-    except ImportError as error:
-        raise DataError(
-            "DCI and SAP need scikit-learn: pip install 'flowfactor[metrics]'."
-        ) from error
 
 
 def _split(

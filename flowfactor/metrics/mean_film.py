@@ -10,7 +10,7 @@ from torch import Tensor
 
 from flowfactor.data import SequenceDataset
 from flowfactor.metrics.base import Metric, MetricContext
-from flowfactor.metrics.pixel_errors import batches, mean_of
+from flowfactor.metrics.pixel_errors import batches
 from flowfactor.records import Evaluation
 from flowfactor.registries import METRICS
 from flowfactor.tables import Column, Table
@@ -80,11 +80,6 @@ class MeanFilm:
     """The errors of mean training films by transformation."""
 
     errors: dict[str, float]
-
-    @property
-    def mean_error(self) -> float | None:
-        """The mean over transformations."""
-        return mean_of(self.errors.values())
 
 
 @METRICS.register("mean_film")

@@ -41,6 +41,8 @@ class EquivarianceError:
         copy: ``(images, T)``: the same with frame 0 itself in place of what is decoded.
         reconstruction: ``(images,)``: the error of decoding frame 0 from its own latent.
         pixels: channels times pixels of a frame.
+        encoded: ``(images, T)``: that of decoding each frame from its own encoding, where that was
+            asked for.
     """
 
     flow: Float[Tensor, "n t"]
@@ -48,6 +50,7 @@ class EquivarianceError:
     copy: Float[Tensor, "n t"]
     reconstruction: Float[Tensor, "n"]
     pixels: int
+    encoded: Float[Tensor, "n t"] | None = None
 
     @property
     def error(self) -> float:
@@ -76,6 +79,11 @@ class EquivarianceError:
         return float(self.reconstruction.mean()) * self.flow.shape[1]
 
     @property
+    def encoded_error(self) -> float | None:
+        """What the autoencoder costs on the same frames, each decoded from its own encoding."""
+        return None if self.encoded is None else float(self.encoded.sum(1).mean())
+
+    @property
     def per_frame_and_pixel(self) -> float:
         """``E_k`` per frame, channel and pixel: the mean absolute error of a pixel."""
         return self.error / (self.flow.shape[1] * self.pixels)
@@ -93,6 +101,7 @@ class ErrorSummary:
     per_frame: list[float]
     identity_per_frame: list[float]
     copy: float | None = None  # evaluations of earlier versions lack it
+    encoded: float | None = None
 
     @property
     def beats_standing_still(self) -> bool:
@@ -112,6 +121,7 @@ class ErrorSummary:
             error.flow.mean(0).tolist(),
             error.identity.mean(0).tolist(),
             error.copy_error,
+            error.encoded_error,
         )
 
 
@@ -167,20 +177,25 @@ def error_table(
         Column("identity"),
         Column("pixel copy"),
         Column("floor"),
+        Column("own encodings"),
         *extra,
     ]
     rows = [
         Row(
             name,
-            [error.error, error.standard_error, error.identity, error.copy, error.floor]
-            + [numbers.get(name) for numbers in extra.values()],
+            [
+                *(error.error, error.standard_error, error.identity, error.copy, error.floor),
+                error.encoded,
+                *(numbers.get(name) for numbers in extra.values()),
+            ],
             "" if error.beats_standing_still else "no better than an image that stands still",
         )
         for name, error in errors.items()
     ]
     if len(rows) > 1:
         error, identity, copy, _ = mean_errors(errors.values())
-        means = [error, None, identity, copy, *[None] * (1 + len(extra))]
+        own = mean_of(each.encoded for each in errors.values() if each.encoded is not None)
+        means = [error, None, identity, copy, None, own, *[None] * len(extra)]
         rows.append(Row("mean", means, ruled=True))
     return Table(columns, rows, title, label).without_empty_columns()
 
@@ -328,7 +343,11 @@ def frame_times(horizon: int, like: Tensor) -> Float[Tensor, "t"]:
 
 
 def frame_errors(
-    model: SequenceModel, x: Float[Tensor, "b f c h w"], z: Float[Tensor, "f b d"]
+    model: SequenceModel,
+    x: Float[Tensor, "b f c h w"],
+    z: Float[Tensor, "f b d"],
+    *,
+    encoded: bool = False,
 ) -> EquivarianceError:
     """Return the errors of frames decoded from a path against the true ones.
 
@@ -337,27 +356,42 @@ def frame_errors(
         x: the true frames.
         z: the path; it starts at the latent of the first frame, which is what an unmoved latent
             decodes to.
+        encoded: also decode every frame from its own encoding.
     """
     check_type("model", model, SequenceModel)
     check_tensor("x", x, ("B", "F", *model.image_shape), pixels=True)
     check_tensor("z", z, (x.shape[1], x.shape[0], model.latent_dim))
     moved = model.decode(rearrange(z, "f b d -> (f b) d"))
     moved = rearrange(moved, "(f b) c h w -> b f c h w", f=len(z))
-    flow, identity, copy = (
+    kinds = [moved, moved[:, :1], x[:, :1]]
+    if encoded:
+        own = model.decode(model.represent(rearrange(x[:, 1:], "b f c h w -> (b f) c h w")))
+        own = rearrange(own, "(b f) c h w -> b f c h w", b=len(x))
+        kinds.append(torch.cat([moved[:, :1], own], dim=1))
+    flow, identity, copy, *rest = (
         rearrange((x - decoded).abs(), "b f c h w -> b f (c h w)").sum(-1).cpu().double()
-        for decoded in (moved, moved[:, :1], x[:, :1])
+        for decoded in kinds
     )
-    return EquivarianceError(flow[:, 1:], identity[:, 1:], copy[:, 1:], flow[:, 0], x[0, 0].numel())
+    return EquivarianceError(
+        flow[:, 1:],
+        identity[:, 1:],
+        copy[:, 1:],
+        flow[:, 0],
+        x[0, 0].numel(),
+        rest[0][:, 1:] if rest else None,
+    )
 
 
 def concatenate_errors(parts: Sequence[EquivarianceError]) -> EquivarianceError:
     """Return the errors of all images of some batches."""
+    known = [part.encoded for part in parts if part.encoded is not None]
     return EquivarianceError(
         torch.cat([part.flow for part in parts]),
         torch.cat([part.identity for part in parts]),
         torch.cat([part.copy for part in parts]),
         torch.cat([part.reconstruction for part in parts]),
         parts[0].pixels,
+        torch.cat(known) if len(known) == len(parts) else None,
     )
 
 

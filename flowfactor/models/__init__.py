@@ -1,5 +1,9 @@
 """Models of image sequences; a new one is a file with a class that registers itself."""
 
+from flowfactor.models.activity_autoencoder import (
+    ActivityAutoencoder,
+    ActivityAutoencoderOptions,
+)
 from flowfactor.models.autoencoder import (
     Autoencoder,
     AutoencoderOptions,
@@ -23,6 +27,8 @@ from flowfactor.registries import MODELS
 __all__ = [
     "MODELS",
     "VAE",
+    "ActivityAutoencoder",
+    "ActivityAutoencoderOptions",
     "Autoencoder",
     "AutoencoderOptions",
     "Context",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, ClassVar, Self
@@ -164,6 +164,35 @@ class SequenceModel(nn.Module, ABC):
         """Return an untrained model from what :meth:`spec` returned."""
         options = parse(cls.Options, spec["options"])
         return cls.from_options(options, spec["names"], spec["image_shape"], spec["horizon"])
+
+    def inherit(
+        self, weights: Mapping[str, Tensor], names: tuple[str, ...] | None
+    ) -> dict[str, Tensor]:
+        """Return which weights of another model this one begins with: of the same name and shape.
+
+        A model whose flows get their names from the data takes those of the other one.
+
+        Args:
+            weights: of the other model, by name.
+            names: of its flows; None if they are not known.
+
+        Raises:
+            ConfigError: they are not those of this model.
+        """
+        if names is not None and names != self.names:
+            raise ConfigError(
+                f"its transformations are {brief(names)}, those of this model "
+                f"{brief(self.names)}; they must be the same, in the same order"
+            )
+        return self._fitting(weights)
+
+    def _fitting(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        mine = {k: v for k, v in self.state_dict().items() if isinstance(v, Tensor)}
+        return {
+            name: weight
+            for name, weight in weights.items()
+            if name in mine and getattr(weight, "shape", None) == mine[name].shape
+        }
 
     @property
     def device(self) -> torch.device:
@@ -362,10 +391,11 @@ class SequenceModel(nn.Module, ABC):
 
         A group may have options of its own, such as ``lr``, the peak of its learning rate, and
         ``betas``; what it does not name is as in
-        :class:`~flowfactor.training.TrainingOptions`. A model with an adversary puts it into a
-        group of its own, and in training mode returns its loss as one more term of :meth:`loss`:
-        the adversary's loss reaches no other parameters, nor the other terms the adversary, so
-        that one backward pass of the sum trains both.
+        :class:`~flowfactor.training.TrainingOptions`. With a ``span``, two training steps, its
+        learning rate falls to 0 between them, and not between the first and the last one. A model
+        with an adversary puts it into a group of its own, and in training mode returns its loss as
+        one more term of :meth:`loss`: the adversary's loss reaches no other parameters, nor the
+        other terms the adversary, so that one backward pass of the sum trains both.
         """
         return [{"params": list(self.parameters())}]
 

@@ -78,8 +78,6 @@ class TraversalModel(Autoencoder):
         **networks: Any,
     ) -> None:
         super().__init__(options, names, image_shape, horizon, **networks)
-        if not names or len(set(names)) < len(names):
-            raise ValueError(f"names must be different ones, at least one; they are {list(names)}")
         self.names = tuple(names)
         self.traversal = "mean"
         K = len(self.names)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Self
+
+from torch import Tensor
 
 from flowfactor.models.base import PotentialModel
 
@@ -32,6 +35,14 @@ class UnnamedFlows(PotentialModel):
         model = super().from_spec(spec)
         model.potentials.names = tuple(spec["flows"])
         return model
+
+    def inherit(
+        self, weights: Mapping[str, Tensor], names: tuple[str, ...] | None
+    ) -> dict[str, Tensor]:
+        """Return the weights that fit; as many flows keep their names."""
+        if names is not None and len(names) == len(self.names):
+            self.potentials.names = names
+        return self._fitting(weights)
 
     def matched_names(self) -> tuple[str, ...]:
         """Return the names of flows in the order of the transformations, the others being spare."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from flowfactor.data import SequenceBatch
+from flowfactor.errors import ConfigError
 from flowfactor.inference import Inference, TransformationPosterior
 from flowfactor.matching import match_flows
 from flowfactor.models.autoencoder import flatten_frames, kl_to_standard_normal
@@ -37,7 +38,16 @@ class WeakFlowVAEOptions(FlowVAEOptions):
     """How the model infers which flow a sequence follows."""
 
     def check(self, config: Any) -> None:
-        """Accept hidden labels."""
+        """Accept hidden labels.
+
+        Raises:
+            ConfigError: the network to be trusted has never been trained.
+        """
+        if self.inference.estimator == "fixed" and config.training.initial_weights is None:
+            raise ConfigError(
+                "model.inference.estimator: fixed trusts a trained inference network; name the "
+                "run that has it by training.initial_weights"
+            )
 
 
 @MODELS.register("weak_flow_vae")
@@ -56,7 +66,8 @@ class WeakFlowVAE(UnnamedFlows, FlowVAE):
     *Enumeration* (variational EM): the minimising q are the responsibilities
     ``softmax(-cost_k / temperature)``; they weigh the costs of all K flows, and the network is
     taught to predict them. *Gumbel*: one flow is drawn from the network's q by the
-    straight-through Gumbel-softmax, through which the network learns; the paper's way.
+    straight-through Gumbel-softmax, through which the network learns; the paper's way. *Fixed*: the
+    network of another training chooses, and only the rest learns.
 
     Training begins with the autoencoder alone, on single frames, then lets the temperature fall
     from the mean difference between the flows' costs, so that none of them wins before it has had a
@@ -99,12 +110,30 @@ class WeakFlowVAE(UnnamedFlows, FlowVAE):
         self.transformations = tuple(names)
         self.inference = options.inference
         self.inference_network = TransformationPosterior(self.image_shape, flows, self.horizon)
+        self.inference_network.requires_grad_(self.inference.estimator != "fixed")
         self.step = 0
         self.first_temperature: Tensor
         self.register_buffer("first_temperature", torch.zeros(()))
         self.restart_seed: Tensor
         if self.inference.restart:
             self.register_buffer("restart_seed", torch.randint(2**31, ()))
+
+    def inherit(
+        self, weights: Mapping[str, Tensor], names: tuple[str, ...] | None
+    ) -> dict[str, Tensor]:
+        """Return the weights that fit, without the state of the other model's schedule.
+
+        Raises:
+            ConfigError: the inference network cannot be taken, and is not to learn.
+        """
+        taken = super().inherit(weights, names)
+        needed = {f"inference_network.{name}" for name in self.inference_network.state_dict()}
+        if self.inference.estimator == "fixed" and not needed <= taken.keys():
+            raise ConfigError(
+                f"it has no inference network of {len(self.names)} flows of images "
+                f"{self.image_shape}, which model.inference.estimator = fixed needs"
+            )
+        return {k: v for k, v in taken.items() if k not in ("first_temperature", "restart_seed")}
 
     # ---- which flow a sequence follows
 
@@ -124,22 +153,32 @@ class WeakFlowVAE(UnnamedFlows, FlowVAE):
         """Find out on validation sequences what the flows have learned; order and name them by it.
 
         Where no sequence has a label, the flows are ordered by how many sequences follow them.
+        Flows that came with their names from another model keep them, unless they were compared
+        again and there are labels.
 
         Returns:
             ``matching``: the counts of sequences by transformation and flow, and the flows' names;
             with labels also the accuracy and purity of a :class:`~flowfactor.matching.Matching`.
         """
-        batches = list(validation)
+        batches, count = list(validation), len(self.transformations)
         labelled = [part for part in map(_labelled, batches) if len(part)]
+        named = self.names != flow_names(len(self.names)) and (
+            self.names[:count] == self.transformations
+        )
         if not labelled:
             flows = torch.cat([self.choose(batch.to(self.device)).cpu() for batch in batches])
             counts = torch.bincount(flows, minlength=len(self.names))
-            order = counts.argsort(descending=True, stable=True)
-            self.arrange(order.tolist(), flow_names(len(order)))
-            logger.info("validation sequences of each flow: %s", counts[order].tolist())
-            return {"matching": {"counts": [counts[order].tolist()], "flows": list(self.names)}}
-        matching = match_flows(self, labelled, len(self.transformations))
+            if not named:
+                order = counts.argsort(descending=True, stable=True)
+                self.arrange(order.tolist(), flow_names(len(order)))
+                counts = counts[order]
+            logger.info("validation sequences of each flow: %s", counts.tolist())
+            return {"matching": {"counts": [counts.tolist()], "flows": list(self.names)}}
+        matching = match_flows(self, labelled, count)
         names = self.matched_names()
+        if named and self.inference.estimator == "fixed":
+            matching = dataclasses.replace(matching, flow_of=tuple(range(count)))
+            names = self.names
         self.arrange(matching.order, names)
         logger.info("matching accuracy on validation sequences: %.4f", matching.accuracy)
         return {
@@ -183,7 +222,7 @@ class WeakFlowVAE(UnnamedFlows, FlowVAE):
     @property
     def schedule_steps(self) -> int:
         """Steps of warm-up and annealing."""
-        return self.inference.warmup + self.inference.anneal
+        return self.inference.schedule_steps
 
     def on_step(self, step: int) -> None:
         """Let the schedule of warm-up and annealing know the training step."""
@@ -216,7 +255,7 @@ class WeakFlowVAE(UnnamedFlows, FlowVAE):
         sequence is explained by the flow that the network finds most likely.
         """
         options, step = self.inference, self.step
-        if not self.training:
+        if not self.training or options.estimator == "fixed":
             return self._explain(sequences)
         if step < options.warmup:
             return self._autoencode(sequences)

@@ -45,9 +45,9 @@ def test_every_configuration_trains_and_evaluates(call, tmp_path, config):
         assert name in output
 
 
-@pytest.mark.parametrize("config", ["demo", "factor_grid", "mnist_sparse"])
+@pytest.mark.parametrize("config", ["demo", "mnist_sparse"])
 def test_run_does_it_all(call, tiny_run, tmp_path, config):
-    """What is drawn and trained already, what is on a grid, and what nobody says anything of."""
+    """What is trained already, and what nobody says anything of."""
     run, options = tmp_path / "run", sets_of(config, tmp_path)
     if config == "demo":
         shutil.copytree(tiny_run, run)
@@ -178,6 +178,7 @@ def test_ones_own_images_from_an_array_and_a_folder(call, tmp_path):
     assert torch.equal(*weights)
 
 
+@pytest.mark.cluster
 def test_two_processes_train_together(tmp_path):
     """Distributed data parallel on the CPU, by the ordinary command; one of them evaluates."""
     run = tmp_path / "run"

@@ -14,10 +14,13 @@ import torch
 from PIL import Image
 
 import flowfactor
+from experiments.explorer import page
 from experiments.explorer.page import Guard, listen
 from experiments.explorer.runs import open_runs
 from experiments.explorer.session import Samples, Session
-from experiments.runs import first_frames, open_run
+from experiments.publish import find_run
+from experiments.runs import open_run
+from experiments.samples import first_frames
 from flowfactor.diagnostics.explorer import Explorer
 from flowfactor.errors import DataError, RunError
 
@@ -265,6 +268,29 @@ def test_bad_runs_and_a_missing_gradio_get_a_sentence(call, tmp_path, monkeypatc
     code, output = call("explore", tmp_path / "nothing")
     assert code == 2
     assert "nothing" in output
+
+
+def test_the_command_serves_the_runs(call, tiny_run, monkeypatch):
+    served = []
+    monkeypatch.setattr(page, "import_gradio", lambda: None)
+    monkeypatch.setattr(page, "make_app", lambda make_session, local: (make_session(), local))
+    monkeypatch.setattr(page, "serve", lambda app, sock: served.append((*app, sock)))
+    monkeypatch.setattr("webbrowser.open", served.append)
+    for host, local in (("127.0.0.1", True), ("0.0.0.0", False)):
+        code, output = call("explore", tiny_run, "--host", host, "--port", 0, "--browser")
+        assert code == 0, output
+        address, (session, shown, sock) = served
+        assert address in output
+        assert (list(session.explorers), shown) == ([str(tiny_run)], local)
+        assert ("can open" in output) != local
+        sock.close()
+        served.clear()
+
+
+def test_runs_of_other_shapes_are_not_side_by_side(call, tiny_run, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RunError, match="one shape"):
+        open_runs([tiny_run, find_run("photos")])
 
 
 def test_the_documented_times_are_those_that_were_measured():

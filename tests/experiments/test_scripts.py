@@ -12,8 +12,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from experiments.console import Command
-from experiments.explore import different_samples
 from experiments.runs import open_run
+from experiments.samples import different_samples
 from flowfactor import pretrained
 from flowfactor.metrics import Composition, Extrapolation
 from flowfactor.records import Evaluation

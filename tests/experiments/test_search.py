@@ -44,7 +44,7 @@ def write_yaml(folder: Path, **content) -> str:
 
 
 @pytest.mark.cluster
-def test_the_best_by_validation_data_only(tmp_path, monkeypatch):
+def test_the_best_by_validation_data_only(call, tmp_path, monkeypatch):
     """The whole of a search, in two parts, with data that have no test split."""
     pytest.importorskip("optuna")
     load, splits = MNISTOptions.load, set()
@@ -82,6 +82,17 @@ def test_the_best_by_validation_data_only(tmp_path, monkeypatch):
         with pytest.raises(RunError, match=message):
             searching.run(other, RayOptions(address="none"))  # which is not opened
     assert searching.run(plan, RayOptions(address="none")).best_trial == best
+    code, output = call("search", write_yaml(tmp_path, parallel=2), "--out", out)
+    assert code == 0, output
+    assert str(out / BEST_FILE) in output
+
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(searching, "run", interrupt)
+    code, output = call("search", write_yaml(tmp_path), "--out", out)
+    assert code == 130
+    assert "the same command" in output
 
 
 @pytest.mark.cluster
@@ -139,6 +150,10 @@ def test_trials_that_are_worse_are_stopped_and_interrupted_ones_go_on(tmp_path, 
         ({"objective": "mean_eror"}, "mean_error"),
         ({"objective": "parameters"}, "objective"),
         ({"executor": {"kind": "dask"}}, "executor"),
+        (
+            {"space": {"training.learning_rate": {"low": 1, "high": 2, "log": True, "step": 1}}},
+            "step",
+        ),
     ],
 )
 def test_mistakes_are_named_before_anything_starts(tmp_path, content, message):

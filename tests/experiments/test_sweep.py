@@ -166,7 +166,7 @@ def test_a_sweep_that_is_killed_goes_on(tmp_path):
     def is_free() -> bool:
         """Forked cells hold the lock of their command too, with some versions of filelock."""
         try:
-            with sweep.lock_table(out):
+            with sweep.lock_folder(out):
                 return not is_busy(cell)
         except RunError:
             return False

@@ -6,7 +6,13 @@ import pytest
 import torch
 from torch.distributions import MultivariateNormal
 
-from flowfactor.activity import ActivityPrior, Posterior, Projections, SpikeStates
+from flowfactor.activity import (
+    ActivityPrior,
+    Posterior,
+    Projections,
+    SpikeStates,
+    steady_speeds,
+)
 from flowfactor.errors import ConfigError
 
 K, D, STEPS = 2, 3, 3
@@ -198,3 +204,21 @@ def test_evidence_has_the_gradient_of_its_moments(seen):
 def test_impossible_priors_are_refused(wrong):
     with pytest.raises(ConfigError):
         ActivityPrior(**wrong)
+
+
+def test_steady_speeds_are_one_regression_for_each_run(seen):
+    """Of the displacements of all its steps, on the velocities of the fields that act."""
+    displacements, velocities, variance = seen
+    directions = torch.tensor([[[1.0, -1.0], [1.0, -1.0], [0.0, 1.0]]], dtype=torch.float64)
+    found = steady_speeds(
+        Projections.of(displacements, velocities, variance), directions, PRIOR.slab
+    )
+    F, D = velocities[0] / variance.sqrt(), displacements[0] / variance.sqrt()
+    for steps, fields, mean in ([0, 1], [0, 1], [1.0, -1.0]), ([2], [1], [1.0]):
+        A = F[steps][:, fields].transpose(1, 2).flatten(0, 1)
+        prior = torch.eye(len(fields), dtype=torch.float64) / PRIOR.slab**2
+        pull = prior @ torch.tensor(mean, dtype=torch.float64) + A.T @ D[steps].flatten()
+        expected = torch.linalg.solve(A.T @ A + prior, pull)
+        for step in steps:
+            torch.testing.assert_close(found[0, step, fields], expected)
+    assert found[0, 2, 0] == 0

@@ -2,18 +2,24 @@
 
 import dataclasses
 import inspect
+import io
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from small_models import HORIZON, NAMES, SHAPE, choose_frames, films, small
 from torch import nn
 
 import flowfactor
+from flowfactor import AutogradField, diagnostics, pretrained
 from flowfactor.data import Recordings, SequenceBatch, SequenceDataset, TransformedImages
 from flowfactor.data.mnist import MNISTOptions
+from flowfactor.diagnostics.explorer import read_picture
+from flowfactor.diagnostics.sampling import to_pixels
 from flowfactor.errors import ConfigError, DataError
 from flowfactor.evaluation import evaluate
+from flowfactor.matching import match_activity
 from flowfactor.metrics import (
     CodeTable,
     classify_pairs,
@@ -36,11 +42,15 @@ from flowfactor.metrics import (
     switching_error,
     variation_predictability,
 )
-from flowfactor.models import FlowVAE
+from flowfactor.metrics.intervals import proportion_interval
+from flowfactor.models import FlowVAE, Objective
 from flowfactor.models.base import trusted_arguments
 from flowfactor.options import parse
+from flowfactor.potentials import IndependentFields
+from flowfactor.potentials.base import LinearCombination
 from flowfactor.registries import MODELS
 from flowfactor.training import TrainingOptions, fit
+from solvers import Euler
 
 pytestmark = pytest.mark.wrong_types
 D = 4
@@ -487,3 +497,88 @@ def test_numbers_may_be_written_as_text():
     """YAML 1.1 reads 1e-3, which has no point, as text."""
     assert parse(TrainingOptions, {"learning_rate": "1e-3"}).learning_rate == 1e-3
     assert parse(TrainingOptions, {"steps": "20"}).steps == 20
+
+
+# ---- what is drawn, counted and put together
+
+
+def moving(**options):
+    return small("flow_vae", **options)
+
+
+def fields_without_parts():
+    return IndependentFields({"left": AutogradField(lambda z, t: z, D)})
+
+
+class Infinite(CodeTable):
+    """Codes that turn out to be infinite when they are drawn."""
+
+    def __init__(self):
+        super().__init__(torch.zeros(60, 2), torch.arange(60)[:, None] % 2)
+
+    def sample(self, count, generator):
+        return np.full((count, 2), np.inf), np.zeros((count, 1))
+
+
+def picture():
+    buffer = io.BytesIO()
+    Image.new("L", (4, 4)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+FEW = torch.zeros(2, 1, 3, 1)
+EACH = torch.tensor([[0.0, 1.0], [0.0, 2.0]])
+
+
+def curl():
+    parts = {"parts": "solenoidal", "objective": {"hamilton_jacobi": 0}}
+    return moving(**parts)
+
+
+REFUSALS = {
+    "no kinds": (lambda: diagnostics.plot_activity(moving(), {}), "sequences"),
+    "one time": (
+        lambda: diagnostics.draw_animation(torch.zeros(1, 1, 1, 1, 8, 8), ["left"], [0.0]),
+        "times",
+    ),
+    "arrows": (lambda: diagnostics.plot_landscape(moving(), X, 0, arrows="up"), "arrows"),
+    "blends": (lambda: diagnostics.player_data(moving(), X, blends=0), "blends"),
+    "no potential": (lambda: diagnostics.plot_transport(curl(), X), "left"),
+    "no curves": (lambda: diagnostics.draw_transport({}), "curves"),
+    "two channels": (lambda: to_pixels(torch.zeros(2, 4, 4)), "channels"),
+    "a picture for two channels": (lambda: read_picture(picture(), (2, 4, 4)), "channels"),
+    "no samples": (lambda: proportion_interval(torch.zeros(0, dtype=torch.bool)), "right"),
+    "few fields": (lambda: match_activity(*FEW, torch.zeros(1, 3, 2)), "fields"),
+    "codes": (lambda: factor_vae_score(Infinite()), "codes"),
+    "complex times": (lambda: moving().flow(Z, "left", 1j), "t"),
+    "times of each": (
+        lambda: flowfactor.trace(
+            Z, moving().potentials[0], EACH, log_density="discrete", method=Euler(1)
+        ),
+        "log-density",
+    ),
+    "steps of each": (
+        lambda: flowfactor.trace(
+            Z, moving().potentials[0], 1.0, log_density="discrete", method=Euler(1), per_sample=True
+        ),
+        "per_sample",
+    ),
+    "infinite within a step": (lambda: moving().trace(Z, 0, [0.0, float("inf")]), "t"),
+    "the model for its flow": (lambda: flowfactor.flow(Z, moving(), 1.0), "k"),
+    "solver": (lambda: moving(solver=3), "solver"),
+    "encoder": (lambda: moving(encoder=3), "encoder"),
+    "objective": (lambda: Objective(beta=-1), "objective"),
+    "objective of a model": (lambda: moving(objective=3), "objective"),
+    "parts of a field": (lambda: fields_without_parts().gradient_part["left"], "parts"),
+    "other parts": (lambda: fields_without_parts().solenoidal_part, "parts"),
+    "no terms": (lambda: LinearCombination([]), "term"),
+    "a bank's latents": (lambda: moving().potentials[0].velocity(Z.long(), 0.0), "z"),
+    "a model that does not ship": (lambda: pretrained.folder("mnsit"), "mnsit"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+@pytest.mark.wrong_types
+def test_what_else_is_refused(case):
+    call, word = REFUSALS[case]
+    refuses(call, word)

@@ -19,14 +19,16 @@ from flowfactor.checkpoints import (
     ARCHIVE_FILE,
     MODEL_FILE,
     atomic_file,
+    check_tensors,
     digest,
     lock_run,
     model_file,
     read,
     save_model,
     write,
+    write_file,
 )
-from flowfactor.errors import RunError
+from flowfactor.errors import RunError, explain
 
 
 def test_a_loaded_model_is_the_saved_one(model, tmp_path):
@@ -343,3 +345,34 @@ def test_an_unwritable_folder(tmp_path):
     (tmp_path / "blocked").write_text("a file, not a folder")
     with pytest.raises(RunError, match=r"x\.pt"):
         write({}, tmp_path / "blocked" / "x.pt")
+    with pytest.raises(RunError, match="blocked"), lock_run(tmp_path / "blocked" / "run"):
+        pass
+
+
+def test_tensors_that_the_model_does_not_have(model, tmp_path):
+    weights = model.state_dict() | {"surplus": torch.zeros(1)}
+    with pytest.raises(ValueError, match="surplus"):
+        check_tensors(model.state_dict(), weights)
+    damaged = bytearray(tensor_files.pack(weights, {}))
+    damaged[8:40] = bytes(32)
+    with pytest.raises(tensor_files.DamageError, match="checksum"):
+        tensor_files.unpack(bytes(damaged))
+
+
+def test_files_of_a_process_of_another_user_stay(tmp_path, monkeypatch):
+    def deny(process, signal):
+        raise PermissionError
+
+    left = tmp_path / f".{socket.gethostname()}-1-00000000.part"
+    left.touch()
+    monkeypatch.setattr(os, "kill", deny)
+    assert write_file(tmp_path / "file", "new").read_text() == "new"
+    assert left.exists()
+
+
+def test_a_working_folder_that_is_gone_is_named(monkeypatch):
+    def fail():
+        raise FileNotFoundError
+
+    monkeypatch.setattr(os, "getcwd", fail)
+    assert "working folder" in explain(FileNotFoundError(2, "No such file", "runs"))

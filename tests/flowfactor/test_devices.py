@@ -18,8 +18,11 @@ from flowfactor.errors import ConfigError
 from flowfactor.evaluation import EvaluationOptions, evaluate
 from flowfactor.models import TraversalModel, fit_traversals
 from flowfactor.registries import METRICS, MODELS
-from flowfactor.training import TrainingOptions, make_fabric
+from flowfactor.training import TrainingOptions, decide, make_fabric
 
+OPTIONS = {
+    "poflow": {"wave": 0.0, "jacobian": 0.0},  # derivatives in forward mode cannot be played
+}
 # What each model can be measured by, as far as it is quick where every operation is watched.
 MEASURED = {
     "flow_vae": {
@@ -42,9 +45,7 @@ def data():
 
 
 def make(kind, data):
-    # Derivatives in forward mode cannot be played.
-    options = {"wave": 0.0, "jacobian": 0.0} if kind == "poflow" else {}
-    model = small(kind, data.names, data.image_shape, data.horizon, **options)
+    model = small(kind, data.names, data.image_shape, data.horizon, **OPTIONS.get(kind, {}))
     if isinstance(model, TraversalModel):
         fit_traversals(model, [data.sample(range(12))])
     return model
@@ -141,3 +142,26 @@ def test_one_device_is_for_one_process(monkeypatch):
     options = TrainingOptions(accelerator="cuda:1", devices=2, precision="32-true", threads=1)
     with pytest.raises(ConfigError, match="cuda:1"):
         make_fabric(options)
+    with pytest.raises(ConfigError, match="accelerator"):  # it is only announced here
+        make_fabric(dataclasses.replace(options, devices=1))
+
+
+@pytest.mark.parametrize("torchrun", [False, True])
+def test_several_processes_do_not_measure_their_precision(monkeypatch, torchrun):
+    options = TrainingOptions(accelerator="cpu", devices=1 if torchrun else 2)
+    if torchrun:
+        numbers = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+        for key, value in {"TORCHELASTIC_RUN_ID": "1", "GROUP_RANK": "0", **numbers}.items():
+            monkeypatch.setenv(key, value)
+    decided, reasons = decide(options)
+    assert decided.precision == "32-true"
+    assert "several processes" in reasons["precision"]
+
+
+def test_processes_that_cannot_be_started(monkeypatch):
+    def fail(_):
+        raise RuntimeError("no free port")
+
+    monkeypatch.setattr("lightning_fabric.Fabric.launch", fail)
+    with pytest.raises(ConfigError, match="no free port"):
+        make_fabric(TrainingOptions(accelerator="cpu", precision="32-true", threads=1))

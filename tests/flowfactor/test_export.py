@@ -23,7 +23,6 @@ pytestmark = [
 NAMES = ("rotation", "hue")
 KINDS = {
     "in time": {"rank": 1},  # all parts; of the others the flow
-    "network": {"field": "mlp"},
     "with turns": {
         "parts": "both",
         "autonomous": True,
@@ -89,7 +88,8 @@ def test_parity_by_onnx_runtime(exported):
 
 
 def test_the_format_of_torch(tmp_path):
-    model = build()
+    """Of a field that is a network."""
+    model = build(field="mlp")
     files = export(model, tmp_path, "torch", method=RK4(steps=1), parts=("flow",))
     flow = torch.export.load(files[0]).module()
     z = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))

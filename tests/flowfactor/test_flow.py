@@ -9,8 +9,8 @@ from scipy.integrate import solve_ivp
 
 import flowfactor
 from flowfactor import AutogradPotential, MLPPotential, RidgePotential
+from flowfactor.flow import compiled_flows, trace_between
 from flowfactor.flow import trace as follow
-from flowfactor.flow import trace_between
 from solvers import RK4, Adjoint, Direct, Dopri5, Dopri8, Euler, SolverError
 
 DIM = 4
@@ -426,3 +426,13 @@ def test_bad_intervals(bank, z, change, word) -> None:
     bad = z.index_fill(0, torch.tensor([1]), float("nan"))
     with pytest.raises(SolverError, match="sample 1"):
         trace_between(bad, bank["hue"], STARTS, ENDS)
+
+
+def test_compiled_flows_are_the_flows(bank, z) -> None:
+    """Without the compiler here; what is not finite is then no error."""
+    with torch.compiler.set_stance("force_eager"), compiled_flows():
+        path = trace_between(z, bank["hue"], STARTS, ENDS, method=RK4(steps=3))
+        broken = trace_between(z / 0, bank["hue"], STARTS, ENDS, method=RK4(steps=3))
+    expected = trace_between(z, bank["hue"], STARTS, ENDS, method=RK4(steps=3))
+    assert torch.equal(path.z, expected.z)
+    assert not broken.z[-1].isfinite().all()

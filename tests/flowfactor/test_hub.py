@@ -1,6 +1,8 @@
 """Sharing models: folders with a card, the Hub's cache, models that ship."""
 
 import dataclasses
+import sys
+import types
 
 import pytest
 import torch
@@ -115,3 +117,17 @@ def test_a_folder_comes_before_a_model_that_ships(model, tmp_path, monkeypatch):
     flowfactor.save_model(model, "sprites")
     assert same(flowfactor.load("sprites"), model)
     assert not same(flowfactor.load(flowfactor.pretrained.folder("sprites")), model)
+
+
+def test_what_the_hub_refuses_and_what_is_no_name(model, tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError("401: log in first")
+
+    hub = types.ModuleType("huggingface_hub")
+    hub.HfApi = lambda: types.SimpleNamespace(create_repo=refuse)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    folder = flowfactor.save_pretrained(model, tmp_path / "model")
+    with pytest.raises(RunError, match="log in"):
+        flowfactor.push_to_hub(folder, "me/model")
+    with pytest.raises(RunError, match="no_such_model"):
+        flowfactor.from_pretrained("no_such_model")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+import types
 
 import lightning_fabric
 import pytest
@@ -10,7 +11,7 @@ from small_models import small
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from toy_data import Tiny
 
-from flowfactor.errors import ConfigError
+from flowfactor.errors import ConfigError, MissingExtraError
 from flowfactor.registries import LOGGERS
 from flowfactor.training import TrainingOptions, fit
 
@@ -86,6 +87,103 @@ def feed(name, run):
     logger.finalize("success")
 
 
+class PlayedService:
+    """What MLflow and wandb are asked for, until they refuse."""
+
+    def __init__(self):
+        self.calls, self.refuses = [], ()
+
+    def __getattr__(self, name):
+        def call(*args, **kwargs):
+            if name in self.refuses:
+                raise self.error(f"{name} is refused")
+            self.calls.append((name, *args))
+            return self
+
+        return call
+
+    class error(Exception):  # noqa: N801, N818  (as wandb calls it)
+        pass
+
+
+@pytest.fixture
+def mlflow(monkeypatch):
+    service = PlayedService()
+    service.info = types.SimpleNamespace(run_id="7")
+    module = types.ModuleType("mlflow")
+    module.exceptions = types.SimpleNamespace(MlflowException=service.error)
+    module.entities = types.SimpleNamespace(Metric=lambda *metric: metric)
+    module.MlflowClient = lambda address: service
+    monkeypatch.setitem(sys.modules, "mlflow", module)
+    return service
+
+
+@pytest.fixture
+def wandb(monkeypatch):
+    service = PlayedService()
+    service.config = service
+    module = types.ModuleType("wandb")
+    module.init, module.Settings, module.Error = service.init, dict, service.error
+    module.Image = module.Video = lambda file: file
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    return service
+
+
+def test_what_mlflow_is_told(tmp_path, mlflow):
+    feed("mlflow", tmp_path)
+    told = [call[:3] for call in mlflow.calls]
+    assert ("log_param", "7", "model.width") in told
+    assert [call[2][0][1::2] for call in mlflow.calls if call[0] == "log_batch"][::2] == [
+        (1.0, 1), (0.5, 2)
+    ]  # fmt: skip
+    assert mlflow.calls[-1] == ("set_terminated", "7", "FINISHED")
+    for method in ("log_param", "log_artifact", "log_batch"):
+        mlflow.refuses = (method,)
+        with pytest.raises(ValueError, match=method):
+            feed("mlflow", tmp_path)
+    mlflow.refuses = ("create_run",)
+    with pytest.raises(ConfigError, match=r"training\.loggers: mlflow"):
+        feed("mlflow", tmp_path)
+
+
+def test_what_wandb_is_told(tmp_path, wandb):
+    feed("wandb", tmp_path)
+    logged = [call[1] for call in wandb.calls if call[0] == "log"]
+    assert {"flows": str(tmp_path / "picture.gif")} in logged
+    assert {"validation/loss": 1.0} in logged
+    assert wandb.calls[-1] == ("finish",)
+    wandb.refuses = ("init",)
+    with pytest.raises(ConfigError, match=r"training\.loggers: wandb"):
+        feed("wandb", tmp_path)
+
+
+def test_a_logger_that_refuses_is_left_out_of_the_training(tmp_path, mlflow, caplog):
+    """The others go on, and so does what it would have shown."""
+    mlflow.refuses = ("log_batch",)
+    options = dataclasses.replace(OPTIONS, loggers=("mlflow", "csv"), media=False)
+    assert fit(make(), DATA, DATA, options, tmp_path).steps == 2
+    assert "log_batch" in caplog.text
+    assert len([call for call in mlflow.calls if call[0] == "log_param"]) > 5
+    (table,) = (tmp_path / "csv").glob("*/metrics.csv")
+    assert "train/loss" in table.read_text()
+
+
+def test_a_service_that_is_gone_at_the_end_takes_nothing_along(tmp_path, mlflow, caplog):
+    mlflow.refuses = ("set_terminated",)
+    options = dataclasses.replace(OPTIONS, loggers=("mlflow",), media=False)
+    assert fit(make(), DATA, DATA, options, tmp_path).steps == 2
+    assert "set_terminated" in caplog.text
+
+
+def test_pictures_that_cannot_be_drawn_do_not_end_the_training(tmp_path, monkeypatch, caplog):
+    def fail(*_):
+        raise ValueError("an image to show must have 1 or 3 channels")
+
+    monkeypatch.setattr("flowfactor.training.draw_media", fail)
+    assert fit(make(), DATA, DATA, dataclasses.replace(OPTIONS, loggers=()), tmp_path).steps == 2
+    assert "channels" in caplog.text
+
+
 @pytest.mark.cluster
 def test_mlflow_keeps_settings_and_every_line(tmp_path, monkeypatch):
     mlflow = pytest.importorskip("mlflow")
@@ -114,5 +212,5 @@ def test_wandb_writes_into_the_run_folder(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["mlflow", "wandb"])
 def test_a_missing_package_is_named_with_its_extra(tmp_path, monkeypatch, name):
     monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(ConfigError, match=rf"flowfactor\[{name}\]"):
+    with pytest.raises(MissingExtraError, match=rf"flowfactor\[{name}\]"):
         LOGGERS[name](tmp_path)

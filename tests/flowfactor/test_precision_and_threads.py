@@ -202,3 +202,19 @@ def test_flows_are_compiled_where_it_works():
     worth, reason = choose_compilation(torch.device("cuda"))  # which this machine may lack
     assert worth == torch.cuda.is_available()
     assert worth or "not work" in reason
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_what_a_compiler_can_do_is_tried(monkeypatch, works):
+    """On a device that plays CUDA."""
+
+    def make(function):
+        if not works:
+            raise RuntimeError("no C compiler")
+        return function
+
+    monkeypatch.setattr(torch, "compile", make)
+    monkeypatch.setattr(torch, "ones", lambda *size, device: torch.zeros(size))
+    chosen, reason = machine.choose_compilation(torch.device("cuda"))
+    assert chosen == works
+    assert ("RuntimeError" in reason) != works

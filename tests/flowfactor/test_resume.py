@@ -36,6 +36,7 @@ OPTIONS = TrainingOptions(
 KINDS = {
     "flow_vae": {},
     "weak_flow_vae": {"inference": {"warmup": 1, "anneal": 2, "restart": True}},
+    "sparse_flow_vae": {"stages": {"autoencoder": 1, "fields": 1, "anneal": 1}},
     "factor_vae": {},
 }
 
@@ -48,9 +49,15 @@ def make(kind="flow_vae"):
     return small(kind, ("move", "brighten"), horizon=2, **KINDS[kind])
 
 
+def fitting(model, options):
+    if not model.needs_all_frames:
+        return options
+    return dataclasses.replace(options, frames_per_sequence=None)
+
+
 def train(kind, folder, options=OPTIONS, **more):
     model = make(kind)
-    result = fit(model, DATA, VALIDATION, options, folder, **more)
+    result = fit(model, DATA, VALIDATION, fitting(model, options), folder, **more)
     return model, result
 
 
@@ -139,6 +146,7 @@ NUMBERS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 CASES = [
     (kind, moment, [KeyboardInterrupt, StopError, MemoryError][i % 3], NUMBERS[i // 3 % 3])
     for i, (kind, moment) in enumerate(itertools.product(KINDS, MOMENTS))
+    if kind == "flow_vae" or moment in ("forward", "validation", "update")
 ]
 
 
@@ -157,7 +165,7 @@ def end(kind, folder, moment, monkeypatch, act, expected):
     with monkeypatch.context() as patch:
         arrange_moment(moment, model, patch, act)
         with pytest.raises(expected) as caught:
-            fit(model, DATA, VALIDATION, OPTIONS, folder)
+            fit(model, DATA, VALIDATION, fitting(model, OPTIONS), folder)
     return caught.value
 
 
@@ -170,8 +178,8 @@ def test_every_ending_at_every_moment(kind, moment, error, number, wholes, tmp_p
         os.kill(os.getpid(), number)
         os.kill(os.getpid(), signal.SIGTERM)  # a second one changes nothing
 
-    endings = {"flow_vae": (fail, send), "weak_flow_vae": (send,), "factor_vae": (fail,)}
-    for act in endings[kind]:
+    endings = {"flow_vae": (fail, send), "factor_vae": (fail,)}
+    for act in endings.get(kind, (send,)):
         expected = error if act is fail else Interrupted
         folder = tmp_path / expected.__name__
         handlers = [signal.getsignal(each) for each in NUMBERS]
@@ -256,6 +264,15 @@ def test_a_bad_sample_is_named(tmp_path):
     with pytest.raises(DataError, match=r"[Ss]ample 7 .*ends early"):
         check_samples(data, range(12))
     check_samples(DATA, range(12))
+
+
+def test_too_little_memory_is_no_bad_sample():
+    class Large(Tiny):
+        def render_frames(self, *_):
+            raise MemoryError
+
+    with pytest.raises(MemoryError):
+        check_samples(Large(horizon=2), [0])
 
 
 # ---- the log
@@ -436,6 +453,7 @@ WEIGHT = "decoder.network.0.weight"
         ("float64", put("optimizer", "state", 0, "exp_avg", torch.zeros(4, 9).double())),
         ("betas", put("optimizer", "param_groups", 0, "betas", (None, 0.5))),
         ("parameters|groups|argument", put("optimizer", "param_groups", [])),
+        ("params", put("optimizer", "param_groups", 0, "params", [5])),
         ("random", put("random", [])),
         ("cpu", put("random", 0, "cpu", torch.zeros(3))),
     ],

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import logging
 import math
@@ -65,6 +66,26 @@ def test_it_learns(data, tmp_path):
     assert result.best_validation == best
 
 
+def test_a_group_may_learn_in_a_span_of_its_own(data, tmp_path):
+    model, seen = make(), []
+    encoder = list(model.encoder.parameters())
+    others = [p for p in model.parameters() if all(p is not each for each in encoder)]
+    model.parameter_groups = lambda: [{"params": encoder, "span": (0, 3)}, {"params": others}]
+
+    class Watched(SequenceLoader):
+        def batch(self, step):
+            seen.append([part[0].detach().clone() for part in (encoder, others)])
+            return super().batch(step)
+
+    options = dataclasses.replace(OPTIONS, average=None)
+    fit(model, Watched(data, 6, frames_per_sequence=2), data, options, tmp_path)
+    moved = [
+        [not torch.equal(a, b) for a, b in zip(before, after, strict=True)]
+        for before, after in itertools.pairwise(seen)
+    ]
+    assert moved == [[True, True]] * 3 + [[False, True]] * 8
+
+
 def test_a_resumed_training_is_the_same_training(data, tmp_path):
     whole, _ = run_fit(data, tmp_path / "whole")
 
@@ -114,14 +135,14 @@ def test_metrics_are_one_json_object_a_line(data, tmp_path):
 
 def test_the_schedule_warms_up_and_ends_at_zero(data, tmp_path):
     options = dataclasses.replace(
-        OPTIONS, steps=40, warmup=10, log_every=1, validate_every=40, learning_rate=1e-3
+        OPTIONS, steps=20, warmup=5, log_every=1, validate_every=20, learning_rate=1e-3
     )
     run_fit(data, tmp_path, options)
     rates = [line["learning_rate"] for line in read_metrics(tmp_path) if line["split"] == "train"]
-    assert rates[0] == pytest.approx(1e-4)
-    assert max(rates) == pytest.approx(1e-3 * 0.5 * (1 + math.cos(math.pi * 9 / 40)), rel=1e-6)
+    assert rates[0] == pytest.approx(2e-4)
+    assert max(rates) == pytest.approx(1e-3 * 0.5 * (1 + math.cos(math.pi * 4 / 20)), rel=1e-6)
     assert rates[-1] < 1e-5
-    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[5:] == sorted(rates[5:], reverse=True)
 
 
 def test_time_ends_a_training_with_its_schedule_complete(data, tmp_path):
@@ -336,3 +357,17 @@ def test_mixed_precision_reaches_the_networks_but_not_the_potentials(data, tmp_p
         "encoder": torch.bfloat16,
         "potentials": torch.float32,
     }
+
+
+def test_a_loss_that_is_not_finite_names_its_terms(data, tmp_path):
+    model = make("vae")
+    with torch.no_grad():
+        next(model.decoder.parameters()).fill_(float("nan"))
+    with pytest.raises(TrainingError, match="reconstruction nan"):
+        run_fit(data, tmp_path, model=model)
+
+
+def test_errors_at_validations_need_data_sets(data, tmp_path):
+    options = dataclasses.replace(OPTIONS, validation_errors=2)
+    with pytest.raises(ConfigError, match="validation_errors"):
+        fit(make(), SequenceLoader(data, 6), data, options, tmp_path)

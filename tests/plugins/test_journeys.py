@@ -5,6 +5,7 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -206,3 +207,16 @@ def test_installed_plug_ins_are_named_in_the_run(monkeypatch, tmp_path):
     code, output = call("show", "demo", "--set", "data={source: installed_data}")
     assert code == 0, output
     assert "plugins: - my_distribution" in output
+
+
+def test_plug_ins_that_need_what_is_not_there_are_named(monkeypatch, tmp_path, caplog):
+    """One that is named is an error, one that is installed a warning."""
+    lacking = write_plugin(tmp_path / "lacking.py", "import no_such_package")
+    with pytest.raises(ConfigError, match="no_such_package"):
+        plugins.load(str(lacking))
+    entry = SimpleNamespace(module="no_such_distribution")
+    monkeypatch.setattr(metadata, "entry_points", lambda group: [entry])
+    monkeypatch.setattr(plugins, "_installed_are_loaded", False)
+    plugins.load_installed()
+    assert "no_such_distribution" in caplog.text
+    plugins.check_outside(["json", "json.no.module", "no.such.module"], tmp_path)

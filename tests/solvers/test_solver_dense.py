@@ -247,3 +247,13 @@ def test_an_integration_without_steps_cannot_be_interpolated() -> None:
         )
         with pytest.raises(ValueError, match="NON_FINITE"):
             failed.interpolate(0.1)
+
+
+def test_times_of_each_sample_must_be_its_own_and_inside() -> None:
+    times = torch.tensor([[0.0, 1.0], [1.0, 3.0]], dtype=torch.float64)
+    z = doubles(1.0, 2.0)[:, None]
+    solution = solve(growing, z, times, TIGHT, per_sample=True, dense=True)
+    assert solution.interpolate(times.new_zeros(2, 0)).shape == (0, 2, 1)
+    for bad in (times[:1], times[0, :1], times.new_zeros(2)):
+        with pytest.raises(ValueError, match="t must"):
+            solution.interpolate(bad)

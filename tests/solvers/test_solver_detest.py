@@ -42,11 +42,8 @@ SCIPY = {Dopri5: "RK45", Tsit5: "RK45", Bosh3: "RK23", Dopri8: "DOP853"}
 CASES: dict[tuple[type[AdaptiveMethod], float], tuple[str, ...]] = {
     (Dopri5, 1e-3): (),
     (Dopri5, 1e-6): (),
-    (Dopri5, 1e-9): LONGER,
     (Tsit5, 1e-6): LONG,
     (Bosh3, 1e-3): (),
-    (Bosh3, 1e-6): LONGER,
-    (Dopri8, 1e-6): (),
     (Dopri8, 1e-9): LONGER,
     (AdaptiveHeun, 1e-3): LONG,
 }

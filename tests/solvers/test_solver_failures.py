@@ -201,3 +201,10 @@ def test_messages_are_one_paragraph() -> None:
         solve(lambda t, z: z * math.nan, doubles(1.0), [0.0, 1.0], RK4(2))
     assert str(caught.value).startswith("the integration with RK4(steps=2) stopped at t = 0 ")
     assert "\n" not in str(caught.value)
+
+
+def test_a_field_that_is_infinite_beyond_its_start() -> None:
+    """Also where the size of the first step is looked for."""
+    with pytest.raises(SolverError) as caught:
+        solve(lambda t, z: z if t == 0 else z / 0, doubles(1.0), [0.0, 1.0], Dopri5())
+    assert caught.value.status == Status.NON_FINITE

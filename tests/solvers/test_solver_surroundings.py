@@ -306,3 +306,15 @@ def test_results_are_no_views_of_the_arguments() -> None:
         kept.ys.zero_()
     assert z0 == 1.0
     assert kept.interpolate(0.0) == 1.0
+
+
+def test_a_field_may_use_what_is_defined_later() -> None:
+    def field(t: Tensor, z: Tensor) -> Tensor:
+        return -z if t < 2 else later(z)
+
+    z0 = doubles(1.0).requires_grad_()
+    end = solve(field, z0, [0.0, 1.0], RK4(steps=9), Checkpoint(), parameters=()).ys[-1]
+    (gradient,) = torch.autograd.grad(end, z0)
+    assert gradient.item() == pytest.approx(math.exp(-1), rel=1e-4)
+    later = torch.sin
+    assert later is torch.sin

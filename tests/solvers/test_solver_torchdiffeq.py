@@ -202,3 +202,12 @@ def test_scipy_ends_too() -> None:
     assert result.status is Status.MAX_STEPS
     assert result.stats.evaluations == 200
     assert result.ys[1:].isnan().all()
+
+
+def test_what_kind_a_method_is() -> None:
+    assert TorchDiffEq("dopri8").is_adaptive
+    fixed = TorchDiffEq("euler", steps=2)
+    assert not fixed.is_adaptive
+    assert solve(lambda _, z: -z, doubles(1.0), [0.0, 1.0], fixed, max_steps=2).stats.accepted == 2
+    with pytest.raises(ValueError, match="max_steps"):
+        solve(lambda _, z: -z, doubles(1.0), [0.0, 1.0], fixed, max_steps=1)

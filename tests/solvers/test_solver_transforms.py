@@ -14,7 +14,17 @@ from solver_cases import ADAPTIVE, FIXED, doubles, name_of
 from torch import Tensor
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
 
-from solvers import RK4, Bosh3, Checkpoint, Direct, Dopri5, Euler, SolverError, Status, solve
+from solvers import (
+    RK4,
+    AdaptiveHeun,
+    Checkpoint,
+    Direct,
+    Dopri5,
+    Euler,
+    SolverError,
+    Status,
+    solve,
+)
 
 METHODS = [FIXED[0], FIXED[-1], *ADAPTIVE[1:4]]
 TIGHT = Dopri5(rtol=1e-8, atol=1e-10)
@@ -185,7 +195,7 @@ def test_compiled_with_adaptive_steps(compiled) -> None:
     z = Z.clone().requires_grad_()
 
     def end(z: Tensor) -> Tensor:
-        return solve(lambda t, z: torch.tanh(z), z, [0.0, 0.1], Bosh3()).ys[-1]
+        return solve(lambda t, z: torch.tanh(z), z, [0.0, 0.1], AdaptiveHeun()).ys[-1]
 
     found, eager = compiled(end, backend="eager")(z), end(z)
     assert torch.allclose(found, eager, rtol=1e-12)
@@ -267,3 +277,9 @@ def test_a_failure_within_a_checkpointed_adaptive_integration() -> None:
     with pytest.raises(SolverError, match="NaN or infinite"):
         solve(field, z0, ts, Dopri5(), Checkpoint(2), parameters=())
     assert solve(field, z0, [0.0, 0.5], Euler(3), Checkpoint(2), parameters=()).ys.requires_grad
+
+
+def test_times_of_each_sample_are_not_for_transforms() -> None:
+    z = doubles(1.0, 2.0)[:, None]
+    with pytest.raises(ValueError, match=r"torch\.func"):
+        jacrev(lambda ts: solve(lambda _, z: -z, z, ts, TIGHT).ys)(torch.tensor([[0.0, 1.0]] * 2))

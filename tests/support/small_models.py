@@ -16,7 +16,7 @@ OPTIONS = {
     "poflow": {"width": 8},
     "sparse_flow_vae": {
         "width": 8,
-        "stages": {"autoencoder": 1, "fields": 0, "anneal": 0, "settle": 2},
+        "stages": {"autoencoder": 1, "fields": 0, "anneal": 0},
     },
     "factor_vae": {"discriminator_width": 16, "discriminator_layers": 2},
     "topographic_vae": {"latent_dim": 12, "capsules": 2, "window": 1},

@@ -41,8 +41,10 @@ def settings(config: str, folder: Path | None = None) -> dict[str, object]:
         model["model.latent_dim"] = 12
     if isinstance(options.get("inference"), dict):
         model["model.inference"] = options["inference"] | {"warmup": 1, "anneal": 0}
+    if content.training.initial_weights is not None:  # a run of another configuration
+        model |= {"training.initial_weights": None, "model.inference.estimator": "enumerate"}
     if "stages" in options:
-        model["model.stages"] = {"autoencoder": 1, "fields": 0, "anneal": 0, "settle": 2}
+        model["model.stages"] = {"autoencoder": 1, "fields": 0, "anneal": 0}
     for network in ("encoder", "decoder"):
         if network in options:
             shipped = options[network]

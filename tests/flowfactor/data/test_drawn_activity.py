@@ -270,8 +270,9 @@ def test_batches_depend_on_their_step_alone_and_sequences_on_seed_and_sample():
     assert torch.equal(many.frames[7:8], one.frames)
     assert torch.equal(many.activity[7:8], one.activity)
     assert not torch.equal(data.draw_sequences([7], law, seed=1).activity, one.activity)
-    plain = Sprites(40, size=8).draw_sequences([7], law)  # whatever training used
-    assert torch.equal(plain.frames, one.frames)
+    for prob in (0.05, 1.0):  # whatever training uses
+        same = Sprites(40, size=8, random_start_prob=prob).draw_sequences(range(10), law)
+        assert torch.equal(same.frames, many.frames)
 
 
 def test_with_frames_to_choose_from_activity_is_of_the_whole_sequence():

@@ -184,3 +184,10 @@ def test_splits_of_one_s_own_images(tmp_path):
     for key, value in (("validation", 40), ("test", 36)):
         with pytest.raises(DataError, match=key):
             ImagesOptions(path=options.path, **{key: value}).load("test", 0)
+
+
+def test_a_transformation_that_moves_nothing_has_no_coverage():
+    still = {"still": Transformation("angle", step=0.0), "turn": Transformation("angle", step=9.0)}
+    dataset = TransformedImages(IMAGES, transformations=still, horizon=2)
+    assert dataset.coverage(0) is None
+    assert dataset.coverage(1) is not None

@@ -2,12 +2,14 @@
 
 import pickle
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from flowfactor.data.fingerprints import fingerprint
 from flowfactor.data.io import (
     ArrayFile,
     ArrayStore,
@@ -16,10 +18,13 @@ from flowfactor.data.io import (
     natural_key,
     open_store,
     read_images,
+    read_text,
+    reading,
     repack_h5,
+    to_list,
     writing_h5,
 )
-from flowfactor.errors import DataError
+from flowfactor.errors import DataError, MissingExtraError
 
 h5py = pytest.importorskip("h5py")
 
@@ -232,7 +237,7 @@ def test_bad_pixels_are_named(tmp_path):
 def test_a_missing_package_is_named(tmp_path, monkeypatch, module, extra):
     path = write_h5(tmp_path / "images.h5")
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(DataError, match=rf"flowfactor\[{extra}\]"):
+    with pytest.raises(MissingExtraError, match=rf"flowfactor\[{extra}\]"):
         open_store(path)
 
 
@@ -257,3 +262,28 @@ def test_bad_folders(tmp_path):
     for number in range(3, 8):
         with pytest.raises(DataError, match=f"00000{number}"):
             store.read(torch.tensor([number]))
+
+
+def test_what_goes_wrong_names_the_file(tmp_path):
+    for error, word in (
+        (MemoryError(), "memory"),
+        (OSError(13, "Permission denied"), "Permission denied"),
+        (ValueError("odd"), "odd"),
+    ):
+        with pytest.raises(DataError, match=rf"images\.npy.*{word}"), reading(Path("images.npy")):
+            raise error
+    long = tmp_path / "long.txt"
+    long.write_text("12345")
+    assert read_text(long, 5) == "12345"
+    with pytest.raises(DataError, match=r"long\.txt is too large"):
+        read_text(long, 4)
+    with pytest.raises(ValueError, match="character"):
+        to_list(np.frombuffer(b"\xff\xff\xff\x7f", "<U1"))
+
+
+def test_a_fingerprint_of_a_folder_leaves_hidden_files_out(tmp_path):
+    empty = fingerprint(tmp_path)
+    (tmp_path / ".hidden").write_text("a")
+    assert fingerprint(tmp_path) == empty
+    (tmp_path / "seen").write_text("a")
+    assert fingerprint(tmp_path) != empty

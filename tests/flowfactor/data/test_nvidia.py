@@ -11,6 +11,7 @@ from flowfactor.data.nvidia import (
     FALCOR3D_TRANSFORMATIONS,
     ISAAC3D_FACTORS,
     ISAAC3D_TRANSFORMATIONS,
+    Falcor3DOptions,
 )
 from flowfactor.errors import DataError
 
@@ -93,3 +94,9 @@ def test_bad_folders(read, folder, tmp_path):
         read(tmp_path / "missing")
     with pytest.raises(DataError, match="sizes"):
         read(folder, sizes={"tone": 2})
+
+
+def test_options_without_transformations_take_the_usual_ones(folder):
+    sizes = dict.fromkeys(FALCOR3D_FACTORS, 1) | SMALL["sizes"]
+    options = Falcor3DOptions(path=str(folder), sizes=sizes, transformations=None)
+    assert "transformations" not in options.sized("train", 0)

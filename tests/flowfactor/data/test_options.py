@@ -1,8 +1,16 @@
 """Options of data sets: what a configuration says about them."""
 
+from pathlib import Path
+
 import pytest
 
-from flowfactor.data import MNISTOptions, RecordingsOptions, Shapes3DOptions, SpritesOptions
+from flowfactor.data import (
+    DataOptions,
+    MNISTOptions,
+    RecordingsOptions,
+    Shapes3DOptions,
+    SpritesOptions,
+)
 from flowfactor.errors import ConfigError
 from flowfactor.options import dump, fields_of, parse
 from flowfactor.registries import DATA
@@ -81,3 +89,9 @@ def test_bad_options(cls, content, key):
 )
 def test_differences_are_those_of_the_held_out_sequences(first, second, keys):
     assert [line.partition(":")[0] for line in first.differences(second)] == keys
+
+
+def test_what_every_source_must_say():
+    assert DataOptions.tiny(Path()) == {}
+    with pytest.raises(NotImplementedError, match="load"):
+        DataOptions().load("train", 0)

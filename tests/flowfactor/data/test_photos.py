@@ -14,6 +14,8 @@ from flowfactor.data import (
     PhotosOptions,
     Transformation,
 )
+from flowfactor.data.photos import read_photographs
+from flowfactor.data.pyramids import Pyramids
 from flowfactor.errors import ConfigError, DataError
 
 SIZE = 24
@@ -284,6 +286,9 @@ def test_bad_numbers_are_refused(tmp_path):
         PhotosOptions(window=(0.8, 2.0))
     with pytest.raises(DataError, match="no pictures"):
         photos(tmp_path)
+    (tmp_path / "film.mp4").write_bytes(b"moving")
+    with pytest.raises(DataError, match=r"film\.mp4 holds no arrays"):
+        photos(tmp_path / "film.mp4")
     with pytest.raises(DataError, match="parameter"):
         photos([RAMP] * 3, transformations={"scale": Transformation()})
 
@@ -301,3 +306,10 @@ def test_windows_show_what_others_pan_to():
     seen = {name: data.coverage(k).seen(20) for k, name in enumerate(data.names)}
     assert seen["x"] == seen["y"] == seen["rotation"] == "covered"
     assert seen["zoom"] == "extrapolation"
+
+
+def test_one_photograph_and_too_many(tmp_path, monkeypatch):
+    Image.fromarray(RAMP.permute(1, 2, 0).numpy()).save(tmp_path / "ramp.png")
+    assert len(read_photographs(tmp_path / "ramp.png")) == 1
+    with pytest.raises(DataError, match="resolution"):
+        Pyramids([torch.zeros(1, 1, 1).expand(1, 60_000, 60_000)], 2.0)

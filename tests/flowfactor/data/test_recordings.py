@@ -11,7 +11,7 @@ from PIL import Image
 from flowfactor.data import Recordings
 from flowfactor.data.clips import ArrayClips
 from flowfactor.data.video import Video
-from flowfactor.errors import DataError
+from flowfactor.errors import DataError, MissingExtraError
 
 # Four recordings of six frames in colour, and the same in grey.
 FILMS = np.random.default_rng(0).integers(0, 256, (4, 6, 3, 8, 10), dtype=np.uint8)
@@ -253,7 +253,7 @@ def test_bad_videos_are_named(tmp_path, monkeypatch):
     with pytest.raises(DataError, match=r"good\.mp4 ends"):
         recordings.sample([0])
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(DataError, match=r"flowfactor\[video\]"):
+    with pytest.raises(MissingExtraError, match=r"flowfactor\[video\]"):
         Recordings(path)
 
 
@@ -403,6 +403,7 @@ def test_bad_label_files(tmp_path, name, text):
         ("int32", FILMS.astype(np.int32)),
         ("bool", FILMS > 3),
         ("horizon", FILMS[:, :1]),
+        (r"frames\[None\]", FILMS[0].transpose(0, 2, 3, 1)),
         ("nowhere", "nowhere"),
     ],
 )

@@ -151,6 +151,14 @@ def test_a_large_player_is_smaller_and_its_frames_do_not_mix(tmp_path):
     assert path.stat().st_size < 1_000_000
 
 
+def test_noise_in_a_large_player():
+    """As models draw that have learned little; no image format makes it small."""
+    frames = np.random.default_rng(0).integers(0, 256, (1, 10, 1, 256, 256, 3), np.uint8)
+    kind, content = Player(frames, ("a",), tuple(map(float, range(10))), 9).sheet()
+    assert kind == "image/jpeg"
+    assert Image.open(io.BytesIO(content)).size == (2560, 256)
+
+
 def test_the_pixels_of_a_player_are_bounded():
     model = flowfactor.FlowVAE.build(
         ("a", "b", "c"),

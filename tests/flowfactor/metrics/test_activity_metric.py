@@ -101,6 +101,7 @@ def test_who_knows_is_right_whatever_the_fields_are_called(change):
     for each in result.kinds.values():
         assert (each.scores.accuracy, each.scores.direction) == (1, 1)
         assert each.errors.error == pytest.approx(0, abs=1e-4)
+        assert each.errors.encoded == pytest.approx(0, abs=1e-4)
         assert each.errors.identity > 0.2
     for kind in ("random speed", "switch", "pairs"):
         scores = result.kinds[kind].scores

@@ -10,7 +10,7 @@ import torch
 from toy_models import Toy
 
 from flowfactor.data import FactorGrid, Sprites
-from flowfactor.errors import DataError
+from flowfactor.errors import MissingExtraError
 from flowfactor.metrics import (
     CodeTable,
     ModelCodes,
@@ -222,7 +222,7 @@ def test_a_missing_extra_is_named(monkeypatch):
     monkeypatch.setattr(importlib, "import_module", missing)
     factors = every(2, 2, repeat=10)
     for score in (dci, sap):
-        with pytest.raises(DataError, match=r"flowfactor\[metrics\]"):
+        with pytest.raises(MissingExtraError, match=r"flowfactor\[metrics\]"):
             score(factors.astype(float), factors)
     assert mig(factors.astype(float), factors) == pytest.approx(1)
 
@@ -312,3 +312,10 @@ def test_paths_that_cannot_be_measured():
         path_measures(reader(), grid(), frames=0)
     with pytest.raises(ValueError, match="transformations"):
         path_measures(reader(), Sprites(4))
+
+
+def test_one_dimension_holds_all_of_its_factor():
+    codes = every(3, 2, repeat=40)[:, :1].astype(float)
+    assert dci(codes, every(3, 2, repeat=40), trees=2).disentanglement < 1
+    one = every(3, repeat=40)
+    assert dci(one.astype(float), one, trees=2).completeness == pytest.approx(1)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch.distributions import kl_divergence
 
 from flowfactor.commutator import lie_bracket
 from flowfactor.data import SequenceBatch
-from flowfactor.models import terms
+from flowfactor.models import Objective, terms
 from flowfactor.transport import transport_terms
 from solvers import RK4
 
@@ -231,3 +232,21 @@ def test_the_commutator_teaches_the_potentials_alone():
     model.loss(sequences)["commutator"].backward()
     assert all(p.grad is None or p.grad.abs().max() == 0 for p in model.encoder.parameters())
     assert any(p.grad is not None and p.grad.abs().max() > 0 for p in model.potentials.parameters())
+
+
+def test_weights_are_a_mapping_of_all_terms():
+    objective = Objective(path_kl=0.5)
+    assert len(objective) == len(list(objective)) > 5
+    assert "path_kl=0.5" in repr(objective)
+    assert build().options.objective == Objective(hamilton_jacobi=0.0)
+    assert small("flow_vae", objective=objective).options.objective["path_kl"] == 0.5
+
+
+def test_terms_that_need_what_is_not_there():
+    model = small("flow_vae", parts="solenoidal", objective={"hamilton_jacobi": 0.0})
+    context = SimpleNamespace(field=model.potentials[0])
+    with pytest.raises(ValueError, match="hamilton_jacobi"):
+        terms.hamilton_jacobi(context)
+    alone = choose_frames(films(2), [1])
+    with pytest.raises(ValueError, match="second frame"):
+        build().train().loss(alone)

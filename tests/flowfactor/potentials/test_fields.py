@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from flowfactor import (
     AutogradField,
+    AutogradPotential,
     Potential,
     RidgeField,
     RidgePotential,
@@ -282,3 +283,35 @@ def test_refusals():
         make_bank()["hue"].evaluate(latents(), 0.0, ("value",))
     with pytest.raises(ValueError, match="different sizes"):
         make_bank()["hue"] + RidgePotential(("u",), DIM + 1, 4)["u"]
+
+
+def test_the_parts_of_parts_and_of_banks_of_one_s_own():
+    """A potential has no other part, what is left has no potential; banks have those of each."""
+    z, bank = latents(3), make_bank()
+    u, rest = AutogradPotential(lambda z, t: z.square().sum(-1), DIM), bank.solenoidal_part
+    assert u.gradient_part is u
+    assert not u.solenoidal_part.velocity(z, 1.0).any()
+    assert rest.solenoidal_part is rest
+    assert not rest.gradient_part["hue"].gradient(z, 1.0).any()
+    own = IndependentFields({name: bank[name] for name in NAMES})
+    assert_close(own.solenoidal_part["hue"].velocity(z, 1.0), rest["hue"].velocity(z, 1.0))
+    assert_close(own.velocities(z, 1.0), bank.velocities(z, 1.0))
+    weights = torch.full((3, len(NAMES)), 0.5, dtype=torch.float64)
+    assert {*own.select(weights).tensors()} >= {*bank.parameters()}
+
+
+def test_a_bank_says_what_it_is():
+    bank = make_bank()
+    for text in (*NAMES, f"dim={DIM}", "width=12"):
+        assert text in repr(bank)
+    assert "'hue'" in repr(bank["hue"])
+
+
+def test_functions_without_a_signature_and_of_potentials():
+    """Of a builtin nothing is known; the tensors of a potential are those of the function."""
+    u = RidgePotential(("hue",), DIM, 4)["hue"]
+    wrapped = AutogradPotential(u, DIM)
+    assert {*wrapped.tensors()} == {*u.tensors()}
+    z = torch.ones(2, DIM)
+    torch.testing.assert_close(wrapped(z, 0.5), u(z, 0.5))
+    assert AutogradPotential(max, DIM).dim == DIM

@@ -1,0 +1,265 @@
+"""An autoencoder of frames with fields in its latent, by which activity is inferred."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from flowfactor.activity import ActivityPrior, Posterior, Projections, SpikeStates
+from flowfactor.activity_network import ActivityNetwork, FactorisedPosterior
+from flowfactor.data import SequenceBatch
+from flowfactor.models.autoencoder import (
+    AutoencoderOptions,
+    diagonal_normal,
+    kl_to_standard_normal,
+    make_network,
+    split_head,
+)
+from flowfactor.models.unnamed_flows import flow_names
+from flowfactor.networks import single_precision
+from flowfactor.observation import Observation
+from flowfactor.options import NonNegativeInt, PositiveFloat, PositiveInt, Weight, options
+from flowfactor.potentials import RidgeField
+from flowfactor.potentials.ridge_field import Parts
+from flowfactor.registries import OBSERVATIONS
+
+
+@options
+class Stages:
+    """Stages of training an :class:`ActivityAutoencoder`, in steps."""
+
+    autoencoder: NonNegativeInt = 1000
+    """Steps in which its autoencoder learns, on single frames. Few: latents that fold later would
+    make fields run backwards in a part of them."""
+    fields: NonNegativeInt = 1000
+    """Steps after these in which its fields learn, on encoded sequences."""
+    anneal: NonNegativeInt = 300
+    """Steps, of those of the fields, in which the temperature falls to 1."""
+    temperature: PositiveFloat = 10.0
+    """Initial temperature, a factor of the displacements' variance: so high that no field wins
+    before it has learned something, and each finds one direction everywhere."""
+
+    @property
+    def total(self) -> int:
+        """Steps in all."""
+        return self.autoencoder + self.fields
+
+    def temperature_after(self, steps: int) -> float:
+        """Return the temperature after some steps of the fields."""
+        warmth = max(0.0, 1 - steps / self.anneal) if self.anneal else 0.0
+        return float(self.temperature**warmth)
+
+
+@options
+class ActivityAutoencoderOptions(AutoencoderOptions):
+    """Options of :class:`ActivityAutoencoder`."""
+
+    flows: PositiveInt | None = None
+    """Number K of fields; null: one for each transformation of the data."""
+    width: PositiveInt = 128
+    """Number H of ridge functions of a field."""
+    parts: Parts = "both"
+    """Parts that fields have: ``gradient``, ``solenoidal`` (divergence-free), or ``both``."""
+    inference: Literal["exact", "amortised"] = "exact"
+    """How activity is inferred: ``exact`` enumerates all sets of at most two fields; ``amortised``
+    by a network, for more fields than some ten, or more of them at a time."""
+    prior: ActivityPrior = ActivityPrior()
+    """Prior of the activity: how rarely fields act and switch, and how fast they are."""
+    sureness: PositiveFloat = 2.0
+    """How many times surer of displacements inference is than the fields are while they learn."""
+    stages: Stages = Stages()
+    """Schedule of the teacher, which finds the activity; the model itself learns after it."""
+    field_rate: PositiveFloat = 2e-3
+    """Peak of the learning rate of the teacher's fields."""
+    pairs: PositiveInt | None = 3
+    """Random frames of each sequence that are encoded and decoded in a training step; null: all."""
+    beta: Weight = 1.0
+    """Weight of the KL divergences."""
+
+
+class ActivityAutoencoder(nn.Module):
+    r"""An autoencoder of frames, K fields that explain how its latents move, and exact inference.
+
+    Activity is inferred in a model of the displacements of the encoded means ``m_t``:
+
+    .. math::
+
+        \begin{aligned}
+        m_{t+1} - m_t &\sim N \Bigl( \sum_k g_{t,k} v^k \bigl( \tfrac{1}{2} (m_t + m_{t+1}) \bigr),
+          \mathrm{diag}(R_t) \Bigr), \\
+        R_t &= \frac{T + 1}{\mathrm{sureness}} (\sigma_t^2 + \sigma_{t+1}^2), \\
+        q(s, g \mid x) &= \frac{p(s, g)\, N(m_1 - m_0, \ldots \mid g)}{p(m_1 - m_0, \ldots)}
+        \end{aligned}
+
+    in which slabs integrate out in closed form and forward-backward takes care of time
+    (:class:`~flowfactor.activity.SpikeStates`); or a network approximates it
+    (:class:`~flowfactor.activity_network.ActivityNetwork`).
+
+    The autoencoder learns first, on single frames, each of which counts ``T + 1`` times. Then it
+    stays as it is, and the fields maximise the evidence of the displacements, by expectation
+    maximisation, which finds them. The variances ``sigma^2`` are those of the encoder, and count
+    ``T + 1`` times because a latent explains that many frames: what is left open by a single one.
+    A variance that is learned falls far below, the posterior becomes sure, and fields divide the
+    transformations otherwise than the data do. Once fields have learned, inference that is
+    ``sureness`` times as sure finds switches and second fields better.
+
+    Args:
+        options: :class:`ActivityAutoencoderOptions`.
+        count: the number K of fields.
+        image_shape, horizon: see :class:`~flowfactor.models.SequenceModel`.
+        decoder: whether it has a decoder, which only its training needs.
+
+    Attributes:
+        step: of the training, see :class:`Stages`.
+        speed: what fields are multiplied with, ``(K,)``: as fast as displacements at first.
+    """
+
+    def __init__(
+        self,
+        options: ActivityAutoencoderOptions,
+        count: int,
+        image_shape: Sequence[int],
+        horizon: int,
+        *,
+        decoder: bool = True,
+    ) -> None:
+        super().__init__()
+        self.options = options
+        self.image_shape = tuple(image_shape)
+        self.horizon = horizon
+        sizes = image_shape, options.latent_dim
+        self.encoder = make_network("encoder", options, *sizes)
+        self.decoder = make_network("decoder", options, *sizes) if decoder else None
+        self.observation: Observation | None = None
+        if decoder:
+            named = options.observation
+            self.observation = OBSERVATIONS[named]() if isinstance(named, str) else named
+        self.potentials = RidgeField(
+            flow_names(count),
+            options.latent_dim,
+            options.width,
+            parts=options.parts,
+            autonomous=True,
+        )
+        self.speed: Tensor
+        self.register_buffer("speed", torch.ones(count))
+        amortised = options.inference == "amortised"
+        self.network = ActivityNetwork(options.prior) if amortised else None
+        self.step = 0
+
+    # ---- inference
+
+    def infer(self, frames: Float[Tensor, "b f c h w"]) -> Posterior | FactorisedPosterior:
+        """Return ``q(s, g)`` of whole sequences."""
+        return self.posterior(*self.encode_all(frames))
+
+    def posterior(
+        self, means: Float[Tensor, "b f d"], scales: Float[Tensor, "b f d"]
+    ) -> Posterior | FactorisedPosterior:
+        """Return ``q(s, g)`` from means and standard deviations of encoded sequences."""
+        return self._infer(self._project(means, scales, 1 / self.options.sureness))
+
+    def encode_all(
+        self, frames: Float[Tensor, "b f c h w"]
+    ) -> tuple[Float[Tensor, "b f d"], Float[Tensor, "b f d"]]:
+        """Return mean and standard deviation of ``q(z | x)`` of every frame of sequences."""
+        head = self.encoder(rearrange(frames, "b f c h w -> (b f) c h w"))
+        mean, log_scale = (
+            rearrange(each, "(b f) d -> b f d", b=len(frames)) for each in split_head(head)
+        )
+        return mean, log_scale.exp()
+
+    def _infer(self, projections: Projections) -> Posterior | FactorisedPosterior:
+        if self.network is not None:
+            return self.network(projections)  # type: ignore[no-any-return]
+        states = SpikeStates(len(self.speed), self.options.prior, projections.linear.device)
+        return states.infer(projections)
+
+    def _project(
+        self,
+        means: Float[Tensor, "b f d"],
+        scales: Float[Tensor, "b f d"],
+        temperature: float = 1.0,
+    ) -> Projections:
+        """Return the projections of displacements on the fields at their middles."""
+        middles = rearrange((means[:, 1:] + means[:, :-1]) / 2, "b n d -> (b n) d")
+        velocities = self.speed.unsqueeze(-1) * self.potentials.velocities(middles, 0.0)
+        variances = scales.square()
+        return Projections.of(
+            means.diff(dim=1),
+            rearrange(velocities, "(b n) k d -> b n k d", b=len(means)),
+            temperature * (self.horizon + 1) * (variances[:, 1:] + variances[:, :-1]),
+        )
+
+    # ---- training
+
+    def loss(self, sequences: SequenceBatch) -> dict[str, Float[Tensor, ""]]:
+        """Return the terms of the autoencoder's objective, or of that of the fields, in nats."""
+        stages = self.options.stages
+        if self.step < stages.autoencoder:
+            return self._fit_autoencoder(sequences)
+        with torch.no_grad():
+            means, scales = self.encode_all(sequences.frames)
+        passed = self.step - stages.autoencoder
+        if passed == 0:
+            self.start_fields(means)
+        return self.explain(means, scales, stages.temperature_after(passed))
+
+    def _fit_autoencoder(self, sequences: SequenceBatch) -> dict[str, Float[Tensor, ""]]:
+        """Take some frames, each for itself."""
+        assert self.decoder is not None
+        assert self.observation is not None
+        rows, chosen = draw_frames(sequences, self.options.pairs)
+        x = sequences.frames[rows, chosen].flatten(0, 1)
+        mean, log_scale = split_head(self.encoder(x))
+        posterior = diagonal_normal(mean, log_scale.exp())
+        logits = single_precision(self.decoder(posterior.rsample()))
+        return {
+            "reconstruction": -(self.horizon + 1) * self.observation.log_prob(logits, x).mean(),
+            "kl": self.options.beta * kl_to_standard_normal(posterior).mean(),
+        }
+
+    @torch.no_grad()
+    def start_fields(self, means: Float[Tensor, "b f d"]) -> None:
+        """Make fields as fast as the displacements of encoded sequences, by :attr:`speed`."""
+        squares = self.potentials.velocities(means[:, 0], 0.0).square().sum(-1).mean(0)
+        self.speed.copy_((means.diff(dim=1).square().sum(-1).mean() / squares).sqrt())
+
+    def explain(
+        self,
+        means: Float[Tensor, "b f d"],
+        scales: Float[Tensor, "b f d"],
+        temperature: float = 1.0,
+    ) -> dict[str, Float[Tensor, ""]]:
+        """Return the costs of one step of expectation maximisation, in nats a sequence.
+
+        ``evidence`` teaches the fields, ``inference`` the network, if there is one.
+
+        Args:
+            means: of encoded sequences.
+            scales: standard deviations.
+            temperature: factor of the displacements' variance.
+        """
+        projections = self._project(means, scales, temperature)
+        with torch.no_grad():
+            posterior = self._infer(projections)
+        expected = projections.expected(posterior.first, posterior.second)
+        terms = {"evidence": -expected.sum(1).mean()}
+        if self.network is not None:
+            terms["inference"] = -self.network(projections.detach()).evidence.mean()
+        return terms
+
+
+def draw_frames(
+    sequences: SequenceBatch, count: int | None
+) -> tuple[Int[Tensor, "b one"], Int[Tensor, "b p"]]:
+    """Return the numbers of the sequences, and of some frames of each; None is all of them."""
+    shape, device = sequences.times.shape, sequences.frames.device
+    order = torch.rand(shape, device=device).argsort(dim=1)
+    rows = torch.arange(len(sequences), device=device).unsqueeze(1)
+    return rows, order[:, :count]

@@ -44,6 +44,7 @@ CASES: dict[tuple[type[AdaptiveMethod], float], tuple[str, ...]] = {
     (Dopri5, 1e-6): (),
     (Tsit5, 1e-6): LONG,
     (Bosh3, 1e-3): (),
+    (Bosh3, 1e-6): LONGER,
     (Dopri8, 1e-9): LONGER,
     (AdaptiveHeun, 1e-3): LONG,
 }

@@ -57,7 +57,11 @@ _COMPARISONS: dict[str, tuple[str | dict[str, str], tuple[str, ...]]] = {
         ("inferred_error", "accuracy"),
     ),
     "unsupervised": (
-        {"seed 0": "mnist_sparse", "seed 1": "mnist_sparse_seed1"},
+        {
+            "seed 0": "mnist_sparse",
+            "seed 1": "mnist_sparse_seed1",
+            "seed 2": "mnist_sparse_seed2",
+        },
         (
             *(f"right_{kind}" for kind in ("single", "speed", "switch", "pairs")),
             *("direction", "speed_r", "switch_error", "inferred_activity", "field_alone"),

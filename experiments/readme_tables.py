@@ -67,6 +67,14 @@ _COMPARISONS: dict[str, tuple[str | dict[str, str], tuple[str, ...]]] = {
             *("direction", "speed_r", "switch_error", "inferred_activity", "field_alone"),
         ),
     ),
+    "fields": (
+        {"gradient (mnist)": "mnist", "both parts": "mnist_both"},
+        (
+            *_COMPOSED,
+            *("beyond_over_identity", "closure", "sharpness", "log_likelihood_trained"),
+            "minutes",
+        ),
+    ),
     "recipes": (
         {
             "mnist": "mnist",

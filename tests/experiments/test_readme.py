@@ -4,7 +4,6 @@ import json
 import re
 
 import pytest
-import torch
 
 from experiments import readme_tables
 
@@ -20,7 +19,8 @@ def test_the_example_of_the_readme_runs():
     exec(code, names)
     assert names["film"].shape == (9, 3, 32, 32)
     assert names["path"].log_det.shape == (9, 4)
-    torch.testing.assert_close(names["back"], names["z"], rtol=0, atol=0.01)
+    away, missed = ((names[name] - names["z"]).norm(dim=1) for name in ("both", "back"))
+    assert bool((missed < 0.01 * away).all())
 
 
 def test_the_readme_is_short():

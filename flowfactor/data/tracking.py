@@ -318,7 +318,7 @@ def split_tracks(tracks: Sequence[Track], pieces: int, shortest: int = 1) -> lis
         >>> import numpy as np
         >>> track = Track(5, np.arange(20) + 0j, np.ones(20), np.zeros(20))
         >>> [(piece.first, len(piece)) for piece in split_tracks([track], 3, shortest=6)]
-        [(5, 6), (11, 7), (18, 7)]
+        [(5, 7), (12, 6), (18, 7)]
     """
     check_range("pieces", pieces, 1)
     check_range("shortest", shortest, 1)

@@ -18,6 +18,7 @@ from flowfactor.models.autoencoder import (
     diagonal_normal,
     kl_to_standard_normal,
     make_network,
+    make_observation,
     split_head,
 )
 from flowfactor.models.unnamed_flows import flow_names
@@ -26,7 +27,6 @@ from flowfactor.observation import Observation
 from flowfactor.options import NonNegativeInt, PositiveFloat, PositiveInt, Weight, options
 from flowfactor.potentials import RidgeField
 from flowfactor.potentials.ridge_field import Parts
-from flowfactor.registries import OBSERVATIONS
 
 
 @options
@@ -80,6 +80,12 @@ class ActivityAutoencoderOptions(AutoencoderOptions):
     """Random frames of each sequence that are encoded and decoded in a training step; null: all."""
     beta: Weight = 1.0
     """Weight of the KL divergences."""
+
+    def make_bank(self, count: int) -> RidgeField:
+        """Return untrained fields; the teacher and the model each have some of their own."""
+        return RidgeField(
+            flow_names(count), self.latent_dim, self.width, parts=self.parts, autonomous=True
+        )
 
 
 class ActivityAutoencoder(nn.Module):
@@ -135,17 +141,8 @@ class ActivityAutoencoder(nn.Module):
         sizes = image_shape, options.latent_dim
         self.encoder = make_network("encoder", options, *sizes)
         self.decoder = make_network("decoder", options, *sizes) if decoder else None
-        self.observation: Observation | None = None
-        if decoder:
-            named = options.observation
-            self.observation = OBSERVATIONS[named]() if isinstance(named, str) else named
-        self.potentials = RidgeField(
-            flow_names(count),
-            options.latent_dim,
-            options.width,
-            parts=options.parts,
-            autonomous=True,
-        )
+        self.observation: Observation | None = make_observation(options) if decoder else None
+        self.potentials = options.make_bank(count)
         self.speed: Tensor
         self.register_buffer("speed", torch.ones(count))
         amortised = options.inference == "amortised"

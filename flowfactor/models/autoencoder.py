@@ -150,8 +150,7 @@ class Autoencoder(SequenceModel):
         sizes = self.image_shape, options.latent_dim
         self.encoder = make_network("encoder", options, *sizes) if encoder is None else encoder
         self.decoder = make_network("decoder", options, *sizes) if decoder is None else decoder
-        named = options.observation
-        self.observation = OBSERVATIONS[named]() if isinstance(named, str) else named
+        self.observation = make_observation(options)
         self.latent_dim = latent_dim or options.latent_dim
 
     def encode(self, x: Float[Tensor, "b c h w"]) -> Distribution:
@@ -237,6 +236,13 @@ def make_network(
     sizes = {"encoder": (shape, (2 * latent_dim,)), "decoder": ((latent_dim,), shape)}
     _try_network(role, network, *sizes[role])
     return network
+
+
+def make_observation(options: AutoencoderOptions) -> Observation:
+    """Return the observation model that options name; one of your own as it is."""
+    named = options.observation
+    observation: Observation = OBSERVATIONS[named]() if isinstance(named, str) else named
+    return observation
 
 
 def _try_network(

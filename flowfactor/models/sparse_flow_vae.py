@@ -146,9 +146,7 @@ class SparseFlowVAE(UnnamedFlows, Autoencoder):
         K = options.flows or len(names)
         if not K:
             raise ValueError("flows must be a number: the data have no names to count")
-        bank = RidgeField(
-            flow_names(K), options.latent_dim, options.width, parts=options.parts, autonomous=True
-        )
+        bank = options.make_bank(K)
         super().__init__(options, bank.names, image_shape, horizon)
         self.potentials = bank
         self.transformations = tuple(names)

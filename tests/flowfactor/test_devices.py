@@ -45,10 +45,7 @@ def data():
 
 
 def make(kind, data):
-    model = small(kind, data.names, data.image_shape, data.horizon, **OPTIONS.get(kind, {}))
-    if isinstance(model, TraversalModel):
-        fit_traversals(model, [data.sample(range(12))])
-    return model
+    return small(kind, data.names, data.image_shape, data.horizon, **OPTIONS.get(kind, {}))
 
 
 def same_numbers(found, expected):
@@ -67,11 +64,11 @@ def everything(model, data):
         torch.stack(list(terms.values())).sum().backward()
         found |= {f"{name} {step}": value.detach() for name, value in terms.items()}
     found |= {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    found["finished"] = model.finish([batch], [batch])
     with torch.no_grad():
         z = model.eval().represent(batch.frames[:, 0])
         found["film"] = model.decode(model.flow(z, batch.labels, -1.0))
     found["measured"] = model.measure(batch, [batch])
-    found["finished"] = model.finish([batch], [batch])
     return found
 
 
@@ -87,11 +84,14 @@ def test_every_model(kind, data):
 @pytest.mark.parametrize("kind", MEASURED)
 def test_metrics(kind, data):
     options = EvaluationOptions(images=2, metrics=dict.fromkeys(METRICS, False) | MEASURED[kind])
-    expected = evaluate(make(kind, data).eval(), data, options)
+    model = make(kind, data).eval()
+    if isinstance(model, TraversalModel):
+        fit_traversals(model, [data.sample(range(12))])
+    expected = evaluate(model, data, options)
     assert expected.metrics.keys() == MEASURED[kind].keys()
     with accelerator() as device:
         # The data may still be where it was read.
-        found = evaluate(make(kind, data).eval().to(device), data, options)
+        found = evaluate(model.to(device), data, options)
     same_numbers(found.metrics, expected.metrics)
 
 

@@ -40,6 +40,12 @@ Array = npt.NDArray[Any]
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".pgm", ".ppm", ".webp")
 ANIMATED = (".gif", ".webp", ".png", ".apng")
+UNREAD = (
+    *(".heic", ".heif", ".avif", ".jxl", ".jp2"),
+    *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2"),
+    *(".flv", ".3gp", ".mts", ".m2ts", ".mxf"),
+)
+"""Ends of pictures and videos of cameras that have to be converted first."""
 HDF5 = (".h5", ".hdf5")
 ZARR = ".zarr"
 BESIDE = ("labels", "groups", "times")
@@ -170,14 +176,24 @@ def natural_key(text: str) -> list[tuple[int, int, str]]:
 
 
 def list_files(folder: Path, suffixes: Sequence[str]) -> list[Path]:
-    """Return the visible files of a folder that end in one of the suffixes, in natural order."""
+    """Return the visible files of a folder that end in one of the suffixes, in natural order.
+
+    Raises:
+        DataError: the folder cannot be read, or holds a picture or video of a kind that is not
+            read, and no other file of its name.
+    """
     with reading(folder), os.scandir(folder) as entries:
-        names = [
-            entry.name
-            for entry in entries
-            if os.path.splitext(entry.name)[1].lower() in suffixes and entry.name[0] != "."
-        ]
-    return [folder / name for name in sorted(names, key=natural_key)]
+        names = [entry.name for entry in entries if entry.name[0] != "."]
+    kinds = {name: os.path.splitext(name)[1].lower() for name in names}
+    read = {os.path.splitext(name)[0] for name in names if kinds[name] not in UNREAD}
+    for name in sorted(names):
+        if kinds[name] in UNREAD and os.path.splitext(name)[0] not in read:
+            raise DataError(
+                f"{folder / name} is of a kind that is not read. Convert it, for instance to PNG "
+                "or MP4, or move it away."
+            )
+    listed = (name for name in names if kinds[name] in suffixes)
+    return [folder / name for name in sorted(listed, key=natural_key)]
 
 
 def find_pictures(folder: Path) -> tuple[list[Path], list[str] | None]:

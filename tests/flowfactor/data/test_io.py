@@ -11,6 +11,7 @@ from PIL import Image
 
 from flowfactor.data.fingerprints import fingerprint
 from flowfactor.data.io import (
+    PICTURES,
     ArrayFile,
     ArrayStore,
     ImageStore,
@@ -104,6 +105,15 @@ def test_the_array_may_change_afterwards():
     store = open_store(array)
     array[:] = 0
     assert torch.equal(store.read(ASKED), EXPECTED[ASKED])
+
+
+def test_pictures_that_cannot_be_read_are_not_passed_over(tmp_path):
+    for name in ("IMG_1.png", "IMG_2.HEIC", ".IMG_3.heic"):
+        (tmp_path / name).touch()
+    with pytest.raises(DataError, match=r"IMG_2\.HEIC"):
+        list_files(tmp_path, PICTURES)
+    (tmp_path / "IMG_2.jpg").touch()  # a camera's copy of it
+    assert [path.name for path in list_files(tmp_path, PICTURES)] == ["IMG_1.png", "IMG_2.jpg"]
 
 
 def test_natural_order(tmp_path):

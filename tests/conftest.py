@@ -63,10 +63,11 @@ def _seeded():
 
 @pytest.fixture
 def empty_figures(monkeypatch):
-    """Make figures as always, and save empty ones, where nobody looks at them."""
+    """Make figures as always, but lay none out, and save empty ones, where nobody looks at them."""
     from matplotlib.figure import Figure
 
     save = Figure.savefig
+    monkeypatch.setattr(Figure, "draw_without_rendering", lambda _: None)
     monkeypatch.setattr(
         Figure, "savefig", lambda _, file, **options: save(Figure((1, 1), dpi=10), file)
     )

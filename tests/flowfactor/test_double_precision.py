@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from operations import tensors_in
 from small_models import small
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from flowfactor import FlowVAE, flow
 from flowfactor.data import TransformedImages
@@ -26,8 +26,7 @@ class NothingLost(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         out = function(*args, **(kwargs or {}))
         given, returned = (
-            {x.dtype for x in tree_leaves(values) if isinstance(x, torch.Tensor)}
-            for values in ((args, kwargs), out)
+            {x.dtype for x in tensors_in(values)} for values in ((args, kwargs), out)
         )
         if torch.float64 in given:
             assert torch.float32 not in given | returned, function

@@ -9,9 +9,9 @@ import contextlib
 from unittest import mock
 
 import torch
+from operations import map_only, tensors_in
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
 
 from solvers.checks import WITHOUT_FLOAT64
 
@@ -60,7 +60,7 @@ class _Played(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
         name = function._schema.name
-        given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+        given = list(tensors_in(args, kwargs))
         away = [x for x in given if isinstance(x, Elsewhere)]
         here = [x for x in given if not isinstance(x, Elsewhere)]
         # One number of the CPU may be added to anything.
@@ -72,7 +72,7 @@ class _Played(TorchDispatchMode):
             kwargs["device"] = torch.device("cpu")
         if target and kwargs.get("generator") is not None:
             raise AssertionError(f"{function} takes a generator of another device")
-        plain, options = tree_map_only(Elsewhere, lambda x: x.inner, (args, kwargs))
+        plain, options = map_only(Elsewhere, lambda x: x.inner, (args, kwargs))
         out = function(*plain, **options)
         if name == "aten::copy_":
             return args[0]
@@ -85,7 +85,7 @@ class _Played(TorchDispatchMode):
                 raise AssertionError(f"{function} makes {x.dtype}")
             return changed.get(id(x)) if id(x) in changed else Elsewhere(x)
 
-        return tree_map_only(torch.Tensor, wrap, out)
+        return map_only(torch.Tensor, wrap, out)
 
 
 class _FromData(TorchFunctionMode):

@@ -11,7 +11,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from flowfactor.activity import Activity, ActivityPrior, Projections, SpikeStates
+from flowfactor.activity import Activity, ActivityPrior, Posterior, Projections, SpikeStates
 
 _FEATURES = 6
 # How often the speeds of all fields are computed from one another.
@@ -31,7 +31,7 @@ class ActivityNetwork(nn.Module):
     the others, at which speeds, and the same of the neighbouring steps. It tells how probable it is
     that the field rests, runs forwards, or backwards; speeds follow in closed form
     (:class:`FactorisedPosterior`). It learns by maximising the evidence bound of the displacements,
-    which has no sampling noise.
+    which has no sampling noise, or from a posterior that was found by enumeration.
 
     Args:
         prior: of the activity; fields are independent in it, at the same mean number of them.
@@ -181,6 +181,13 @@ class FactorisedPosterior:
     def evidence(self) -> Float[Tensor, "b"]:
         """The bound of the log-evidence of the displacements."""
         return self.projections.expected(self.first, self.second).sum(-1) - self.kl
+
+    def cross_entropy(self, other: Posterior) -> Float[Tensor, "b"]:
+        """Return the cross-entropy of each sequence with the states of each field in another."""
+        known = other.activity()
+        forward = known.active * known.forward
+        target = torch.stack([1 - known.active, forward, known.active - forward], -1)
+        return -(target * self.log_probability).sum((-1, -2, -3))
 
     @property
     def _spikes(self) -> tuple[Float[Tensor, "three"], Float[Tensor, "three three"]]:

@@ -28,6 +28,9 @@ from flowfactor.options import NonNegativeInt, PositiveFloat, PositiveInt, Weigh
 from flowfactor.potentials import RidgeField
 from flowfactor.potentials.ridge_field import Parts
 
+# What a training step adds to the running mean of the evidence of each start.
+_RECENT = 0.02
+
 
 @options
 class Stages:
@@ -39,10 +42,13 @@ class Stages:
     fields: NonNegativeInt = 1000
     """Steps after these in which its fields learn, on encoded sequences."""
     anneal: NonNegativeInt = 300
-    """Steps, of those of the fields, in which the temperature falls to 1."""
+    """Steps, of those of the fields, in which the temperature falls."""
     temperature: PositiveFloat = 10.0
     """Initial temperature, a factor of the displacements' variance: so high that no field wins
     before it has learned something, and each finds one direction everywhere."""
+    final_temperature: PositiveFloat = 1.0
+    """Temperature to which it falls: less where a step moves latents by little, compared with
+    their deviations, or fields come to share what acts."""
 
     @property
     def total(self) -> int:
@@ -52,7 +58,7 @@ class Stages:
     def temperature_after(self, steps: int) -> float:
         """Return the temperature after some steps of the fields."""
         warmth = max(0.0, 1 - steps / self.anneal) if self.anneal else 0.0
-        return float(self.temperature**warmth)
+        return float(self.final_temperature * (self.temperature / self.final_temperature) ** warmth)
 
 
 @options
@@ -67,19 +73,31 @@ class ActivityAutoencoderOptions(AutoencoderOptions):
     """Parts that fields have: ``gradient``, ``solenoidal`` (divergence-free), or ``both``."""
     inference: Literal["exact", "amortised"] = "exact"
     """How activity is inferred: ``exact`` enumerates all sets of at most two fields; ``amortised``
-    by a network, for more fields than some ten, or more of them at a time."""
+    by a network, for more of them at a time; the fields themselves learn by enumeration."""
     prior: ActivityPrior = ActivityPrior()
     """Prior of the activity: how rarely fields act and switch, and how fast they are."""
     sureness: PositiveFloat = 2.0
     """How many times surer of displacements inference is than the fields are while they learn."""
     stages: Stages = Stages()
     """Schedule of the teacher, which finds the activity; the model itself learns after it."""
+    starts: PositiveInt = 1
+    """Sets of fields that the teacher learns beside each other; the one of the highest evidence
+    stays. More than one needs exact inference."""
     field_rate: PositiveFloat = 2e-3
     """Peak of the learning rate of the teacher's fields."""
     pairs: PositiveInt | None = 3
     """Random frames of each sequence that are encoded and decoded in a training step; null: all."""
     beta: Weight = 1.0
     """Weight of the KL divergences."""
+
+    def __post_init__(self) -> None:
+        """Refuse several starts for a network, which learns from one.
+
+        Raises:
+            ValueError: there are several starts, and inference is amortised.
+        """
+        if self.starts > 1 and self.inference == "amortised":
+            raise ValueError(f"starts must be 1 with amortised inference; it is {self.starts}")
 
     def make_bank(self, count: int) -> RidgeField:
         """Return untrained fields; the teacher and the model each have some of their own."""
@@ -114,15 +132,19 @@ class ActivityAutoencoder(nn.Module):
     transformations otherwise than the data do. Once fields have learned, inference that is
     ``sureness`` times as sure finds switches and second fields better.
 
+    Fields that divide the transformations otherwise are a maximum as well, but a lower one: of
+    several ``starts``, which learn from the same sequences, the best is kept.
+
     Args:
         options: :class:`ActivityAutoencoderOptions`.
         count: the number K of fields.
         image_shape, horizon: see :class:`~flowfactor.models.SequenceModel`.
-        decoder: whether it has a decoder, which only its training needs.
+        decoder: whether it has a decoder and rivals, which only its training needs.
 
     Attributes:
         step: of the training, see :class:`Stages`.
         speed: what fields are multiplied with, ``(K,)``: as fast as displacements at first.
+        rivals: the other sets of fields, as long as it is open which one stays.
     """
 
     def __init__(
@@ -145,6 +167,12 @@ class ActivityAutoencoder(nn.Module):
         self.potentials = options.make_bank(count)
         self.speed: Tensor
         self.register_buffer("speed", torch.ones(count))
+        others = options.starts - 1 if decoder else 0
+        self.rivals = nn.ModuleList(options.make_bank(count) for _ in range(others))
+        self.rival_speeds: Tensor | None
+        self.evidences: Tensor | None
+        self.register_buffer("rival_speeds", torch.ones(others, count) if others else None)
+        self.register_buffer("evidences", torch.zeros(1 + others) if others else None)
         amortised = options.inference == "amortised"
         self.network = ActivityNetwork(options.prior) if amortised else None
         self.step = 0
@@ -159,7 +187,8 @@ class ActivityAutoencoder(nn.Module):
         self, means: Float[Tensor, "b f d"], scales: Float[Tensor, "b f d"]
     ) -> Posterior | FactorisedPosterior:
         """Return ``q(s, g)`` from means and standard deviations of encoded sequences."""
-        return self._infer(self._project(means, scales, 1 / self.options.sureness))
+        temperature = 1 / self.options.sureness
+        return self._infer(self._project(means, scales, temperature, self.potentials, self.speed))
 
     def encode_all(
         self, frames: Float[Tensor, "b f c h w"]
@@ -174,6 +203,9 @@ class ActivityAutoencoder(nn.Module):
     def _infer(self, projections: Projections) -> Posterior | FactorisedPosterior:
         if self.network is not None:
             return self.network(projections)  # type: ignore[no-any-return]
+        return self._enumerate(projections)
+
+    def _enumerate(self, projections: Projections) -> Posterior:
         states = SpikeStates(len(self.speed), self.options.prior, projections.linear.device)
         return states.infer(projections)
 
@@ -181,11 +213,13 @@ class ActivityAutoencoder(nn.Module):
         self,
         means: Float[Tensor, "b f d"],
         scales: Float[Tensor, "b f d"],
-        temperature: float = 1.0,
+        temperature: float,
+        fields: RidgeField,
+        speed: Float[Tensor, "k"],
     ) -> Projections:
         """Return the projections of displacements on the fields at their middles."""
         middles = rearrange((means[:, 1:] + means[:, :-1]) / 2, "b n d -> (b n) d")
-        velocities = self.speed.unsqueeze(-1) * self.potentials.velocities(middles, 0.0)
+        velocities = speed.unsqueeze(-1) * fields.velocities(middles, 0.0)
         variances = scales.square()
         return Projections.of(
             means.diff(dim=1),
@@ -224,8 +258,35 @@ class ActivityAutoencoder(nn.Module):
     @torch.no_grad()
     def start_fields(self, means: Float[Tensor, "b f d"]) -> None:
         """Make fields as fast as the displacements of encoded sequences, by :attr:`speed`."""
-        squares = self.potentials.velocities(means[:, 0], 0.0).square().sum(-1).mean(0)
-        self.speed.copy_((means.diff(dim=1).square().sum(-1).mean() / squares).sqrt())
+        moved = means.diff(dim=1).square().sum(-1).mean()
+        for fields, speed in self._starts():
+            squares = fields.velocities(means[:, 0], 0.0).square().sum(-1).mean(0)
+            speed.copy_((moved / squares).sqrt())
+
+    def _starts(self) -> list[tuple[RidgeField, Float[Tensor, "k"]]]:
+        """Return all sets of fields with their speeds; the first one infers."""
+        rivals = (each for each in self.rivals if isinstance(each, RidgeField))
+        speeds = () if self.rival_speeds is None else self.rival_speeds
+        return [(self.potentials, self.speed), *zip(rivals, speeds, strict=True)]
+
+    @torch.no_grad()
+    def keep_best(self) -> None:
+        """Infer from now on with the fields of the start that explained the last sequences best."""
+        if self.evidences is None:
+            return
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.broadcast(self.evidences, 0)
+        fields, speed = self._starts()[int(self.evidences.argmax())]
+        self.potentials.load_state_dict(fields.state_dict())
+        self.speed.copy_(speed)
+        self.evidences[0] = torch.inf  # no other is better again
+
+    def finish(self) -> None:
+        """Keep what infers, and nothing that only training needs."""
+        self.keep_best()
+        self.decoder = self.observation = None
+        self.rivals = nn.ModuleList()
+        self.rival_speeds = self.evidences = None
 
     def explain(
         self,
@@ -235,20 +296,28 @@ class ActivityAutoencoder(nn.Module):
     ) -> dict[str, Float[Tensor, ""]]:
         """Return the costs of one step of expectation maximisation, in nats a sequence.
 
-        ``evidence`` teaches the fields, ``inference`` the network, if there is one.
+        ``evidence`` teaches the fields, always by exact inference; with rivals it is a mean over
+        all starts. ``inference`` teaches the network, if there is one, the same posterior: while
+        fields have learned nothing its own bound is highest if nothing ever acts, and stays there.
 
         Args:
             means: of encoded sequences.
             scales: standard deviations.
             temperature: factor of the displacements' variance.
         """
-        projections = self._project(means, scales, temperature)
-        with torch.no_grad():
-            posterior = self._infer(projections)
-        expected = projections.expected(posterior.first, posterior.second)
-        terms = {"evidence": -expected.sum(1).mean()}
+        costs, evidences = [], []
+        for fields, speed in self._starts():
+            projections = self._project(means, scales, temperature, fields, speed)
+            with torch.no_grad():
+                posterior = self._enumerate(projections)
+            expected = projections.expected(posterior.first, posterior.second)
+            costs.append(-expected.sum(1).mean())
+            evidences.append(posterior.evidence.mean())
+        if self.evidences is not None:
+            self.evidences.lerp_(torch.stack(evidences), _RECENT)
+        terms = {"evidence": torch.stack(costs).mean()}
         if self.network is not None:
-            terms["inference"] = -self.network(projections.detach()).evidence.mean()
+            terms["inference"] = self.network(projections.detach()).cross_entropy(posterior).mean()
         return terms
 
 

@@ -264,11 +264,13 @@ class SparseFlowVAE(UnnamedFlows, Autoencoder):
     def on_step(self, step: int) -> None:
         """Let the stages know the training step."""
         self.teacher.step = step
+        if step == self.schedule_steps:
+            self.teacher.keep_best()
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return the parameters of the model, and those of the teacher, its fields apart."""
         teacher, stages = self.teacher, self.options.stages
-        fields = list(teacher.potentials.parameters())
+        fields = [*teacher.potentials.parameters(), *teacher.rivals.parameters()]
         network = [] if teacher.network is None else list(teacher.network.parameters())
         apart = {id(each) for each in (*fields, *network)}
         coding = [each for each in teacher.parameters() if id(each) not in apart]
@@ -396,6 +398,7 @@ class SparseFlowVAE(UnnamedFlows, Autoencoder):
             mean speed then; where the truth is known also the part of the steps whose set of
             fields is right.
         """
+        self.teacher.finish()
         batches = [batch.to(self.device) for batch in validation]
         found = [self.infer_activity(batch.frames) for batch in batches]
         coefficients = torch.cat([each.coefficients for each in found])
@@ -424,7 +427,6 @@ class SparseFlowVAE(UnnamedFlows, Autoencoder):
         self.potentials.scale_(factors)
         for bank in (self.potentials, self.teacher.potentials):
             _arrange(bank, order, names)
-        self.teacher.decoder = self.teacher.observation = None
         facts["flows"] = list(names)
         facts["active"] = often[list(order)].tolist()
         facts["speed"] = mean[list(order)].tolist()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -14,6 +15,7 @@ from functorch.compile import (
 from solver_cases import doubles
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from flowfactor import RidgePotential, trace
 from solvers import (
@@ -25,7 +27,7 @@ from solvers import (
     solve,
     solve_until,
 )
-from solvers.graphs import tanh, translate
+from solvers.graphs import add_up_products, tanh, translate, turn_weights_once
 
 
 @pytest.fixture
@@ -98,17 +100,26 @@ def test_other_values_need_no_other_graph(graphs) -> None:
     assert graphs.frame_count == general <= first + 2
 
 
-def test_ways_back_repeat_no_matrix_product(monkeypatch) -> None:
-    counts: list[int] = []
+def count_operations(graph: torch.fx.Graph) -> Counter[str]:
+    return Counter(str(getattr(node.target, "overloadpacket", "")) for node in graph.nodes)
+
+
+def test_ways_back_repeat_no_matrix_product_and_no_tanh(monkeypatch) -> None:
+    counts: list[Counter[str]] = []
 
     def count(graph, inputs):
-        nodes = (str(getattr(node.target, "overloadpacket", "")) for node in graph.graph.nodes)
-        counts.append(sum(name in ("aten.bmm", "aten.baddbmm") for name in nodes))
+        counts.append(count_operations(graph.graph))
         return make_boxed_func(graph.forward)
 
-    def compile_fx(graph, inputs, **options):
-        options |= {"partition_fn": min_cut_rematerialization_partition}
-        return aot_module_simplified(graph, inputs, count, bw_compiler=count, **options)
+    def compile_fx(graph, inputs, decompositions, **_):
+        return aot_module_simplified(
+            graph,
+            inputs,
+            count,
+            bw_compiler=count,
+            decompositions=decompositions,
+            partition_fn=min_cut_rematerialization_partition,
+        )
 
     monkeypatch.setattr("torch._inductor.compile_fx.compile_fx", compile_fx)
     z = torch.randn(1, 64, 3, requires_grad=True)
@@ -121,7 +132,44 @@ def test_ways_back_repeat_no_matrix_product(monkeypatch) -> None:
 
     torch._dynamo.reset()
     torch.compile(step, backend=translate)(z).sum().backward()
-    assert counts == [4, 4]
+    assert [each["aten.bmm"] + each["aten.baddbmm"] for each in counts] == [4, 4]
+    assert [each["aten.div"] for each in counts] == [2, 0]
+
+
+@pytest.mark.parametrize("rows", [2, 5])
+def test_sums_of_products(rows: int) -> None:
+    def add(a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, ...]:
+        first, second = torch.bmm(a, b), torch.bmm(b.mT, a.mT)
+        many = (
+            first + second.permute(0, 2, 1) + c + torch.bmm(b.mT, b).sum() + torch.bmm(a, b.abs())
+        )
+        twice = torch.mm(a[0], b[0])
+        kept = torch.mm(b[0].T, a[0].T)
+        return many, twice + twice, twice + (kept.permute(1, 0) + torch.mm(a[0], b[0].abs())), kept
+
+    values = torch.randn(2, rows, 3), torch.randn(2, 3, 4), torch.randn(4)
+    graph = make_fx(add, tracing_mode="fake")(*values)
+    add_up_products(graph.graph)
+    graph.recompile()
+    found = count_operations(graph.graph)
+    assert (found["aten.bmm"], found["aten.baddbmm"]) == (2, 2)
+    assert (found["aten.mm"], found["aten.addmm"]) == (3, 0)
+    torch.testing.assert_close(graph(*values), add(*values))
+
+
+def test_weights_that_many_products_need_turned() -> None:
+    def add(weight: Tensor, x: Tensor) -> Tensor:
+        turned = weight.permute(0, 2, 1)
+        for _ in range(4):
+            x = torch.baddbmm(x, torch.bmm(x, turned), weight)
+        return x
+
+    values = torch.randn(1, 5, 3), torch.randn(1, 4, 3)
+    graph = make_fx(add, tracing_mode="fake")(*values)
+    turn_weights_once(graph.graph)
+    graph.recompile()
+    assert count_operations(graph.graph)["aten.clone"] == 1
+    torch.testing.assert_close(graph(*values), add(*values))
 
 
 def test_ways_back_are_eager(graphs) -> None:

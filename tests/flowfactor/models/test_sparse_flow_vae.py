@@ -9,6 +9,7 @@ from flowfactor.activity import Projections
 from flowfactor.data import SequenceBatch
 from flowfactor.errors import ConfigError
 from flowfactor.models import SparseFlowVAE
+from flowfactor.models.activity_autoencoder import Stages
 from flowfactor.options import parse
 
 
@@ -281,6 +282,41 @@ def test_fields_are_found_that_nobody_told():
     found = model.infer_activity(frames).coefficients
     assert float(torch.corrcoef(torch.stack([found.flatten(), activity.flatten()]))[0, 1]) > 0.9
     assert torch.equal(found[activity != 0].sign(), activity[activity != 0].sign())
+
+
+def test_the_start_that_explains_sequences_best_is_kept_and_no_other():
+    model = staged(0, 3, starts=3)
+    best = {name: each.clone() for name, each in model.teacher.rivals[1].named_parameters()}
+    with torch.no_grad():
+        means, _ = model.teacher.encode_all(films().frames)
+        model.teacher.start_fields(means)
+        model.teacher.evidences.copy_(torch.tensor([1.0, 2.0, 3.0]))
+    model.on_step(3)
+    for bank in (model.teacher.potentials, model.teacher.rivals[1]):
+        assert all(torch.equal(best[name], each) for name, each in bank.named_parameters())
+    assert torch.equal(model.teacher.speed, model.teacher.rival_speeds[1])
+    model.eval().finish([], [films()])
+    assert not len(model.teacher.rivals)
+    again = SparseFlowVAE.from_spec(model.spec())
+    again.load_state_dict(model.state_dict())
+
+
+def test_all_starts_learn_at_once():
+    model = staged(autoencoder=0, fields=3, starts=2)
+    model.on_step(0)
+    assert differentiate(model, films()) == {"evidence"}
+    assert all(map(_learns, model.teacher.rivals[0].parameters()))
+    assert float(model.teacher.evidences.abs().min()) > 0
+
+
+def test_the_temperature_falls_by_the_same_factor_in_each_step():
+    stages = Stages(anneal=2, temperature=8.0, final_temperature=0.5)
+    assert [stages.temperature_after(step) for step in range(4)] == [8.0, 2.0, 0.5, 0.5]
+
+
+def test_a_network_has_one_start():
+    with pytest.raises(ValueError, match="starts must be 1"):
+        sparse(inference="amortised", starts=2)
 
 
 def test_latents_follow_the_activity_from_any_frame_to_any_other():

@@ -399,9 +399,10 @@ class CountedField:
 
 def _hides_writes(parts: Parts) -> bool:
     """Return whether writing into tensors leaves no trace, as in inference mode."""
-    return (
-        torch.compiler.is_compiling()
-        or torch.is_inference_mode_enabled()
-        or any(x.is_inference() for x in parts)
-        or any(torch._C._functorch.is_functorch_wrapped_tensor(x) for x in parts)
-    )
+    if torch.compiler.is_compiling() or torch.is_inference_mode_enabled():
+        return True
+    # A loop, as this is asked twice at every evaluation.
+    for x in parts:
+        if x.is_inference() or torch._C._functorch.is_functorch_wrapped_tensor(x):
+            return True
+    return False

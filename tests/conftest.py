@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import gc
 import importlib.metadata
+import logging
 from typing import TYPE_CHECKING
 
 import pytest
@@ -40,25 +41,33 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_collection_finish() -> None:
+    # In each phase of each test pytest adds its handlers to every logger that does not propagate,
+    # of which torch has many.
+    for name, logger in logging.root.manager.loggerDict.items():
+        if name.startswith("torch.") and isinstance(logger, logging.Logger):
+            logger.propagate = True
     gc.freeze()
     gc.set_threshold(50_000)
     gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _one_thread():
-    """Share no tensors of the tests between threads: they are too small."""
+def _torch():
+    """Share no tensors of the tests between threads: they are too small. Seed the CPU only."""
     import torch
 
     torch.set_num_threads(1)
+    # Of an accelerator that is not there, torch keeps each seed, with the stack as a text.
+    for kind in (torch.cuda, torch.xpu, torch.mtia):
+        if not kind.is_available():
+            kind.manual_seed_all = lambda seed: None
 
 
 @pytest.fixture(autouse=True)
 def _seeded():
     import torch
 
-    # Of the CPU only: for every accelerator torch.manual_seed formats the stack, which is deep.
-    torch.default_generator.manual_seed(0)
+    torch.manual_seed(0)
 
 
 @pytest.fixture

@@ -37,6 +37,20 @@ def test_of_one_field_and_step_the_bound_can_be_exact():
         )
 
 
+def test_marginals_of_enumeration_have_the_least_cross_entropy_with_it():
+    projections = seen(2, 3)[0]
+    exact = SpikeStates(2, PRIOR).infer(projections)
+    known = exact.activity()
+    forward = known.active * known.forward
+    marginals = torch.stack([1 - known.active, forward, known.active - forward], -1)
+    least = FactorisedPosterior(projections, marginals.log(), PRIOR).cross_entropy(exact)
+    entropy = torch.special.entr(marginals).sum((-1, -2, -3))
+    torch.testing.assert_close(least, entropy)
+    logits = marginals.log() + 0.1 * torch.randn(marginals.shape, dtype=torch.float64)
+    other = FactorisedPosterior(projections, logits.log_softmax(-1), PRIOR)
+    assert bool((other.cross_entropy(exact) > least).all())
+
+
 def test_no_probabilities_exceed_the_evidence():
     """Of two fields and two steps: log p(D) by enumeration of the 81 sequences of states."""
     projections, displacements, velocities, variance = seen(2, 2)

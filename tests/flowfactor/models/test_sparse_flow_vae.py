@@ -266,15 +266,17 @@ def test_labels_of_ordinary_sequences_name_the_fields_too():
     assert torch.equal(model.choose(SequenceBatch.full(frames, labels)), labels)
 
 
-def test_fields_are_found_that_nobody_told():
+@pytest.mark.parametrize("inference", ["exact", "amortised"])
+def test_fields_are_found_that_nobody_told(inference):
     stages = {"autoencoder": 0, "fields": 150, "anneal": 50}
-    model, (frames, _) = seer(stages=stages), world(48)
+    model, (frames, _) = seer(stages=stages, inference=inference), world(48)
     teacher = model.teacher
-    optimizer = torch.optim.Adam(teacher.potentials.parameters(), 0.02)
+    learning = [teacher.potentials, *filter(None, [teacher.network])]
+    optimizer = torch.optim.Adam([p for each in learning for p in each.parameters()], 0.02)
     for step in range(stages["fields"]):
         model.on_step(step)
         optimizer.zero_grad()
-        model.loss(SequenceBatch.full(frames))["evidence"].backward()
+        torch.stack(list(model.loss(SequenceBatch.full(frames)).values())).sum().backward()
         optimizer.step()
     frames, activity = world(100, seed=1)
     batch = SequenceBatch(frames, torch.arange(5).expand(100, -1), None, 4, activity=activity)

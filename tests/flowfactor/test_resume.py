@@ -36,7 +36,7 @@ OPTIONS = TrainingOptions(
 KINDS = {
     "flow_vae": {},
     "weak_flow_vae": {"inference": {"warmup": 1, "anneal": 2, "restart": True}},
-    "sparse_flow_vae": {"stages": {"autoencoder": 1, "fields": 1, "anneal": 1}},
+    "sparse_flow_vae": {"stages": {"autoencoder": 1, "fields": 2, "anneal": 1}, "starts": 2},
     "factor_vae": {},
 }
 

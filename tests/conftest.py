@@ -12,6 +12,7 @@ import functools
 import gc
 import importlib.metadata
 import logging
+import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -19,6 +20,9 @@ import pytest
 if TYPE_CHECKING:
     import flowfactor
     from flowfactor.data import TransformedImages
+
+# Of the processes that tests start, too: threads that wait for tiny tensors cost more than they do.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Every Fabric asks for them, which reads the metadata of all packages.
 importlib.metadata.entry_points = functools.cache(importlib.metadata.entry_points)

@@ -171,16 +171,19 @@ def _find_product(term: _Node, value: Tensor) -> tuple[_Node, bool] | None:
     return (product, is_turned) if same else None
 
 
+def _turned_axes(value: Tensor) -> list[int]:
+    """Return the order of the axes in which matrices are turned."""
+    axes = range(value.ndim)
+    return [*axes[:-2], axes[-1], axes[-2]]
+
+
 def _is_turned(permute: _Node) -> bool:
-    axes = range(permute.meta["val"].ndim)
-    return list(permute.args[1]) == [*axes[:-2], axes[-1], axes[-2]]
+    return list(permute.args[1]) == _turned_axes(permute.meta["val"])
 
 
 def _turn(graph: Any, matrices: _Node) -> _Node:
     value = matrices.meta["val"]
-    axes = range(value.ndim)
-    order = [*axes[:-2], axes[-1], axes[-2]]
-    turned = graph.call_function(_aten.permute.default, (matrices, order))
+    turned = graph.call_function(_aten.permute.default, (matrices, _turned_axes(value)))
     turned.meta["val"] = value.mT
     return turned
 

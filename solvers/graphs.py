@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
+from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import CheckpointPolicy
 
 _aten = torch.ops.aten
@@ -61,6 +63,7 @@ def translate(graph: Any, inputs: Any) -> Any:
     and tanh in float32 on the CPU is a rational function.
     """
     import torch._functorch.config as settings
+    import torch._inductor.config as inductor
     from torch._inductor.compile_fx import compile_fx, compile_fx_inner
     from torch._inductor.decomposition import select_decomp_table
 
@@ -68,7 +71,9 @@ def translate(graph: Any, inputs: Any) -> Any:
         add_up_products(graph.graph)
         turn_weights_once(graph.graph)
         graph.recompile()
-        return compile_fx_inner(graph, *arguments, **options)
+        options["cpp_wrapper"] = inductor.cpp_wrapper or needs_no_python(graph.graph)
+        with inductor.patch(cpp_wrapper=options["cpp_wrapper"]):
+            return compile_fx_inner(graph, *arguments, **options)
 
     for node in graph.graph.nodes:
         if getattr(node.target, "__name__", node.target) in _KEPT:
@@ -76,6 +81,35 @@ def translate(graph: Any, inputs: Any) -> Any:
     rules = {**select_decomp_table(), _aten.tanh.default: tanh}
     with settings.patch(_RECOMPUTATION):
         return compile_fx(graph, inputs, inner_compile=compile_pass, decompositions=rules)
+
+
+def needs_no_python(graph: Any) -> bool:
+    """Return whether C++ can run a graph: on the CPU, in real numbers, by code of inductor's own.
+
+    Other operations would be called by way of Python, where some fail, and others lose the type
+    of what they raise.
+
+    Args:
+        graph: a ``torch.fx.Graph`` of ATen operations with their values in ``meta["val"]``.
+    """
+    return all(
+        (node.op != "call_function" or _is_native(node.target))
+        and all(
+            value.device.type == "cpu" and not value.is_complex()
+            for value in tree_leaves(node.meta.get("val"))
+            if isinstance(value, Tensor)
+        )
+        for node in graph.nodes
+    )
+
+
+def _is_native(target: Any) -> bool:
+    """Return whether inductor has code of its own for what a node calls."""
+    from torch._inductor.lowering import fallbacks, lowerings
+
+    if isinstance(target, OpOverload):
+        return target in lowerings and target not in fallbacks
+    return target.__module__ in ("_operator", "math")  # entries of tuples, sizes
 
 
 def add_up_products(graph: Any) -> None:

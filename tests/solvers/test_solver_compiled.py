@@ -19,15 +19,18 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from flowfactor import RidgePotential, trace
 from solvers import (
+    RK4,
     AdaptiveHeun,
     Bosh3,
     Checkpoint,
     Direct,
+    SolverError,
+    Status,
     Tsit5,
     solve,
     solve_until,
 )
-from solvers.graphs import add_up_products, tanh, translate, turn_weights_once
+from solvers.graphs import add_up_products, needs_no_python, tanh, translate, turn_weights_once
 
 
 @pytest.fixture
@@ -170,6 +173,61 @@ def test_weights_that_many_products_need_turned() -> None:
     graph.recompile()
     assert count_operations(graph.graph)["aten.clone"] == 1
     torch.testing.assert_close(graph(*values), add(*values))
+
+
+@pytest.mark.parametrize(
+    ("operation", "expected"),
+    [
+        (lambda x: torch.addcmul(x, x.mm(x.T), x.sin().sum()), True),
+        (lambda x: x.to(torch.complex64).abs(), False),
+        (lambda x: torch.linalg.inv(x), False),
+        (lambda x: torch.cond(x.sum() > 0, torch.sin, torch.cos, (x,)), False),
+    ],
+)
+def test_graphs_that_need_no_python(operation, expected: bool) -> None:
+    graph = make_fx(operation, tracing_mode="fake")(torch.randn(3, 3))
+    assert needs_no_python(graph.graph) is expected
+    for node in graph.graph.nodes:
+        if isinstance(node.meta.get("val"), Tensor):
+            node.meta["val"] = node.meta["val"].to("meta")
+    assert not needs_no_python(graph.graph)
+
+
+def fade(t: Tensor, z: Tensor) -> Tensor:
+    return torch.where(t > 0.5, (z - 10).log(), -z.sin())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_machine_code(dtype: torch.dtype) -> None:
+    """Values, gradients and failures are those without it, for other batch sizes too."""
+    torch._dynamo.reset()
+    close = 1e-4 if dtype == torch.float32 else 1e-11
+    for count in (4, 5):  # the second graph is for all others
+        results = []
+        for compiled in (False, True):
+            z0 = torch.linspace(-1.0, 1.0, 3 * count, dtype=dtype).view(count, 3).requires_grad_()
+            method = Bosh3(1e-4, 1e-4, compile=compiled)
+            solution = solve(fade, z0, [0.0, 0.2, 0.4], method)
+            results.append((solution.ys, *torch.autograd.grad(solution.ys.sin().sum(), z0)))
+            with pytest.raises(SolverError) as failure:
+                solve(fade, z0, [0.0, 1.0], method)
+            assert failure.value.status is Status.NON_FINITE
+        torch.testing.assert_close(*results, rtol=close, atol=close)
+
+
+def test_failures_within_a_graph() -> None:
+    torch._dynamo.reset()
+
+    @torch.compile(fullgraph=True, backend=translate)
+    def end(z: Tensor) -> Tensor:
+        return solve(lambda t, z: -z, z, [0.0, 1.0], RK4(steps=1)).ys[-1]
+
+    for grows in (False, True):
+        z0 = torch.ones(2, 3, requires_grad=grows)
+        assert end(z0).isfinite().all()
+        with pytest.raises(RuntimeError, match="NaN"):
+            end(z0 / 0)
+        assert end(z0).isfinite().all()
 
 
 def test_ways_back_are_eager(graphs) -> None:

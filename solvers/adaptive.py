@@ -332,4 +332,4 @@ def _shift_step(step: Step, nodes: Sequence[float], start: Tensor, end: Tensor |
     """
     stretch = torch.zeros_like(start) if end is None else end - start
     times = [t + start + c * stretch for t, c in zip(step.times, nodes, strict=True)]
-    return Step(times, stretch + step.size)
+    return Step(torch.stack(times), stretch + step.size)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from solvers.checks import CountedField, is_plain
+from solvers.checks import CountedField, is_plain, real_dtype
 from solvers.error_norm import estimate_error
 from solvers.graphs import translate
 from solvers.step import Step, Tableau, combine, interpolate, make_time, take_step
@@ -61,15 +61,16 @@ def prepare_attempt(method: Any, problem: Problem, per_sample: bool = False) -> 
 
     code: Any = getattr(field.function, "__code__", type(field.function))
     graph = _compile(tableau, field.is_tuple, controlled, per_sample, bool(quartic), code)
-    # As tensors: numbers would become constants of the graph.
-    limits = [make_time(x, problem.z0[0]) for x in tolerance]
+    # As a tensor: numbers would become constants of the graph.
+    like = problem.z0[0]
+    limits = torch.tensor(tolerance, dtype=real_dtype(like.dtype), device=like.device)
 
     def attempt_compiled(step: Step, z: Parts, first: Parts | None) -> Trial:
         size = step.size if isinstance(step.size, Tensor) else make_time(step.size, z[0])
         if torch.is_grad_enabled():
             z, first = _require_gradients(z, first)
         field.count(len(tableau.c) - (first is not None))
-        given = (field.function, torch.stack(list(step.times)), size, limits, z, first)
+        given = (field.function, step.times, size, limits, z, first)
         after, begin, last, error, inner = graph(*given)
         if any(a.shape != b.shape for a, b in zip(after, z, strict=True)):
             raise ValueError(f"{field.name} does not return dz/dt in the shape of z")
@@ -93,7 +94,7 @@ def _compile(
         function: Callable[..., Any],
         times: Tensor,
         size: Tensor,
-        limits: list[Tensor],
+        limits: Tensor,
         z: Parts,
         first: Parts | None,
     ) -> tuple[Parts, Parts | None, Parts, Tensor, Parts | None]:
@@ -104,9 +105,10 @@ def _compile(
             # Under autocast it has less precision.
             return tuple(v.to(x.dtype).clone() for v, x in zip(value, at, strict=True))
 
-        after, stages = take_step(tableau, field, Step(times.unbind(), size), z, first)
+        after, stages = take_step(tableau, field, Step(times, size), z, first)
+        rtol, atol = limits.unbind()
         error = estimate_error(
-            tableau.error, (limits[0], limits[1]), z, after, stages, controlled, per_sample
+            tableau.error, (rtol, atol), z, after, stages, controlled, per_sample
         )
         begin = stages[0] if first is None else None
         return after, begin, stages[-1], error, combine(tableau.quartic, stages) if inside else None

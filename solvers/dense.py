@@ -135,7 +135,8 @@ class DenseOutput(ABC):
         start = self._shift(start)
         size, start = (t - start).to(t.dtype), start.to(t.dtype)
         times = [t.expand_as(start) if c == 1.0 else start + c * size for c in tableau.c]
-        return take_step(tableau, self._problem.field, Step(times, size), z)[0]
+        step = Step(torch.stack(times), size)
+        return take_step(tableau, self._problem.field, step, z)[0]
 
 
 class SharedDenseOutput(DenseOutput):

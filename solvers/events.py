@@ -355,7 +355,7 @@ class _Search:
         self, start: float | Tensor, size: Float[Tensor, "*b"], z: Parts
     ) -> Float[Tensor, "*b"]:
         tableau, dtype = self._method.tableau, self._problem.times.dtype
-        times = [(start + c * size).to(dtype) for c in tableau.c]
+        times = torch.stack([start + c * size for c in tableau.c]).to(dtype)
         step = Step(times, size.to(dtype))
         after, _ = take_step(tableau, self._problem.field, step, z)
         return self.event((start + size).to(dtype), after)

@@ -91,7 +91,8 @@ class FixedMethod(RungeKutta):
             for start, end in pairwise(points):
                 size = end - start
                 times = [end if x == 1.0 else start + x * size if x else start for x in c]
-                z, _ = take_step(self.tableau, problem.field, Step(times, size), z)
+                step = Step(torch.stack(times), size)
+                z, _ = take_step(self.tableau, problem.field, step, z)
                 stats.steps += 1
                 stats.accepted += 1
                 if problem.report is not None:

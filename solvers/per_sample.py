@@ -97,9 +97,8 @@ def integrate_per_sample(
             break
 
         end = torch.where(is_last, target, t + size)
-        step = Step(
-            [(end if c == 1.0 else t + c * size).to(dtype) for c in tableau.c], size.to(dtype)
-        )
+        times = [end if c == 1.0 else t + c * size for c in tableau.c]
+        step = Step(torch.stack(times).to(dtype), size.to(dtype))
         if moving:
             start, stop = stops.shift(goal - 1), stops.shift(here[:, 0])
             step = _shift_steps(step, tableau.c, is_last, start, stop)
@@ -109,7 +108,7 @@ def integrate_per_sample(
         is_nan = running & ~ratio.isfinite()
         if torch.is_grad_enabled() and bool(is_nan.any()):
             # What is not used must be finite too, or its gradient of 0 becomes NaN.
-            times = [torch.where(accept, time, step.times[0]) for time in step.times]
+            times = torch.where(accept, step.times, step.times[0])
             step = Step(times, torch.where(accept, step.size, 0.0))
             after, again = take_step(tableau, field, step, z, trial.stages[0])
             quartic = combine(tableau.quartic, again) if trial.quartic else None
@@ -356,4 +355,4 @@ def _shift_steps(
     """Return the steps as functions of the output times around them."""
     stretch = torch.where(is_last, end - start, 0.0)
     times = [t + start + c * stretch for t, c in zip(step.times, nodes, strict=True)]
-    return Step(times, step.size + stretch)
+    return Step(torch.stack(times), step.size + stretch)

@@ -148,7 +148,7 @@ class Step(NamedTuple):
     with respect to the output times, or gives every sample a size of its own, ``(B,)``.
     """
 
-    times: Sequence[Tensor]
+    times: Float[Tensor, "s *b"]
     size: float | Tensor
 
 
@@ -164,8 +164,9 @@ def take_step(
         z: the state at the start.
         first: the derivative there if it is known already.
     """
-    stages = [field(step.times[0], z) if first is None else first]
-    for time, row in zip(step.times[1:], tableau.a[1:], strict=True):
+    start, *times = step.times.unbind()
+    stages = [field(start, z) if first is None else first]
+    for time, row in zip(times, tableau.a[1:], strict=True):
         at = advance(z, stages, row, step.size)
         stages.append(field(time, at))
     if tableau.first_same_as_last:
@@ -255,7 +256,8 @@ def make_time(t: float, like: Tensor) -> Tensor:
 
 def make_step(tableau: Tableau, t: float, end: float, size: float, like: Tensor) -> Step:
     """Return the step from ``t`` to ``end``, none of its stages outside of it."""
-    return Step([make_time(value, like) for value in _place_stages(tableau, t, end)], size)
+    values = list(_place_stages(tableau, t, end))
+    return Step(torch.tensor(values, dtype=real_dtype(like.dtype), device=like.device), size)
 
 
 def make_steps(
@@ -291,7 +293,7 @@ def make_steps(
         flat = [time for a, b in pairs for time in _place_stages(tableau, a, b)]
         # All at once: one transfer to the device.
         rows = torch.tensor(flat, dtype=grid.dtype, device=grid.device).view(len(sizes), -1)
-    return [Step(row.unbind(), h) for row, h in zip(rows.unbind(), sizes, strict=True)]
+    return [Step(row, h) for row, h in zip(rows.unbind(), sizes, strict=True)]
 
 
 def _place_stages(tableau: Tableau, t: float, end: float) -> Iterator[float]:

@@ -126,7 +126,7 @@ def test_a_step_is_that_of_the_tableau(method: type[RungeKutta]) -> None:
     tableau, t, h = method.tableau, 0.4, 0.3
     z = (doubles(0.7), doubles(-0.2))
     times = [doubles(t + c * h)[0] for c in tableau.c]
-    after, stages = take_step(tableau, field, Step(times, h), z)
+    after, stages = take_step(tableau, field, Step(torch.stack(times), h), z)
     k: list[tuple[torch.Tensor, ...]] = []
     for c, row in zip(tableau.c, tableau.a, strict=True):
         at = tuple(
@@ -156,7 +156,8 @@ def test_dopri8_converges_with_order_8() -> None:
         grid = np.linspace(0.0, 2.0, n + 1)
         for start, end in itertools.pairwise(grid):
             times = [doubles(start + c * (end - start))[0] for c in Dopri8.tableau.c]
-            z, _ = take_step(Dopri8.tableau, field, Step(times, end - start), z)
+            step = Step(torch.stack(times), end - start)
+            z, _ = take_step(Dopri8.tableau, field, step, z)
         errors.append(abs(z[0].item() - exact(2.0)))
     slope = -np.polyfit(np.log(counts), np.log(errors), 1)[0]
     assert 7.5 < slope < 9.0

@@ -60,7 +60,8 @@ def translate(graph: Any, inputs: Any) -> Any:
     It is torch's own, inductor, with these differences: results of cheap operations are computed
     again on the way back, those of matrix products never, nor those of tanh and its like; sums of
     products are added up by the products; a weight that many products need turned is turned once;
-    and tanh in float32 on the CPU is a rational function.
+    tanh in float32 on the CPU is a rational function; and C++ calls the operations of a graph that
+    :func:`needs_no_python`.
     """
     import torch._functorch.config as settings
     import torch._inductor.config as inductor

@@ -108,8 +108,8 @@ def integrate_per_sample(
         is_nan = running & ~ratio.isfinite()
         if torch.is_grad_enabled() and bool(is_nan.any()):
             # What is not used must be finite too, or its gradient of 0 becomes NaN.
-            times = torch.where(accept, step.times, step.times[0])
-            step = Step(times, torch.where(accept, step.size, 0.0))
+            still = torch.where(accept, step.times, step.times[0])
+            step = Step(still, torch.where(accept, step.size, 0.0))
             after, again = take_step(tableau, field, step, z, trial.stages[0])
             quartic = combine(tableau.quartic, again) if trial.quartic else None
             trial = Trial(after, again, trial.error, quartic)

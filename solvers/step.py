@@ -142,7 +142,7 @@ class RungeKutta(Method):
 
 
 class Step(NamedTuple):
-    """Where a step evaluates the field, and how long it is.
+    """When a step evaluates the field, for all samples or each, and how long it is.
 
     A size that is a number costs nothing and carries no gradient. A tensor carries the gradient
     with respect to the output times, or gives every sample a size of its own, ``(B,)``.

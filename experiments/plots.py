@@ -204,6 +204,17 @@ def _activity_sequences(run: Run, data: SequenceDataset, count: int) -> dict[str
 
 def _film_strips(run: Run, data: SequenceDataset, draw: Draw) -> Section:
     model, samples = run.model, one_of_each_class(data)
+    shown = choose_few(model.names)
+    animation = diagnostics.animate(model, first_frames(data, samples[:6]), names=shown)
+    animation.save(run.path / FIGURES / "flows.gif")
+    player = diagnostics.player_data(model, first_frames(data, samples[:4]), names=shown)
+    caption = "Held-out samples by flow and time; between two flows is their mixture."
+    if len(model.names) < len(data.names):
+        return Section(
+            "Flows",
+            "There are fewer flows than transformations, so that none of them is one of these.",
+            [Illustration(player, caption)],
+        )
     names = choose_few(data.names)
     few = (
         ""
@@ -217,10 +228,6 @@ def _film_strips(run: Run, data: SequenceDataset, draw: Draw) -> Section:
     except DataError:  # a grid or a recording that ends: nothing to compare later frames with
         longer = data
     later = longer.sample(*samples_of_each(longer, names, 1))
-    shown = choose_few(model.names)
-    animation = diagnostics.animate(model, first_frames(data, samples[:6]), names=shown)
-    animation.save(run.path / FIGURES / "flows.gif")
-    player = diagnostics.player_data(model, first_frames(data, samples[:4]), names=shown)
     return Section(
         "Film strips",
         "Truth: what the transformation does to the image. Flow: the same frames decoded along the "
@@ -230,11 +237,7 @@ def _film_strips(run: Run, data: SequenceDataset, draw: Draw) -> Section:
         "of the training; such frames have a coloured rim, and nothing has taught the model what "
         "they look like.",
         [
-            Illustration(
-                player,
-                "Held-out samples by flow and time; between two flows is their mixture. Below, the "
-                f"film strips of the same flow.{few}",
-            ),
+            Illustration(player, f"{caption} Below, the film strips of the same flow.{few}"),
             draw(
                 strips,
                 "film_strips",

@@ -174,8 +174,10 @@ def _select_metrics(options: EvaluationOptions, context: MetricContext) -> list[
         if (content := options.metrics.get(name, False)) is False:
             continue
         metric = kind(content)
-        if metric.applies(context):
+        few = kind.by_name and len(context.model.names) < len(context.data.names)
+        if metric.applies(context) and not few:
             selected.append((name, metric))
         elif not kind.default:
-            raise ConfigError(f"evaluation.metrics.{name}: needs {kind.needs}")
+            needs = "a flow for each transformation" if few else kind.needs
+            raise ConfigError(f"evaluation.metrics.{name}: needs {needs}")
     return selected

@@ -275,6 +275,7 @@ class ActivityMetric(Metric):
     Options = ActivityOptions
     Result = ActivityResult
     default = True
+    by_name = False
     order = 30
     description = "inferred activity"
     needs = "a model that infers activity, and data of which it is known"

@@ -84,6 +84,8 @@ class Metric(ABC):
         Result: the dataclass of its result, stored as JSON: numbers, text, lists, dictionaries
             with text as keys, and dataclasses of these.
         default: whether it is measured wherever it applies, without being asked for.
+        by_name: whether it asks the model for the flow of each transformation; it does not apply
+            to a model with fewer flows then.
         order: its place among the metrics, in evaluations and tables.
         description: what is measured, for progress messages.
         needs: what it needs, for the error message where it does not apply.
@@ -109,6 +111,7 @@ class Metric(ABC):
     Options: ClassVar[type[Any]] = MetricOptions
     Result: ClassVar[type[Any]]
     default: ClassVar[bool] = False
+    by_name: ClassVar[bool] = True
     order: ClassVar[int] = 1000
     description: ClassVar[str] = ""
     needs: ClassVar[str] = ""

@@ -368,6 +368,7 @@ class Disentanglement(Metric):
 
     Options = DisentanglementOptions
     Result = DisentanglementScores
+    by_name = False
     order = 70
     description = "disentanglement of the code"
     needs = "images whose factors are known: digits, sprites or a grid of factors"

@@ -88,6 +88,7 @@ class MeanFilmMetric(Metric):
 
     Result = MeanFilm
     default = True
+    by_name = False
     order = 15
     description = "mean training films"
     needs = "recordings with labels, at a constant rate, and their training split"

@@ -271,11 +271,10 @@ class SequenceModel(nn.Module, ABC):
                 )
         if not values:
             return
-        if labels is not None and not -1 <= int(labels.min()) <= int(labels.max()) < len(
-            self.names
-        ):
+        last = self.known_labels - 1
+        if labels is not None and not -1 <= int(labels.min()) <= int(labels.max()) <= last:
             raise ValueError(
-                f"sequences.labels must be in 0..{len(self.names) - 1}; they are in "
+                f"sequences.labels must be in 0..{last}; they are in "
                 f"{int(labels.min())}..{int(labels.max())}"
             )
         self._check_times(times, sequences.horizon)
@@ -292,6 +291,11 @@ class SequenceModel(nn.Module, ABC):
             )
         if not self.encodes_any_frame and bool((times[:, 0] != 0).any()):
             raise ValueError(f"sequences.times must begin with 0: a {kind} encodes frame 0")
+
+    @property
+    def known_labels(self) -> int:
+        """How many transformations the labels of sequences may name."""
+        return len(self.names)
 
     def check_data(self, data: Any, name: str = "data", *, names: bool = True) -> None:
         """Require a data set with the transformations and the image shape of the model.

@@ -24,6 +24,11 @@ class UnnamedFlows(PotentialModel):
 
     transformations: tuple[str, ...]
 
+    @property
+    def known_labels(self) -> int:
+        """How many transformations the labels of sequences may name, be there flows or not."""
+        return max(len(self.names), len(self.transformations))
+
     def spec(self) -> dict[str, Any] | None:
         """Return plain data from which :meth:`from_spec` makes the same model, untrained."""
         spec = super().spec()

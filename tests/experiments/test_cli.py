@@ -61,6 +61,18 @@ def test_run_does_it_all(call, tiny_run, tmp_path, config):
         assert (run / name).is_file(), name
 
 
+def test_fewer_flows_than_transformations_are_none_of_them(call, tmp_path):
+    run, options = tmp_path / "run", sets_of("mnist_sparse", tmp_path, "model.flows=2")
+    code, output = call("run", "mnist_sparse", *options, "--out", run)
+    assert code == 0, output
+    assert set(read_evaluation(run).metrics) == {"activity"}
+    assert (run / "figures" / "flows.gif").is_file()
+    sharpness = ("--set", "evaluation.metrics.sharpness={}")
+    code, output = call("train", "mnist_sparse", *options, *sharpness, "--out", tmp_path / "none")
+    assert code == 2
+    assert "sharpness: needs a flow for each transformation" in output
+
+
 @pytest.mark.parametrize("config", ["mnist_factor_vae", "mnist_weak"])
 def test_every_metric(call, tmp_path, config):
     """All that is off by default, of a model with flows and of one without."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+from collections.abc import Callable
 from functools import cached_property
 
 import torch
@@ -15,6 +16,9 @@ from torch import Tensor
 from flowfactor.checks import check_integer
 from flowfactor.options import Fraction, OpenFraction, PositiveFloat, options
 from solvers.checks import widest
+
+# How far apart speeds are from which derivatives are taken.
+_APART = 0.05
 
 
 @options
@@ -157,8 +161,7 @@ def steady_speeds(
         tensor([[[0.6000],
                  [0.6000]]])
     """
-    changes = (directions[:, 1:] != directions[:, :-1]).any(-1)
-    runs = F.pad(changes.long().cumsum(1), (1, 0))
+    runs = _number_runs(directions)
     # Which steps belong to the run of each step.
     same = (runs.unsqueeze(1) == runs.unsqueeze(2)).to(directions)
     acts = directions.abs()
@@ -168,6 +171,81 @@ def steady_speeds(
     pull = directions / slab**2 + acts * (same @ projections.linear)
     speeds: Tensor = torch.linalg.solve(precision, pull.unsqueeze(-1)).squeeze(-1)
     return acts * speeds
+
+
+def refine_speeds(
+    predict: Callable[[Float[Tensor, "b n k"]], Float[Tensor, "b ..."]],
+    seen: Float[Tensor, "b ..."],
+    speeds: Float[Tensor, "b n k"],
+    directions: Float[Tensor, "b n k"],
+    slab: float,
+) -> Float[Tensor, "b n k"]:
+    r"""Return speeds by which a sequence is predicted better than by those of its displacements.
+
+    One Gauss-Newton step, with derivatives by differences, towards the least
+
+    .. math::
+
+        \frac{1}{2 \sigma^2} \lVert x - \mathrm{predict}(g) \rVert^2
+          + \sum_r \frac{(g_r - c_r)^2}{2\, \mathrm{slab}^2}
+
+    over the speeds ``g_r`` that last as long as what acts, ``c_r`` their directions and
+    ``sigma^2`` the mean square of a sequence's residuals at first. Sequences that it would make
+    worse keep their speeds.
+
+    Args:
+        predict: what is seen if speeds are given.
+        seen: x.
+        speeds: constant as long as directions are, 0 where these are.
+        directions: 1 or -1 where a field acts, 0 where it rests.
+        slab: standard deviation of the speeds around 1 and -1.
+
+    Example:
+        >>> x = torch.arange(1.0, 4.0).expand(1, 3) * 0.8
+        >>> ones = torch.ones(1, 3, 1)
+        >>> refine_speeds(lambda g: g[..., 0].cumsum(1), x, ones, ones, 1e3)[0, :, 0]
+        tensor([0.8000, 0.8000, 0.8000])
+    """
+    runs = _separate_runs(directions)
+    if not len(runs):
+        return speeds
+    steps = runs.sum((2, 3)).mT
+    off = torch.einsum("pbnk,bnk->bp", runs, speeds - directions) / steps.clamp(min=1)
+    predicted = predict(speeds)
+    residual = (seen - predicted).flatten(1)
+    noise = residual.square().mean(1).clamp(min=torch.finfo(residual.dtype).eps)
+    slopes = torch.stack(
+        [(predict(speeds + _APART * run) - predicted).flatten(1) / _APART for run in runs], -1
+    )
+    pull = (slopes.mT @ residual.unsqueeze(-1)).squeeze(-1) / noise.unsqueeze(-1) - off / slab**2
+    precision = slopes.mT @ slopes / noise[:, None, None]
+    precision = precision + torch.eye(len(runs)).to(slopes) / slab**2
+    change = torch.linalg.solve(precision, pull.unsqueeze(-1)).squeeze(-1) * (steps > 0)
+    refined = speeds + torch.einsum("pbnk,bp->bnk", runs, change)
+
+    def cost(residual: Tensor, off: Tensor) -> Tensor:
+        return residual.square().sum(1) / noise + off.square().sum(1) / slab**2
+
+    after = cost((seen - predict(refined)).flatten(1), off + change)
+    return torch.where((after < cost(residual, off))[:, None, None], refined, speeds)
+
+
+def _number_runs(directions: Float[Tensor, "b n k"]) -> Int[Tensor, "b n"]:
+    """Return to which run each step belongs; in a run the same fields act, in one direction."""
+    changes = (directions[:, 1:] != directions[:, :-1]).any(-1)
+    return F.pad(changes.long().cumsum(1), (1, 0))
+
+
+def _separate_runs(directions: Float[Tensor, "b n k"]) -> Float[Tensor, "p b n k"]:
+    """Return 1 where the p-th speed of a sequence acts: each field has one in each run."""
+    fields = directions.shape[-1]
+    acts = (directions != 0).flatten(1)
+    runs = _number_runs(directions).unsqueeze(-1) * fields
+    number = (runs + torch.arange(fields, device=directions.device)).flatten(1)
+    used = torch.zeros_like(number).scatter_reduce(1, number, acts.long(), "amax")
+    place = used.cumsum(1).gather(1, number)
+    speeds = torch.arange(1, int(used.sum(1).max()) + 1, device=directions.device)
+    return ((place == speeds[:, None, None]) & acts).view(-1, *directions.shape).to(directions)
 
 
 class SpikeStates:

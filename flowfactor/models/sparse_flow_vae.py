@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import logging
 from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 import flowfactor.flow as flows
-from flowfactor.activity import Activity, steady_speeds
+from flowfactor.activity import Activity, refine_speeds, steady_speeds
 from flowfactor.checks import check_tensor
 from flowfactor.data import SequenceBatch
 from flowfactor.matching import match_activity
@@ -50,9 +50,10 @@ class SparseFlowVAEOptions(ActivityAutoencoderOptions):
 
     teacher_decoder: Decoder | None = None
     """Decoder with which the teacher learns; null: one like the model's own."""
-    steady: bool = True
-    """Whether speeds are taken to last as long as what acts, and are estimated from all of these
-    steps at once; otherwise each step has its own."""
+    speeds: Literal["step", "run", "frames"] = "frames"
+    """From what speeds are estimated: each ``step`` for itself; ``run``: all steps in which the
+    same fields act, for which a speed lasts; ``frames``: as ``run``, and then refined so that
+    decoded frames are those that were seen. Training never refines."""
     solver: Solver = RK4(steps=1)
     """Solver of the flow: its name and options; the steps of a fixed method are per frame."""
     gradient: SolverGradient = Direct()
@@ -191,10 +192,19 @@ class SparseFlowVAE(UnnamedFlows, Autoencoder):
             raise ValueError("frames: a single one shows no activity; give at least two")
         posterior = self.teacher.infer(frames)
         activity = posterior.activity()
-        if not self.options.steady:
+        if self.options.speeds == "step":
             return activity
         directions = (2 * activity.forward - 1).sign() * (activity.active > 0.5)
-        speeds = steady_speeds(posterior.projections, directions, self.options.prior.slab)
+        slab = self.options.prior.slab
+        speeds = steady_speeds(posterior.projections, directions, slab)
+        if self.options.speeds == "frames" and not self.training:
+            z = self.represent(frames[:, 0])
+
+            def predict(speeds: Float[Tensor, "b n k"]) -> Float[Tensor, "b n c h w"]:
+                path = rearrange(self.trace_activity(z, speeds)[1:], "n b d -> (b n) d")
+                return rearrange(self.decode(path), "(b n) c h w -> b n c h w", b=len(z))
+
+            speeds = refine_speeds(predict, frames[:, 1:], speeds, directions, slab)
         return dataclasses.replace(activity, coefficients=speeds)
 
     def trace_activity(

@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from scipy.optimize import least_squares
 from torch.distributions import MultivariateNormal
 
 from flowfactor.activity import (
@@ -11,6 +12,7 @@ from flowfactor.activity import (
     Posterior,
     Projections,
     SpikeStates,
+    refine_speeds,
     steady_speeds,
 )
 from flowfactor.errors import ConfigError
@@ -222,3 +224,64 @@ def test_steady_speeds_are_one_regression_for_each_run(seen):
         for step in steps:
             torch.testing.assert_close(found[0, step, fields], expected)
     assert found[0, 2, 0] == 0
+
+
+def squares_of(runs, speeds, seen, predict, slab):
+    """The least squares problem of SciPy whose unknowns are the speeds of a sequence's runs."""
+    noise = (seen - predict(speeds)).square().mean().sqrt()
+    directions = torch.stack([(speeds * run).sum() / run.sum() for run in runs]).sign()
+
+    def residuals(g):
+        moved = sum(float(x) * run for x, run in zip(g, runs, strict=True))
+        fit = (seen - predict(moved)).flatten() / noise
+        return torch.cat([fit, (torch.as_tensor(g) - directions) / slab]).numpy()
+
+    return residuals
+
+
+def test_refined_speeds_are_the_least_squares_of_what_is_seen():
+    generator = torch.Generator().manual_seed(0)
+    directions = torch.zeros(2, 4, 2)
+    directions[0, :3, 0], directions[0, 2, 1], directions[1, 1:, 1] = 1, -1, 1
+    runs = torch.zeros(2, 3, 4, 2)
+    runs[0, 0, :2, 0] = runs[0, 1, 2, 0] = runs[0, 2, 2, 1] = runs[1, 0, 1:, 1] = 1
+    directions, runs = directions.double(), runs.double()
+    linear = torch.randn(4, 2, 5, 7, generator=generator, dtype=torch.float64)
+    truth = 0.7 * directions
+
+    def predict(speeds):
+        return torch.einsum("bnk,nkfp->bfp", speeds, linear)
+
+    seen = predict(truth) + 0.1 * torch.randn(2, 5, 7, generator=generator, dtype=torch.float64)
+    found = refine_speeds(predict, seen, directions, directions, PRIOR.slab)
+    for i in range(2):
+        each = [run for run in runs[i] if run.any()]
+
+        def alone(speeds):
+            return predict(speeds[None])[0]
+
+        residuals = squares_of(each, directions[i], seen[i], alone, PRIOR.slab)
+        best = least_squares(residuals, [1.0] * len(each), xtol=1e-12).x
+        expected = sum(float(x) * run for x, run in zip(best, each, strict=True))
+        torch.testing.assert_close(found[i], expected, atol=1e-6, rtol=0)
+    assert bool(((found - truth).abs() < 0.15).all())
+
+
+def test_speeds_that_would_be_worse_are_not_taken():
+    directions = torch.ones(3, 2, 1)
+
+    def predict(speeds):  # its slope at 1 points the wrong way
+        return (12 * (speeds[..., 0] - 1)).sin() - 0.2 * speeds[..., 0]
+
+    seen = predict(directions).add(torch.tensor([[0.0], [-0.1], [35.0]]))
+    found = refine_speeds(predict, seen, directions, directions, 1e3)
+    before, after = ((seen - predict(g)).square().sum(1) for g in (directions, found))
+    assert bool((after <= before).all())
+    assert torch.equal(found[0], directions[0])
+    assert float(after[1]) < 0.05 * float(before[1])
+    assert torch.equal(found[2], directions[2])
+
+
+def test_where_nothing_acts_no_speed_is_refined():
+    still = torch.zeros(2, 3, 2)
+    assert torch.equal(refine_speeds(lambda g: g, torch.ones(2, 3, 2), still, still, 0.4), still)

@@ -166,6 +166,14 @@ class Show(nn.Module):
         return self.linear(z).view(-1, 1, 8, 8)
 
 
+class Draw(nn.Module):
+    """Decodes to the image that :class:`Look` encodes."""
+
+    def forward(self, z):
+        pixels = torch.full((len(z), 64), 0.5).index_copy(1, torch.arange(2), z.clamp(0.01, 0.99))
+        return pixels.view(-1, 1, 8, 8).logit()
+
+
 def world(count=40, seed=0):
     """Sequences of a point that moves along one axis, or the other, or both: (frames, speeds)."""
     generator = torch.Generator().manual_seed(seed)
@@ -197,6 +205,7 @@ def seer(**options):
 def informed(**options):
     """A model whose fields are the axes of the world, the second one backwards and first."""
     model = seer(**options).eval()
+    model.decoder = Draw()
     for bank in (model.potentials, model.teacher.potentials):
         with torch.no_grad():
             for parameter in bank.parameters():
@@ -221,11 +230,27 @@ def test_speeds_that_last_are_known_better():
     noise = torch.randn(frames.shape, generator=torch.Generator().manual_seed(1))
     expected = torch.stack([-activity[..., 1], activity[..., 0]], -1)
     missed = []
-    for steady in (True, False):
-        model = informed(steady=steady, sureness=1.0)
+    for speeds in ("run", "step"):
+        model = informed(speeds=speeds, sureness=1.0)
         found = model.infer_activity(frames + 0.003 * noise)
         missed.append(float((found.coefficients - expected).square().mean()))
     assert missed[0] < 0.75 * missed[1]
+
+
+def test_speeds_are_refined_by_what_the_flows_show():
+    """The model's own fields are twice as fast as its teacher's here."""
+    frames, activity = world()
+    expected = torch.stack([-activity[..., 1], activity[..., 0]], -1) / 2
+    missed = []
+    for speeds in ("frames", "run"):
+        model = informed(speeds=speeds)
+        with torch.no_grad():
+            model.potentials.scale_(torch.full((2,), 2.0))
+        found = model.infer_activity(frames).coefficients
+        missed.append(float((found - expected).square().mean().sqrt()))
+        learning = model.train().infer_activity(frames).coefficients
+        assert torch.equal(learning, found) == (speeds == "run")
+    assert missed[0] < 0.1 * missed[1]
 
 
 def test_finish_orders_directs_and_names_the_fields():

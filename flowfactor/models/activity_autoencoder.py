@@ -203,11 +203,10 @@ class ActivityAutoencoder(nn.Module):
     def _infer(self, projections: Projections) -> Posterior | FactorisedPosterior:
         if self.network is not None:
             return self.network(projections)  # type: ignore[no-any-return]
-        return self._enumerate(projections)
+        return self._list_states().infer(projections)
 
-    def _enumerate(self, projections: Projections) -> Posterior:
-        states = SpikeStates(len(self.speed), self.options.prior, projections.linear.device)
-        return states.infer(projections)
+    def _list_states(self) -> SpikeStates:
+        return SpikeStates(len(self.speed), self.options.prior, self.speed.device)
 
     def _project(
         self,
@@ -305,11 +304,11 @@ class ActivityAutoencoder(nn.Module):
             scales: standard deviations.
             temperature: factor of the displacements' variance.
         """
-        costs, evidences = [], []
+        costs, evidences, states = [], [], self._list_states()
         for fields, speed in self._starts():
             projections = self._project(means, scales, temperature, fields, speed)
             with torch.no_grad():
-                posterior = self._enumerate(projections)
+                posterior = states.infer(projections)
             expected = projections.expected(posterior.first, posterior.second)
             costs.append(-expected.sum(1).mean())
             evidences.append(posterior.evidence.mean())

@@ -179,6 +179,7 @@ def refine_speeds(
     speeds: Float[Tensor, "b n k"],
     directions: Float[Tensor, "b n k"],
     slab: float,
+    drift: float = 0.01,
 ) -> Float[Tensor, "b n k"]:
     r"""Return speeds by which a sequence is predicted better than by those of its displacements.
 
@@ -186,12 +187,16 @@ def refine_speeds(
 
     .. math::
 
-        \frac{1}{2 \sigma^2} \lVert x - \mathrm{predict}(g) \rVert^2
-          + \sum_r \frac{(g_r - c_r)^2}{2\, \mathrm{slab}^2}
+        \begin{aligned}
+        & \frac{1}{2 \sigma^2} \lVert x - \mathrm{predict}(g) \rVert^2
+          + \sum_r \frac{(a_r - c_r)^2}{2\, \mathrm{slab}^2}
+          + \sum_t \frac{b_t^2}{2\, \mathrm{drift}^2}, \\
+        & g_t = a_{r(t)} + b_t c_t
+        \end{aligned}
 
-    over the speeds ``g_r`` that last as long as what acts, ``c_r`` their directions and
-    ``sigma^2`` the mean square of a sequence's residuals at first. Sequences that it would make
-    worse keep their speeds.
+    over speeds ``a_r`` that last as long as what acts and by how much each step differs from them,
+    ``c`` being the directions and ``sigma^2`` the mean square of a sequence's residuals at first.
+    Sequences that it would make worse keep their speeds.
 
     Args:
         predict: what is seen if speeds are given.
@@ -199,6 +204,8 @@ def refine_speeds(
         speeds: constant as long as directions are, 0 where these are.
         directions: 1 or -1 where a field acts, 0 where it rests.
         slab: standard deviation of the speeds around 1 and -1.
+        drift: standard deviation of a step's speed around that of its run: fields are not equally
+            fast everywhere.
 
     Example:
         >>> x = torch.arange(1.0, 4.0).expand(1, 3) * 0.8
@@ -207,24 +214,26 @@ def refine_speeds(
         tensor([0.8000, 0.8000, 0.8000])
     """
     runs = _separate_runs(directions)
-    if not len(runs):
-        return speeds
-    steps = runs.sum((2, 3)).mT
-    off = torch.einsum("pbnk,bnk->bp", runs, speeds - directions) / steps.clamp(min=1)
+    steps = torch.diag_embed(directions.mT).permute(3, 0, 2, 1)
+    ways = torch.cat([runs, steps])
+    width = torch.cat([slab * torch.ones(len(runs)), drift * torch.ones(len(steps))]).to(speeds)
+    length = runs.sum((2, 3)).mT
+    off = torch.einsum("pbnk,bnk->bp", runs, speeds - directions) / length.clamp(min=1)
+    off = F.pad(off, (0, len(steps)))
     predicted = predict(speeds)
     residual = (seen - predicted).flatten(1)
     noise = residual.square().mean(1).clamp(min=torch.finfo(residual.dtype).eps)
     slopes = torch.stack(
-        [(predict(speeds + _APART * run) - predicted).flatten(1) / _APART for run in runs], -1
+        [(predict(speeds + _APART * way) - predicted).flatten(1) / _APART for way in ways], -1
     )
-    pull = (slopes.mT @ residual.unsqueeze(-1)).squeeze(-1) / noise.unsqueeze(-1) - off / slab**2
-    precision = slopes.mT @ slopes / noise[:, None, None]
-    precision = precision + torch.eye(len(runs)).to(slopes) / slab**2
-    change = torch.linalg.solve(precision, pull.unsqueeze(-1)).squeeze(-1) * (steps > 0)
-    refined = speeds + torch.einsum("pbnk,bp->bnk", runs, change)
+    pull = (slopes.mT @ residual.unsqueeze(-1)).squeeze(-1) / noise.unsqueeze(-1) - off / width**2
+    precision = slopes.mT @ slopes / noise[:, None, None] + torch.diag(1 / width**2)
+    change = torch.linalg.solve(precision, pull.unsqueeze(-1)).squeeze(-1)
+    change = change * ways.any(3).any(2).mT
+    refined = speeds + torch.einsum("pbnk,bp->bnk", ways, change)
 
     def cost(residual: Tensor, off: Tensor) -> Tensor:
-        return residual.square().sum(1) / noise + off.square().sum(1) / slab**2
+        return residual.square().sum(1) / noise + (off / width).square().sum(1)
 
     after = cost((seen - predict(refined)).flatten(1), off + change)
     return torch.where((after < cost(residual, off))[:, None, None], refined, speeds)

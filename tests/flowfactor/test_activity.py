@@ -226,26 +226,13 @@ def test_steady_speeds_are_one_regression_for_each_run(seen):
     assert found[0, 2, 0] == 0
 
 
-def squares_of(runs, speeds, seen, predict, slab):
-    """The least squares problem of SciPy whose unknowns are the speeds of a sequence's runs."""
-    noise = (seen - predict(speeds)).square().mean().sqrt()
-    directions = torch.stack([(speeds * run).sum() / run.sum() for run in runs]).sign()
-
-    def residuals(g):
-        moved = sum(float(x) * run for x, run in zip(g, runs, strict=True))
-        fit = (seen - predict(moved)).flatten() / noise
-        return torch.cat([fit, (torch.as_tensor(g) - directions) / slab]).numpy()
-
-    return residuals
-
-
-def test_refined_speeds_are_the_least_squares_of_what_is_seen():
+@pytest.mark.parametrize("drift", [1e-6, 0.2])
+def test_refined_speeds_are_the_least_squares_of_what_is_seen(drift):
     generator = torch.Generator().manual_seed(0)
-    directions = torch.zeros(2, 4, 2)
+    directions = torch.zeros(2, 4, 2, dtype=torch.float64)
     directions[0, :3, 0], directions[0, 2, 1], directions[1, 1:, 1] = 1, -1, 1
-    runs = torch.zeros(2, 3, 4, 2)
+    runs = torch.zeros(2, 3, 4, 2, dtype=torch.float64)
     runs[0, 0, :2, 0] = runs[0, 1, 2, 0] = runs[0, 2, 2, 1] = runs[1, 0, 1:, 1] = 1
-    directions, runs = directions.double(), runs.double()
     linear = torch.randn(4, 2, 5, 7, generator=generator, dtype=torch.float64)
     truth = 0.7 * directions
 
@@ -253,17 +240,23 @@ def test_refined_speeds_are_the_least_squares_of_what_is_seen():
         return torch.einsum("bnk,nkfp->bfp", speeds, linear)
 
     seen = predict(truth) + 0.1 * torch.randn(2, 5, 7, generator=generator, dtype=torch.float64)
-    found = refine_speeds(predict, seen, directions, directions, PRIOR.slab)
+    found = refine_speeds(predict, seen, directions, directions, PRIOR.slab, drift)
     for i in range(2):
-        each = [run for run in runs[i] if run.any()]
+        each = torch.stack([run for run in runs[i] if run.any()])
+        c = (each * directions[i]).sum((1, 2)) / each.sum((1, 2))
+        noise = float((seen[i] - predict(directions)[i]).square().mean().sqrt())
 
-        def alone(speeds):
-            return predict(speeds[None])[0]
+        def speeds(x, each=each, i=i):
+            a, b = torch.as_tensor(x).split([len(each), 4])
+            return torch.einsum("r,rnk->nk", a, each) + b[:, None] * directions[i]
 
-        residuals = squares_of(each, directions[i], seen[i], alone, PRIOR.slab)
-        best = least_squares(residuals, [1.0] * len(each), xtol=1e-12).x
-        expected = sum(float(x) * run for x, run in zip(best, each, strict=True))
-        torch.testing.assert_close(found[i], expected, atol=1e-6, rtol=0)
+        def residuals(x, speeds=speeds, c=c, noise=noise, i=i):
+            a, b = torch.as_tensor(x).split([len(c), 4])
+            fit = (seen[i] - predict(speeds(x)[None])[0]).flatten() / noise
+            return torch.cat([fit, (a - c) / PRIOR.slab, b / drift]).numpy()
+
+        best = least_squares(residuals, [0.0] * (len(c) + 4), xtol=1e-14, x_scale="jac").x
+        torch.testing.assert_close(found[i], speeds(best), atol=1e-5, rtol=0)
     assert bool(((found - truth).abs() < 0.15).all())
 
 

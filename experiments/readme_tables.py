@@ -67,6 +67,14 @@ _COMPARISONS: dict[str, tuple[str | dict[str, str], tuple[str, ...]]] = {
             *("direction", "speed_r", "switch_error", "inferred_activity", "field_alone"),
         ),
     ),
+    "labels": (
+        {
+            "none (mnist_sparse)": "mnist_sparse",
+            "none, one at a time (mnist_weak)": "mnist_weak_11000",
+            "all (mnist)": "mnist_11000",
+        },
+        ("mean_error", "inferred_error", "inferred_activity", "accuracy", "steps", "minutes"),
+    ),
     "fields": (
         {"gradient (mnist)": "mnist", "both parts": "mnist_both"},
         (

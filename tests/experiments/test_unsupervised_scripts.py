@@ -47,8 +47,13 @@ def test_another_inference_leaves_the_fields_alone(encoded):
 
 def test_evidence_chooses_the_fewest_fields_that_are_not_clearly_worse():
     noise = torch.linspace(-1, 1, 100)
+    luck = torch.tensor([0.0, 0.05])
     evidence = {2: noise - 1, 3: noise, 4: noise + 0.01 * noise.flip(0) + 0.0005, 5: noise}
-    assert refit_fields.choose_count(evidence) == 3
+    assert refit_fields.choose_count({count: [each] for count, each in evidence.items()}) == 3
+    for more, chosen in ((0.05, 3), (0.2, 4)):  # starts differ by 0.05
+        starts = [noise - each for each in luck]
+        evidence = {3: starts, 4: [each + more for each in starts]}
+        assert refit_fields.choose_count(evidence) == chosen
 
 
 @pytest.mark.parametrize(

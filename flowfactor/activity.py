@@ -214,9 +214,9 @@ def refine_speeds(
         tensor([0.8000, 0.8000, 0.8000])
     """
     runs = _separate_runs(directions)
-    steps = torch.diag_embed(directions.mT).permute(3, 0, 2, 1)
+    steps = torch.eye(directions.shape[1]).to(directions)[:, None, :, None] * directions
     ways = torch.cat([runs, steps])
-    width = torch.cat([slab * torch.ones(len(runs)), drift * torch.ones(len(steps))]).to(speeds)
+    width = speeds.new_tensor([slab] * len(runs) + [drift] * len(steps))
     length = runs.sum((2, 3)).mT
     off = torch.einsum("pbnk,bnk->bp", runs, speeds - directions) / length.clamp(min=1)
     off = F.pad(off, (0, len(steps)))
@@ -229,7 +229,6 @@ def refine_speeds(
     pull = (slopes.mT @ residual.unsqueeze(-1)).squeeze(-1) / noise.unsqueeze(-1) - off / width**2
     precision = slopes.mT @ slopes / noise[:, None, None] + torch.diag(1 / width**2)
     change = torch.linalg.solve(precision, pull.unsqueeze(-1)).squeeze(-1)
-    change = change * ways.any(3).any(2).mT
     refined = speeds + torch.einsum("pbnk,bp->bnk", ways, change)
 
     def cost(residual: Tensor, off: Tensor) -> Tensor:

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from solvers.checks import CountedField, is_plain, real_dtype
+from solvers.checks import CountedField, is_plain
 from solvers.error_norm import estimate_error
 from solvers.graphs import translate
-from solvers.step import Step, Tableau, combine, interpolate, make_time, take_step
+from solvers.step import Step, Tableau, combine, interpolate, make_time, make_times, take_step
 from solvers.types import Parts, Problem
 
 
@@ -62,8 +62,7 @@ def prepare_attempt(method: Any, problem: Problem, per_sample: bool = False) -> 
     code: Any = getattr(field.function, "__code__", type(field.function))
     graph = _compile(tableau, field.is_tuple, controlled, per_sample, bool(quartic), code)
     # As a tensor: numbers would become constants of the graph.
-    like = problem.z0[0]
-    limits = torch.tensor(tolerance, dtype=real_dtype(like.dtype), device=like.device)
+    limits = make_times(tolerance, problem.z0[0])
 
     def attempt_compiled(step: Step, z: Parts, first: Parts | None) -> Trial:
         size = step.size if isinstance(step.size, Tensor) else make_time(step.size, z[0])

@@ -254,10 +254,14 @@ def make_time(t: float, like: Tensor) -> Tensor:
     return torch.full((), t, dtype=real_dtype(like.dtype), device=like.device)
 
 
+def make_times(values: Sequence[float], like: Tensor) -> Float[Tensor, "n"]:
+    """Return several times at once, see :func:`make_time`."""
+    return torch.tensor(values, dtype=real_dtype(like.dtype), device=like.device)
+
+
 def make_step(tableau: Tableau, t: float, end: float, size: float, like: Tensor) -> Step:
     """Return the step from ``t`` to ``end``, none of its stages outside of it."""
-    values = list(_place_stages(tableau, t, end))
-    return Step(torch.tensor(values, dtype=real_dtype(like.dtype), device=like.device), size)
+    return Step(make_times(list(_place_stages(tableau, t, end)), like), size)
 
 
 def make_steps(

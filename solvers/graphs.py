@@ -35,9 +35,10 @@ _SUMS = {_aten.mm.default: _aten.addmm.default, _aten.bmm.default: _aten.baddbmm
 # So many products pay for a copy of a factor of theirs.
 _MANY = 4
 
-# Of tanh(x) / x, in powers of x^2: fitted to a relative error of 2e-8 for |x| up to 9.02, beyond
-# which float32 rounds tanh to 1.
-_END = 9.02
+# Of tanh(x) / x, in powers of x^2: fitted to a relative error of 2e-8 for |x| up to 9.02, where
+# float32 rounds tanh to 1. From _END on rounded values could exceed 1: they are that of _END, which
+# is 1 within 3e-7, as tanh is.
+_END = 7.8892665
 _ABOVE = (
     0.9999999790361817,
     0.13379720336350617,
@@ -235,7 +236,7 @@ def _empty_like(value: Tensor) -> Tensor:
 
 
 def tanh(x: Tensor) -> Any:
-    """Return ``tanh(x)`` from products and one quotient, to 5 units in the last place of float32.
+    """Return ``tanh(x)`` from products and one quotient, to 7 units in the last place of float32.
 
     Several times as fast as torch's own; not for other dtypes and devices (``NotImplemented``).
     """
@@ -244,12 +245,19 @@ def tanh(x: Tensor) -> Any:
     inner = x.clamp(-_END, _END)
     square = inner * inner
     quotient = _evaluate(_ABOVE, square) / _evaluate(_BELOW, square)
-    return (inner * quotient).clamp(-1.0, 1.0)
+    return inner * quotient
 
 
 def _evaluate(coefficients: Sequence[float], x: Tensor) -> Tensor:
     """Return the polynomial, by Horner's rule."""
+    from torch._inductor import inductor_prims
+
+    multiply_add = getattr(inductor_prims, "fma", _multiply_add)  # older releases lack it
     result = torch.full_like(x, coefficients[-1])
     for c in reversed(coefficients[:-1]):
-        result = result * x + c
+        result = multiply_add(result, x, torch.full_like(x, c))
     return result
+
+
+def _multiply_add(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    return a * b + c

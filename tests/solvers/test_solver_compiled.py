@@ -312,6 +312,15 @@ def test_tanh_of_graphs() -> None:
     assert tanh(x.double()) is NotImplemented
 
 
+@pytest.mark.parametrize("is_compiled", [False, True])
+def test_tanh_of_graphs_never_exceeds_one(is_compiled, graphs) -> None:
+    first, last = torch.tensor([7.0, 9.02]).view(torch.int32).tolist()
+    x = torch.arange(first, last, dtype=torch.int32).view(torch.float32)  # all floats between
+    y = torch.compile(torch.tanh, backend=translate)(x) if is_compiled else tanh(x)
+    assert y.max() <= 1.0
+    torch.testing.assert_close(y.double(), x.double().tanh(), rtol=4e-7, atol=0.0)
+
+
 @pytest.mark.parametrize("method", [Bosh3(1e-5, 1e-5), Tsit5(1e-5, 1e-5, interpolate=True)])
 def test_the_steps_of_graphs_are_those_without_a_compiler(method) -> None:
     z0, s0 = start()

@@ -36,6 +36,9 @@ CASES: dict[str, Build] = {
     "ours, tsit5, compiled": peers.ours(method=Tsit5(compile=True)),
     "ours, per sample": peers.ours(method=Dopri5(), per_sample=True),
     "ours, per sample, interpolated": peers.ours(method=Dopri5(interpolate=True), per_sample=True),
+    "ours, per sample, interpolated, compiled": peers.ours(
+        method=Dopri5(interpolate=True, compile=True), per_sample=True
+    ),
     "torchdiffeq": peers.by_torchdiffeq("dopri5"),
     "torchdyn": peers.by_torchdyn("dopri5"),
     "torchode (per sample)": peers.by_torchode("dopri5"),

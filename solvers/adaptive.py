@@ -27,7 +27,7 @@ from solvers.checks import (
 )
 from solvers.error_norm import measure
 from solvers.errors import Stopped
-from solvers.step import RungeKutta, Step, advance, make_step, make_time
+from solvers.step import RungeKutta, advance, make_step, make_time, shift_step
 from solvers.types import Parts, Problem, Status
 
 SAFETY, SMALLEST, LARGEST = 0.9, 0.2, 10.0
@@ -184,9 +184,10 @@ class AdaptiveMethod(RungeKutta):
                         raise Stopped(status, t, rows)
 
                 step = make_step(tableau, t, end, size, z[0])
-                if before.shift is not None:
-                    end_shift = stop.shift if is_last else None
-                    step = _shift_step(step, tableau.c, before.shift, end_shift)
+                if before.shift is not None:  # it moves; if it ends on the next time, it stretches
+                    start, end_shift = before.shift, stop.shift if is_last else None
+                    stretch = torch.zeros_like(start) if end_shift is None else end_shift - start
+                    step = shift_step(step, tableau.c, start, stretch)
                 stats.steps += 1
                 trial = attempt(step, z, first)
                 after, stages = trial.after, trial.stages
@@ -323,13 +324,3 @@ def _choose_first_step(
     is_flat = steepest <= 1e-15
     longer = max(1e-6, 1e-3 * h) if is_flat else (0.01 / steepest) ** (1 / method.order)
     return problem.direction * min(100 * h, longer, span)
-
-
-def _shift_step(step: Step, nodes: Sequence[float], start: Tensor, end: Tensor | None) -> Step:
-    """Return the step as a function of the output times around it.
-
-    It moves with the one before; and if it ends on the one behind, it also stretches to that.
-    """
-    stretch = torch.zeros_like(start) if end is None else end - start
-    times = [t + start + c * stretch for t, c in zip(step.times, nodes, strict=True)]
-    return Step(torch.stack(times), stretch + step.size)

@@ -21,7 +21,7 @@ from solvers.attempt import Trial, prepare_attempt
 from solvers.checks import needs_gradient, widen
 from solvers.error_norm import measure
 from solvers.fixed import fill_times
-from solvers.step import Step, advance, combine, select, take_step
+from solvers.step import Step, advance, combine, select, shift_step, take_step
 from solvers.types import Parts, Problem, SampleHook, Samples, Status
 
 _STATUSES = tuple(Status)
@@ -101,7 +101,8 @@ def integrate_per_sample(
         step = Step(torch.stack(times).to(dtype), size.to(dtype))
         if moving:
             start, stop = stops.shift(goal - 1), stops.shift(here[:, 0])
-            step = _shift_steps(step, tableau.c, is_last, start, stop)
+            stretch = torch.where(is_last, stop - start, 0.0)
+            step = shift_step(step, tableau.c, start, stretch)
         trial = attempt(step, z, first)
         ratio = size.abs() * trial.error
         accept = running & (ratio <= 1.0)  # a NaN is not
@@ -347,12 +348,3 @@ def _raise_to(x: Tensor, exponent: float) -> Tensor:
     make a sample depend on its place in the batch.
     """
     return (exponent * x.log()).exp()
-
-
-def _shift_steps(
-    step: Step, nodes: tuple[float, ...], is_last: Bool[Tensor, "b"], start: Tensor, end: Tensor
-) -> Step:
-    """Return the steps as functions of the output times around them."""
-    stretch = torch.where(is_last, end - start, 0.0)
-    times = [t + start + c * stretch for t, c in zip(step.times, nodes, strict=True)]
-    return Step(torch.stack(times), step.size + stretch)

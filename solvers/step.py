@@ -300,6 +300,19 @@ def make_steps(
     return [Step(row, h) for row, h in zip(rows.unbind(), sizes, strict=True)]
 
 
+def shift_step(step: Step, nodes: Sequence[float], start: Tensor, stretch: Tensor) -> Step:
+    """Return the step as a function of the output times around it.
+
+    Args:
+        step: the step, of constant times.
+        nodes: where its stages are, from 0 to 1.
+        start: 0 that moves with its start.
+        stretch: 0 that moves with its size.
+    """
+    times = [t + start + c * stretch for t, c in zip(step.times, nodes, strict=True)]
+    return Step(torch.stack(times), step.size + stretch)
+
+
 def _place_stages(tableau: Tableau, t: float, end: float) -> Iterator[float]:
     low, high = min(t, end), max(t, end)
     for c in tableau.c:

@@ -283,7 +283,7 @@ def make_steps(
         begin = grid
         if starts is not None and starts != values[:-1]:
             offsets = [a - b for a, b in zip(starts, values, strict=False)]
-            begin = grid + torch.tensor([*offsets, 0.0], dtype=grid.dtype, device=grid.device)
+            begin = grid + make_times([*offsets, 0.0], grid)
         lengths = grid.diff() if begin is grid else grid[1:] - begin[:-1]
         sizes: Sequence[float | Tensor] = lengths.unbind()
         # The last node is the next point itself, not one a rounding away from it.
@@ -296,7 +296,7 @@ def make_steps(
         sizes = [b - a for a, b in pairs]
         flat = [time for a, b in pairs for time in _place_stages(tableau, a, b)]
         # All at once: one transfer to the device.
-        rows = torch.tensor(flat, dtype=grid.dtype, device=grid.device).view(len(sizes), -1)
+        rows = make_times(flat, grid).view(len(sizes), -1)
     return [Step(row, h) for row, h in zip(rows.unbind(), sizes, strict=True)]
 
 
